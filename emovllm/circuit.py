@@ -1,0 +1,361 @@
+"""The circuit: a folder with `circuit.json` and `circuit.safetensors`.
+
+A circuit holds, for each emotion, the MLP neurons and attention heads that write it and the difference vector of each
+(arXiv 2510.11328, section 5). Reading one needs neither torch nor vLLM. Nothing in it is executable: JSON and
+safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMAT_VERSION = 1
+JSON_NAME = "circuit.json"
+TENSORS_NAME = "circuit.safetensors"
+MAX_JSON_BYTES = 16 * 2**20
+# Entries of W @ delta that are kept per sublayer and emotion to recognise the model by.
+FINGERPRINT_SIZE = 16
+
+Scope = Literal["generation", "prompt_last", "all"]
+EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class CircuitError(ValueError):
+    """A circuit that cannot be used, and why."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Model):
+    """The model that a circuit belongs to, by its dimensions (names as in a Hugging Face config)."""
+
+    id: str
+    architecture: str
+    num_hidden_layers: Annotated[int, Field(gt=0)]
+    hidden_size: Annotated[int, Field(gt=0)]
+    intermediate_size: Annotated[int, Field(gt=0)]
+    num_attention_heads: Annotated[int, Field(gt=0)]
+    head_dim: Annotated[int, Field(gt=0)]
+    vocab_size: Annotated[int, Field(gt=0)]
+
+
+class EmotionSpec(_Model):
+    """What a client may ask of one emotion.
+
+    `recommended` is the lambda of method section 8 that strength 1.0 stands for; `maximal` is the largest
+    |lambda| that a request may reach. `scores` are whatever was measured at `recommended`.
+    """
+
+    name: EmotionName
+    recommended: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    maximal: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    scores: dict[str, Finite] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _recommended_within_maximal(self) -> EmotionSpec:
+        if self.recommended > self.maximal:
+            raise ValueError(f"{self.name}: recommended {self.recommended} is above maximal {self.maximal}")
+        return self
+
+
+class CircuitSpec(_Model):
+    """All of `circuit.json`."""
+
+    format: Literal["emovllm-circuit"] = "emovllm-circuit"
+    format_version: Literal[1] = FORMAT_VERSION
+    model: ModelSpec
+    emotions: Annotated[tuple[EmotionSpec, ...], Field(min_length=1)]
+    scope: Scope = "generation"
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    tensors_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> CircuitSpec:
+        names = [emotion.name for emotion in self.emotions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"emotions are named twice: {names}")
+        return self
+
+    def emotion(self, name: str) -> EmotionSpec:
+        """Raises: KeyError."""
+        for emotion in self.emotions:
+            if emotion.name == name:
+                return emotion
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Components:
+    """One emotion's units of one kind: `layer` [k], `index` [k], `delta` [k] for neurons, [k, head_dim] for heads."""
+
+    layer: np.ndarray
+    index: np.ndarray
+    delta: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def at(self, layer: int) -> Components:
+        """The units of one layer."""
+        here = self.layer == layer
+        return Components(self.layer[here], self.index[here], self.delta[here])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Circuit:
+    """A circuit in memory; `neurons` and `heads` are keyed by emotion name.
+
+    `fingerprint` holds, for each site (`mlp.3`, `attn.0`, ...) with units, `FINGERPRINT_SIZE` evenly spaced entries
+    of `W @ delta` for each emotion, float32 [emotions, FINGERPRINT_SIZE], W being the weight of the down or output
+    projection: a server compares them with what its own weights give, and so knows the model.
+    """
+
+    spec: CircuitSpec
+    neurons: Mapping[str, Components]
+    heads: Mapping[str, Components]
+    fingerprint: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model = self.spec.model
+        for kind, units, count, shape in (
+            ("neurons", self.neurons, model.intermediate_size, ()),
+            ("heads", self.heads, model.num_attention_heads, (model.head_dim,)),
+        ):
+            if sorted(units) != sorted(self.names):
+                raise CircuitError(f"{kind} are of {sorted(units)}, but the emotions are {sorted(self.names)}")
+            for name in self.names:
+                _check_components(f"{name}.{kind}", units[name], model.num_hidden_layers, count, shape)
+        self._check_fingerprint()
+
+    @classmethod
+    def fingerprinted(
+        cls,
+        spec: CircuitSpec,
+        neurons: Mapping[str, Components],
+        heads: Mapping[str, Components],
+        weight_of: Callable[[str, int], np.ndarray],
+    ) -> Circuit:
+        """A new circuit with the fingerprint of its model; `weight_of(kind, layer)` is the projection's weight,
+        float32 [hidden, width]. Raises: CircuitError."""
+        blank = np.zeros((len(spec.emotions), FINGERPRINT_SIZE), np.float32)
+        sites = _sites(neurons, heads)
+        circuit = cls(spec, neurons, heads, {site_key(*site): blank for site in sites})
+        folded = {site_key(*site): circuit.site_delta(*site) @ weight_of(*site).T for site in sites}
+        return cls(spec, neurons, heads, {key: fingerprint_entries(vectors) for key, vectors in folded.items()})
+
+    def _check_fingerprint(self) -> None:
+        expected = {site_key(kind, layer) for kind, layer in self.sites()}
+        if set(self.fingerprint) != expected:
+            odd = sorted(set(self.fingerprint) ^ expected)[:4]
+            raise CircuitError(f"the fingerprint does not cover exactly the circuit's sites (see {', '.join(odd)})")
+        for key, values in self.fingerprint.items():
+            if values.dtype != np.float32 or values.shape != (len(self.names), FINGERPRINT_SIZE):
+                raise CircuitError(f"fingerprint of {key} has {values.dtype} {values.shape}")
+            if not np.isfinite(values).all():
+                raise CircuitError(f"fingerprint of {key} is not finite")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The emotions, in the circuit's order (the order of every `emotions` axis)."""
+        return tuple(emotion.name for emotion in self.spec.emotions)
+
+    def sites(self) -> list[tuple[str, int]]:
+        """The (kind, layer) pairs that have a unit of any emotion, in the order A0, M0, A1, ..."""
+        return _sites(self.neurons, self.heads)
+
+    def site_delta(self, kind: str, layer: int) -> np.ndarray:
+        """The unfolded injection of one site.
+
+        Returns: float32 [emotions, width], width being that of the projection's input (intermediate_size for
+        `mlp`, heads * head_dim for `attn`), zero outside the circuit's units.
+        """
+        model = self.spec.model
+        if kind == "mlp":
+            out = np.zeros((len(self.names), model.intermediate_size), np.float32)
+            for row, name in zip(out, self.names, strict=True):
+                units = self.neurons[name].at(layer)
+                row[units.index] = units.delta
+            return out
+        out = np.zeros((len(self.names), model.num_attention_heads, model.head_dim), np.float32)
+        for row, name in zip(out, self.names, strict=True):
+            units = self.heads[name].at(layer)
+            row[units.index] = units.delta
+        return out.reshape(len(self.names), -1)
+
+    def digest(self) -> str:
+        """Identifies what the circuit does and accepts: sha256 over its JSON (provenance apart) and its tensors."""
+        content = self.spec.model_dump(mode="json", exclude={"provenance", "tensors_sha256"})
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name}{tensor.dtype.str}{tensor.shape}".encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {f"fingerprint.{key}": values for key, values in self.fingerprint.items()}
+        for kind, units in (("neurons", self.neurons), ("heads", self.heads)):
+            for name, components in units.items():
+                for part in ("layer", "index", "delta"):
+                    tensors[f"{name}.{kind}.{part}"] = getattr(components, part)
+        return tensors
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the folder. The JSON goes last, so that a half-written circuit does not load."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / JSON_NAME).unlink(missing_ok=True)
+        data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in sorted(self._tensors().items())})
+        _write(folder / TENSORS_NAME, data)
+        spec = self.spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
+        _write(folder / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
+
+
+def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -> list[tuple[str, int]]:
+    used = {("attn", int(layer)) for units in heads.values() for layer in units.layer}
+    used |= {("mlp", int(layer)) for units in neurons.values() for layer in units.layer}
+    return sorted(used, key=lambda site: (site[1], site[0]))
+
+
+def site_key(kind: str, layer: int) -> str:
+    return f"{kind}.{layer}"
+
+
+def fingerprint_entries(folded: np.ndarray) -> np.ndarray:
+    """The entries of `W @ delta` ([emotions, hidden]) that a fingerprint keeps: [emotions, FINGERPRINT_SIZE]."""
+    picked = np.linspace(0, folded.shape[1] - 1, FINGERPRINT_SIZE).round().astype(np.int64)
+    return np.ascontiguousarray(folded[:, picked], dtype=np.float32)
+
+
+def fingerprint_distance(measured: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """Relative distance ||measured - expected|| / ||expected|| over the sites in `measured`; about 1.4 for
+    unrelated models, below 0.01 for the same weights in another floating-point type."""
+    wrong = sum(float(np.square(np.float64(measured[key]) - expected[key]).sum()) for key in measured)
+    norm = sum(float(np.square(np.float64(expected[key])).sum()) for key in measured)
+    if norm == 0:
+        return 0.0 if wrong == 0 else math.inf
+    return math.sqrt(wrong / norm)
+
+
+def load_circuit(source: str | os.PathLike[str]) -> Circuit:
+    """Loads a circuit from a folder, or from a Hugging Face repository id.
+
+    Raises: CircuitError, naming the file and what is wrong with it.
+    """
+    folder = resolve_circuit(source)
+    spec = _read_spec(folder / JSON_NAME)
+    tensors = _read_tensors(folder / TENSORS_NAME, spec.tensors_sha256)
+    try:
+        return _assemble(spec, tensors)
+    except CircuitError as error:
+        raise CircuitError(f"{folder}: {error}") from None
+
+
+def resolve_circuit(source: str | os.PathLike[str]) -> Path:
+    """The local folder of a circuit; downloads it when `source` is a Hugging Face repository id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
+        except Exception as error:
+            raise CircuitError(f"{source}: neither a folder nor a repository that could be fetched ({error})") from error
+    raise CircuitError(f"{source}: no such circuit folder")
+
+
+def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:
+    rest = dict(tensors)
+    units: dict[str, dict[str, Components]] = {"neurons": {}, "heads": {}}
+    for kind, of_kind in units.items():
+        for emotion in spec.emotions:
+            names = [f"{emotion.name}.{kind}.{part}" for part in ("layer", "index", "delta")]
+            missing = [name for name in names if name not in rest]
+            if missing:
+                raise CircuitError(f"{TENSORS_NAME} has no {', '.join(missing)}")
+            of_kind[emotion.name] = Components(*(rest.pop(name) for name in names))
+    prefix = "fingerprint."
+    fingerprint = {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+    if rest:
+        raise CircuitError(f"{TENSORS_NAME} has unknown tensors: {', '.join(sorted(rest)[:4])}")
+    return Circuit(spec, units["neurons"], units["heads"], fingerprint)
+
+
+def _read_spec(path: Path) -> CircuitSpec:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CircuitError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CircuitError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CircuitError(f"{path}: not UTF-8 text") from None
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError, RecursionError):
+        raise CircuitError(f"{path}: not a JSON object") from None
+    if version != FORMAT_VERSION:
+        raise CircuitError(f"{path}: format_version {version!r}; this emovllm reads {FORMAT_VERSION}")
+    try:
+        return CircuitSpec.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CircuitError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CircuitError(f"{path}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CircuitError(f"{path}: its sha256 is not the one in {JSON_NAME}: truncated, altered, or of another circuit")
+    try:
+        return safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise CircuitError(f"{path}: {error}") from None
+
+
+def _check_components(what: str, units: Components, layers: int, count: int, shape: tuple[int, ...]) -> None:
+    for part in ("layer", "index"):
+        values = getattr(units, part)
+        if values.dtype != np.int32 or values.ndim != 1 or len(values) != len(units.delta):
+            raise CircuitError(f"{what}.{part}: expected int32 [{len(units.delta)}], got {values.dtype} {values.shape}")
+    if units.delta.dtype != np.float32 or units.delta.shape[1:] != shape:
+        raise CircuitError(f"{what}.delta: expected float32 [k{''.join(f', {n}' for n in shape)}], "
+                           f"got {units.delta.dtype} {units.delta.shape}")  # fmt: skip
+    if not np.isfinite(units.delta).all():
+        raise CircuitError(f"{what}.delta: has a value that is not finite")
+    for part, limit in (("layer", layers), ("index", count)):
+        values = getattr(units, part)
+        if len(values) and not (0 <= values.min() and values.max() < limit):
+            raise CircuitError(f"{what}.{part}: outside 0..{limit - 1}")
+    if len(np.unique(units.layer.astype(np.int64) * count + units.index)) != len(units):
+        raise CircuitError(f"{what}: a unit is listed twice")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes through a temporary name: readers see the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

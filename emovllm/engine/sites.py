@@ -1,0 +1,131 @@
+"""The sites: the projections of a loaded vLLM model whose outputs carry the folded circuit.
+
+An injection adds a constant to the input of a linear layer, W (x + delta) = W x + W delta, so it folds into one vector
+per emotion, added at the layer's output and before the all-reduce: each tensor-parallel rank adds its shard's part.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
+
+from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries, site_key
+from emovllm.engine.arithmetic import MAX_UNROLLED, add_emotion
+from emovllm.engine.batch import Coefficients
+from emovllm.engine.config import Unsupported
+from emovllm.sites import Kind, parse_site
+
+# One-hot rows that go through a projection at once while folding.
+_CHUNK = 512
+# Relative distance to the circuit's fingerprint. Rounding weights to bfloat16 gives about 0.003, 4-bit weights about
+# 0.1, another model about 1.4.
+_TOLERANCE = 0.02
+_TOLERANCE_QUANTIZED = 0.3
+
+
+@dataclass(slots=True)
+class Site:
+    """One projection; `apply` is its own quant_method's, without the injection."""
+
+    kind: Kind
+    number: int
+    layer: RowParallelLinear
+    apply: Callable[..., Tensor]
+
+    @property
+    def key(self) -> str:
+        return site_key(self.kind, self.number)
+
+
+def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, unroll: bool) -> list[Site]:
+    """Puts the circuit into every site that this rank holds, and checks that the weights are those it was made for.
+
+    Raises: Unsupported.
+    """
+    sites = _find(model, circuit)
+    for site in sites:
+        _override(site, coefficients, len(circuit.names), unroll)
+    fill(sites, circuit)
+    return sites
+
+
+def fill(sites: list[Site], circuit: Circuit) -> None:
+    """Folds the circuit through the current weights; again after these were reloaded. Raises: Unsupported."""
+    measured = {}
+    for site in sites:
+        layer = site.layer
+        delta = circuit.site_delta(site.kind, site.number)
+        width = layer.input_size_per_partition
+        folded = fold(site, delta[:, layer.tp_rank * width : (layer.tp_rank + 1) * width])
+        layer.emotion_vectors.copy_(folded)
+        whole = tensor_model_parallel_all_reduce(folded) if layer.tp_size > 1 else folded
+        measured[site.key] = fingerprint_entries(whole.cpu().numpy())
+    quantized = any(not isinstance(site.layer.quant_method, UnquantizedLinearMethod) for site in sites)
+    distance = fingerprint_distance(measured, circuit.fingerprint) if measured else 0.0
+    limit = _TOLERANCE_QUANTIZED if quantized else _TOLERANCE
+    if not distance <= limit:
+        raise Unsupported(
+            f"the circuit was made for {circuit.spec.model.id}, and the weights served here are not that model's: "
+            f"the folded circuit differs by {distance:.3g} (relative), the limit is {limit}"
+        )
+
+
+@torch.inference_mode()
+def fold(site: Site, delta: np.ndarray) -> Tensor:
+    """W @ delta for this rank's shard, through the layer itself: the weight may be packed or quantised.
+
+    The layer sees one-hot rows, so that each product is a column of W, exactly; they are summed in float32.
+
+    Args:
+        delta: float32 [emotions, input_size_per_partition].
+    Returns: float32 [emotions, hidden], on the layer's device.
+    """
+    layer = site.layer
+    device = layer.emotion_vectors.device
+    used = np.flatnonzero(delta.any(axis=0))
+    folded = torch.zeros(delta.shape[0], layer.output_size, dtype=torch.float32, device=device)
+    for chunk in (used[start : start + _CHUNK] for start in range(0, len(used), _CHUNK)):
+        rows = torch.zeros(len(chunk), delta.shape[1], dtype=layer.params_dtype, device=device)
+        rows[torch.arange(len(chunk)), torch.from_numpy(chunk)] = 1
+        columns = site.apply(layer, rows, None).float()
+        folded += torch.from_numpy(np.ascontiguousarray(delta[:, chunk])).to(device) @ columns
+    return folded
+
+
+def _find(model: nn.Module, circuit: Circuit) -> list[Site]:
+    wanted = set(circuit.sites())
+    found: dict[tuple[str, int], Site] = {}
+    for name, module in model.named_modules():
+        parsed = parse_site(name)
+        if parsed not in wanted or not isinstance(module, RowParallelLinear):
+            continue
+        if parsed in found:
+            raise Unsupported(f"{name}: two layers answer to {site_key(*parsed)}; this architecture is not supported")
+        if not module.input_is_parallel:
+            raise Unsupported(f"{name}: its input is not sharded; this architecture is not supported")
+        # A copy, for quantisation schemes may share one method object between layers.
+        module.quant_method = copy.copy(module.quant_method)
+        found[parsed] = Site(*parsed, module, module.quant_method.apply)
+    return list(found.values())
+
+
+def _override(site: Site, coefficients: Coefficients, emotions: int, unroll: bool) -> None:
+    layer, apply = site.layer, site.apply
+    unrolled = unroll and emotions <= MAX_UNROLLED
+    device = coefficients.buffer.device
+    vectors = torch.zeros(emotions, layer.output_size, dtype=torch.float32, device=device)
+    layer.register_buffer("emotion_vectors", vectors, persistent=False)
+    layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
+
+    def steered_apply(layer: Any, x: Any, bias: Tensor | None = None) -> Tensor:
+        return add_emotion(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors, unrolled)
+
+    layer.quant_method.apply = steered_apply

@@ -1,0 +1,93 @@
+"""The workers: vLLM's own, with the circuit installed once the weights are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.config import CompilationMode
+from vllm.logger import init_logger
+from vllm.v1.worker.gpu_worker import Worker
+
+from emovllm import __version__
+from emovllm.circuit import load_circuit
+from emovllm.engine import runner_v1, sites
+from emovllm.engine.batch import Coefficients
+from emovllm.engine.config import Unsupported, settings_of
+
+# vLLM configures the loggers below its own name only.
+logger = init_logger("vllm.emovllm")
+
+
+class EmotionWorkerMixin:
+    """Before any class of vLLM's in the order of resolution."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        config = self.vllm_config  # type: ignore[attr-defined]
+        settings = settings_of(config)
+        assert settings is not None, "this worker class is only named where a circuit is configured"
+        circuit = load_circuit(settings.circuit)
+        if circuit.digest() != settings.digest:
+            raise Unsupported(f"{settings.circuit}: not the circuit that the server read; give every node the same")
+        runner = self.model_runner  # type: ignore[attr-defined]
+        capture = config.compilation_config.max_cudagraph_capture_size or 0
+        self.emotion_circuit = circuit
+        self.emotion_coefficients = Coefficients(
+            circuit.names, max(config.scheduler_config.max_num_batched_tokens, capture), runner.device
+        )
+        self.emotion_sites = sites.install(
+            runner.get_model(),
+            circuit,
+            self.emotion_coefficients,
+            unroll=config.compilation_config.mode != CompilationMode.NONE,
+        )
+        runner_v1.attach(runner, self.emotion_coefficients)
+        logger.info("Emotion circuit of %s: %s, at %d sites of this rank, digest %.12s",
+                    circuit.spec.model.id, ", ".join(circuit.names), len(self.emotion_sites), settings.digest)  # fmt: skip
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        super().reload_weights(*args, **kwargs)  # type: ignore[misc]
+        sites.fill(self.emotion_sites, self.emotion_circuit)
+
+    def compile_or_warm_up_model(self) -> Any:
+        times = super().compile_or_warm_up_model()  # type: ignore[misc]
+        self._check_live()
+        return times
+
+    def emotion_report(self) -> dict[str, Any]:
+        """What the front end compares at start-up (`collective_rpc`): version, circuit, and this rank's sites."""
+        return {
+            "version": __version__,
+            "digest": self.emotion_circuit.digest(),
+            "sites": [site.key for site in self.emotion_sites],
+        }
+
+    @torch.inference_mode()
+    def _check_live(self) -> None:
+        """Runs the finished model with and without coefficients: a stale compiled graph, or one that took the
+        coefficients for constants, must not serve."""
+        if not self.emotion_sites:
+            return
+        buffer = self.emotion_coefficients.buffer
+        plain = self._dummy_output()
+        buffer.fill_(1.0)
+        try:
+            steered = self._dummy_output()
+        finally:
+            buffer.zero_()
+        if not (plain - steered).abs().nansum() > 0:
+            raise Unsupported(
+                "the compiled model ignores the emotion circuit; clear vLLM's compile cache, and if that does not "
+                "help, start with --enforce-eager"
+            )
+
+    def _dummy_output(self) -> torch.Tensor:
+        output = self.model_runner._dummy_run(1, force_attention=True)[0]  # type: ignore[attr-defined]
+        # A pipeline stage that is not the last hands on several tensors.
+        parts = output.tensors.values() if hasattr(output, "tensors") else [output]
+        return torch.cat([part.float().flatten() for part in parts])
+
+
+class EmotionWorker(EmotionWorkerMixin, Worker):
+    """vLLM's GPU worker."""

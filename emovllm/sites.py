@@ -1,0 +1,31 @@
+"""Names of the two projections per decoder layer whose inputs a circuit acts on."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Kind = Literal["attn", "mlp"]
+
+# Module paths inside a decoder layer. The first of each is what Llama, Mistral, Qwen2/3, Gemma 2/3, Phi-3, Granite and
+# OLMo use, in Transformers and in vLLM alike.
+SITE_NAMES: dict[Kind, tuple[str, ...]] = {
+    "attn": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attention.dense", "attn.c_proj"),
+    "mlp": ("mlp.down_proj", "mlp.fc2", "mlp.dense_4h_to_h", "mlp.c_proj"),
+}
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")
+
+
+def parse_site(module_name: str) -> tuple[Kind, int] | None:
+    """The (kind, layer) of a module by its dotted name, or None if it is no site.
+
+    vLLM's LoRA wrappers hold the projection as `base_layer`.
+    """
+    match = _LAYER.search(module_name.removesuffix(".base_layer"))
+    if match is None:
+        return None
+    for kind, names in SITE_NAMES.items():
+        if match[2] in names:
+            return kind, int(match[1])
+    return None

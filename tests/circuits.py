@@ -1,0 +1,62 @@
+"""Circuits for tests: random units of real shapes, with the fingerprint of the model they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+
+SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
+_PROJECTIONS = {"attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+
+
+def random_circuit(
+    model: str | Path,
+    out: str | Path,
+    *,
+    names: tuple[str, ...] = SIX,
+    neurons: int = 8,
+    heads: int = 2,
+    scale: float = 0.3,
+    seed: int = 0,
+) -> Path:
+    """Writes a circuit of random units in every layer of a Llama-like `model` folder, strong enough to change replies."""
+    config = AutoConfig.from_pretrained(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers
+    random = np.random.default_rng(seed)
+
+    def units(count: int, available: int, shape: tuple[int, ...], factor: float) -> Components:
+        layer = np.repeat(np.arange(layers, dtype=np.int32), count)
+        index = np.array([random.choice(available, count, replace=False) for _ in range(layers)]).reshape(-1)
+        delta = random.standard_normal((len(layer), *shape)) * factor
+        return Components(layer, index.astype(np.int32), delta.astype(np.float32))
+
+    spec = CircuitSpec(
+        model=ModelSpec(
+            id=Path(model).name,
+            architecture=config.architectures[0],
+            num_hidden_layers=layers,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            head_dim=head_dim,
+            vocab_size=config.vocab_size,
+        ),
+        emotions=tuple(EmotionSpec(name=name, recommended=1.0, maximal=3.0) for name in names),
+    )
+    of_neurons = {name: units(neurons, config.intermediate_size, (), scale) for name in names}
+    of_heads = {name: units(heads, config.num_attention_heads, (head_dim,), scale / 4) for name in names}
+    weights = {}
+    for file in sorted(Path(model).glob("*.safetensors")):
+        weights.update(load_file(file))
+
+    def weight_of(kind: str, layer: int) -> np.ndarray:
+        return weights[f"model.layers.{layer}.{_PROJECTIONS[kind]}.weight"].float().numpy()
+
+    Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of).save(out)
+    return Path(out)

@@ -1,0 +1,113 @@
+"""Engines and the oracle; each engine is started once and serves all tests that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Ask, Engine
+from oracle import Oracle
+from transformers import AutoTokenizer
+
+BLOCK = 32
+
+
+@pytest.fixture(scope="session")
+def oracle(default_model: str, strong_circuit: Path) -> Oracle:
+    return Oracle(default_model, strong_circuit)
+
+
+@pytest.fixture(scope="session")
+def text_of(default_model: str) -> Callable[[int, int], list[int]]:
+    """`text_of(seed, length)`: token ids of ordinary prose, of exactly this length, different for each seed."""
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    prose = (
+        "On {day} the {who} of our street asked me to look after the {what} while everybody else went to the river. "
+        "I wrote down when each of them left, closed the gate behind the last one, and sat on the step with a cup of "
+        "tea. Around noon a van stopped at number {n}; the driver unloaded {n} boxes, checked a list, and drove off "
+        "towards the bridge without a word. In the evening, when they came back, the first thing I said was that "
+    )
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    people = ["children", "shopkeepers", "teachers", "painters", "drivers", "bakers"]
+    things = ["dog", "bicycles", "garden", "old piano", "letters"]
+
+    def text(seed: int, length: int) -> list[int]:
+        once = prose.format(day=days[seed % 7], who=people[seed % 6], what=things[seed % 5], n=3 + seed)
+        ids: list[int] = tokenizer(once * (1 + length // 60), add_special_tokens=False)["input_ids"]
+        assert len(ids) >= length
+        return ids[-length:]
+
+    return text
+
+
+@pytest.fixture(scope="session")
+def mixed(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
+    """The mixed batch: six emotions, blends, negative and zero strength, none, all scopes, 5 to 200 tokens."""
+    fields: list[dict[str, Any]] = [
+        {"emotion": "anger"},
+        {"emotion": "sadness"},
+        {"emotion": "happiness"},
+        {"emotion": "fear"},
+        {"emotion": "surprise"},
+        {"emotion": "disgust"},
+        {"emotion": {"anger": 0.7, "fear": 0.3}},
+        {"emotion": {"happiness": 1.0, "surprise": -0.5, "sadness": 0.25}, "emotion_strength": 1.5},
+        {"emotion": "anger", "emotion_strength": -1.0},
+        {"emotion": "fear", "emotion_strength": 0.0},
+        {},
+        {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
+        {"emotion": "disgust", "emotion_scope": "all"},
+        {"emotion": "happiness", "emotion_scope": "generation", "emotion_strength": 0.5},
+    ]
+    lengths = [5, 17, 33, 64, 100, 200, 31, 32, 150, 70, 48, 90, 120, 15]
+    return [Ask(text_of(seed, length), asked) for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))]
+
+
+@pytest.fixture(scope="session")
+def start(
+    default_model: str, strong_circuit: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Engine]:
+    """`start(steered=..., **config)`: an engine of the default model in float32. All share one compile cache, which
+    begins empty: what one engine compiled, another might load."""
+    root = tmp_path_factory.mktemp("engines")
+
+    def start(*, steered: bool, env: dict[str, str] | None = None, **config: Any) -> Engine:
+        if steered:
+            config["additional_config"] = {"emovllm": {"circuit": str(strong_circuit)}}
+        defaults = {"dtype": "float32", "max_model_len": 512, "block_size": BLOCK, "seed": 0, "max_num_seqs": 64}
+        return Engine(
+            root / f"{len(list(root.iterdir()))}.log",
+            {"VLLM_CACHE_ROOT": str(root / "cache"), **(env or {})},
+            model=default_model,
+            disable_log_stats=False,
+            **{**defaults, **config},
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def plain_compiled(start: Callable[..., Engine]) -> Iterator[Engine]:
+    with start(steered=False) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def steered_compiled(plain_compiled: Engine, start: Callable[..., Engine]) -> Iterator[Engine]:
+    """Starts after the plain engine has filled the compile cache."""
+    with start(steered=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def plain_eager(start: Callable[..., Engine]) -> Iterator[Engine]:
+    with start(steered=False, enforce_eager=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def steered_eager(start: Callable[..., Engine]) -> Iterator[Engine]:
+    with start(steered=True, enforce_eager=True) as engine:
+        yield engine

@@ -1,0 +1,262 @@
+"""What is refused at start-up, and what the plugin leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from circuits import SIX, random_circuit
+from harness import Ask, Engine, EngineError
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from emovllm import __version__
+from emovllm.circuit import CircuitError, load_circuit
+from emovllm.engine.config import KEY, Unsupported, configure, graph_tag, settings_of
+from emovllm.engine.frontend import Served, check_workers
+
+TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+    "eos_token_id": 1,
+    "bos_token_id": 0,
+}
+
+
+def tiny_model(folder: Path, seed: int = 0, **changes: Any) -> str:
+    import torch
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**{**TINY, **changes})).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def circuit(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_circuit(tiny, tmp_path_factory.mktemp("circuits") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def make_config(tiny: str) -> Callable[..., Any]:
+    """vLLM's own configuration, before ours."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    def make(settings: Any, **changes: Any) -> Any:
+        arguments = {"model": tiny, "skip_tokenizer_init": True, "dtype": "float32", "max_model_len": 128, **changes}
+        config = EngineArgs(**arguments).create_engine_config()
+        config.additional_config = {KEY: settings}
+        return config
+
+    return make
+
+
+def start_tiny(folder: Path, model: str, settings: Any, **config: Any) -> Engine:
+    return Engine(
+        folder / "engine.log",
+        {"VLLM_CACHE_ROOT": str(folder / "cache")},
+        model=model,
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=128,
+        enforce_eager=True,
+        disable_log_stats=False,
+        additional_config={KEY: settings},
+        **config,
+    )
+
+
+def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[..., Any], circuit: Path) -> None:
+    config = make_config({"circuit": str(circuit)})
+    plain_hash = make_config({"circuit": str(circuit)}).compute_hash()
+    configure(config)
+    assert config.parallel_config.worker_cls == "emovllm.engine.cpu_worker.EmotionCPUWorker"
+    assert config.scheduler_config.scheduler_cls == "emovllm.engine.scheduler.EmotionScheduler"
+    settings = settings_of(config)
+    assert settings is not None
+    assert settings.digest == load_circuit(circuit).digest()
+    assert settings.graph == graph_tag(load_circuit(circuit))
+    assert config.compute_hash() != plain_hash
+    again = config.additional_config
+    configure(config)
+    assert config.additional_config == again
+
+
+def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_path: Path) -> None:
+    tags = {
+        graph_tag(load_circuit(random_circuit(tiny, tmp_path / str(number), **units)))
+        for number, units in enumerate(
+            [{}, {"neurons": 0}, {"heads": 0}, {"names": ("anger", "fear")}, {"names": tuple(SIX[:5])}]
+        )
+    }
+    assert len(tags) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "emovllm.circuit: Field required"),
+        ({"circuit": ""}, "emovllm.circuit: String should have at least 1"),
+        ({"circuit": "x", "circiut": "y"}, "emovllm.circiut: Extra inputs"),
+        ("x", "emovllm: Input should be"),
+    ],
+)
+def test_wrong_settings_are_refused(make_config: Callable[..., Any], settings: Any, message: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        configure(make_config(settings))
+    assert message in str(caught.value)
+
+
+def test_a_missing_circuit_is_refused(make_config: Callable[..., Any]) -> None:
+    with pytest.raises(CircuitError, match="no such circuit folder"):
+        configure(make_config({"circuit": "/no/such"}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 4}, {"intermediate_size": 128}, {"hidden_size": 128}, {"head_dim": 64}]
+)
+def test_a_model_of_other_dimensions_is_refused(
+    make_config: Callable[..., Any], circuit: Path, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    other = tiny_model(tmp_path / "other", **changes)
+    with pytest.raises(Unsupported, match=f"{next(iter(changes))} {next(iter(changes.values()))} here"):
+        configure(make_config({"circuit": str(circuit)}, model=other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"enable_lora": True}, "drop --enable-lora"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "drop --scheduler-cls"),
+        ({"worker_cls": "vllm.v1.worker.xpu_worker.XPUWorker"}, "worker class vllm.v1.worker.xpu_worker.XPUWorker"),
+        (
+            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+            "drop --kv-transfer-config",
+        ),
+    ],
+)
+def test_what_would_not_be_exact_is_refused(
+    make_config: Callable[..., Any], circuit: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Unsupported) as caught:
+        configure(make_config({"circuit": str(circuit)}, **changes))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [("VLLM_USE_V2_MODEL_RUNNER", "set VLLM_USE_V2_MODEL_RUNNER=0"), ("VLLM_USE_RUST_FRONTEND", "the Rust front end")],
+)
+def test_front_ends_and_runners_that_we_do_not_reach_are_refused(
+    make_config: Callable[..., Any], circuit: Path, monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    config = make_config({"circuit": str(circuit)})
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(Unsupported) as caught:
+        configure(config)
+    assert message in str(caught.value)
+
+
+def test_an_untested_vllm_is_refused_unless_the_user_insists(
+    make_config: Callable[..., Any], circuit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [make_config({"circuit": str(circuit), "allow_untested_vllm": insist}) for insist in (False, True)]
+    monkeypatch.setattr("vllm.__version__", "0.99.1")
+    with pytest.raises(Unsupported, match=r"is tested with vLLM 0\.32\.x and this is 0\.99\.1"):
+        configure(configs[0])
+    assert configure(configs[1]) is not None
+
+
+def test_workers_must_agree_and_hold_every_site(circuit: Path) -> None:
+    loaded = load_circuit(circuit)
+    served = Served(loaded.spec, loaded.digest(), frozenset({"mlp.0", "attn.0", "mlp.1"}))
+    first = {"version": __version__, "digest": served.digest, "sites": ["mlp.0", "attn.0"]}
+    check_workers([first, {**first, "sites": ["mlp.1"]}], served)
+    with pytest.raises(Unsupported, match=r"1 of the circuit's 3 sites \(mlp\.1\)"):
+        check_workers([first, first], served)
+    with pytest.raises(Unsupported, match="another circuit"):
+        check_workers([{**first, "digest": "other"}], served)
+    with pytest.raises(Unsupported, match=r"emovllm 0\.0\.1"):
+        check_workers([{**first, "version": "0.0.1"}], served)
+
+
+@pytest.mark.engine
+def test_other_weights_of_the_same_dimensions_are_refused(circuit: Path, tmp_path: Path) -> None:
+    stranger = tiny_model(tmp_path / "stranger", seed=1)
+    with pytest.raises(EngineError, match="weights served here are not that model's"):
+        start_tiny(tmp_path, stranger, {"circuit": str(circuit)})
+
+
+@pytest.mark.engine
+def test_the_engine_refuses_bad_requests_and_goes_on(tiny: str, circuit: Path, tmp_path: Path) -> None:
+    with start_tiny(tmp_path, tiny, {"circuit": str(circuit)}) as engine:
+        plain = engine.generate([Ask([5, 6, 7])], 8)
+        for fields, message in (
+            ({"emotion": "joyful"}, "this circuit has anger"),
+            ({"emotion": "anger", "emotion_strength": 9.0}, "over the circuit's maximum"),
+            ({"emovllm": {"weights": {}}}, "reserved"),
+        ):
+            with pytest.raises(EngineError, match=message):
+                engine.generate([Ask([5, 6, 7], fields)], 8)
+        assert engine.generate([Ask([5, 6, 7])], 8) == plain
+        assert engine.generate([Ask([5, 6, 7], {"emotion": "anger"})], 8) != plain
+
+
+_INERT = """
+import sys
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.plugins import load_general_plugins
+llm = LLM(model={model!r}, skip_tokenizer_init=True, max_model_len=128, enforce_eager=True)
+params = SamplingParams(temperature=0, max_tokens=2, extra_args={{"emotion": "anger"}})
+llm.generate([TokensPrompt(prompt_token_ids=[5, 6, 7])], params)
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.core import block_pool, kv_cache_utils
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.llm_engine import LLMEngine
+wrapped = [f.__qualname__ for f in (InputProcessor.process_inputs, LLMEngine.get_supported_tasks,
+           kv_cache_utils.generate_block_hash_extra_keys, block_pool.generate_block_hash_extra_keys)
+           if hasattr(f, "_emovllm")]
+modules = sorted(name for name in sys.modules if name.startswith("emovllm") and "plugin" not in name)
+print("RESULT", hasattr(EngineArgs.create_engine_config, "_emovllm"), wrapped, modules)
+"""
+
+
+@pytest.mark.engine
+def test_without_a_circuit_the_plugin_changes_nothing(tiny: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _INERT.format(model=tiny)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+    )
+    line = next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))
+    # The one wrapped function is there, so the plugin was loaded; and beyond it, nothing.
+    assert line == "RESULT True [] ['emovllm']"
+
+
+def test_registering_twice_is_registering_once() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from emovllm.plugin import register
+
+    register()
+    once = EngineArgs.create_engine_config
+    register()
+    assert EngineArgs.create_engine_config is once
+    assert json.dumps(getattr(once, "_emovllm", None)) == "true"

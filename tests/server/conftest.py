@@ -1,0 +1,39 @@
+"""A real server, started once by the command that the README gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+from server_process import BIN, Server
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """`serve(command, env=...)`: starts a server, without waiting for it; all end with the session."""
+    folder = tmp_path_factory.mktemp("servers")
+    servers: list[Server] = []
+
+    def start(command: list[str], env: dict[str, str] | None = None) -> Server:
+        servers.append(Server(command, folder / f"{len(servers)}.log", env))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., Server]) -> Server:
+    """`emovllm serve`, with the default model and its circuit."""
+    return serve([str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024"]).wait()
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id

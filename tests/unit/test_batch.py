@@ -1,0 +1,162 @@
+"""The position rule and the coefficient buffer, against a plain restatement of the rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emovllm.engine.arithmetic import add_emotion
+from emovllm.engine.batch import Coefficients
+
+NAMES = ("anger", "fear", "calm")
+
+
+def wire(scope: str = "generation", **weights: float) -> dict[str, Any]:
+    return {"circuit": "d", "weights": weights, "scope": scope}
+
+
+class Batch:
+    """Requests on their way through a scheduler: (wire, prompt length, tokens computed so far)."""
+
+    def __init__(self, max_tokens: int = 64) -> None:
+        self.coefficients = Coefficients(NAMES, max_tokens, torch.device("cpu"))
+        self.wires: dict[str, dict[str, Any] | None] = {}
+        self.prompt: dict[str, int] = {}
+        self.computed: dict[str, int] = {}
+
+    def add(self, name: str, wire: dict[str, Any] | None, prompt: int) -> None:
+        self.wires[name], self.prompt[name], self.computed[name] = wire, prompt, 0
+
+    def step(self, scheduled: dict[str, int], new: bool = False) -> np.ndarray:
+        """One forward; checks the buffer row by row, and returns it."""
+        names = list(scheduled)
+        self.coefficients.update(
+            names,
+            self.wires.get,
+            np.array([scheduled[name] for name in names]),
+            np.array([self.computed[name] for name in names]),
+            np.array([self.prompt[name] for name in names]),
+            has_new=new,
+        )
+        expected = [self._row(name, self.computed[name] + i) for name in names for i in range(scheduled[name])]
+        buffer = self.coefficients.buffer.numpy()
+        np.testing.assert_array_equal(buffer[: len(expected)], np.array(expected, np.float32))
+        for name in names:
+            self.computed[name] += scheduled[name]
+        return buffer.copy()
+
+    def _row(self, name: str, position: int) -> list[float]:
+        asked, last = self.wires[name], self.prompt[name] - 1
+        if asked is None:
+            return [0.0] * len(NAMES)
+        inside = {"generation": position >= last, "prompt_last": position == last, "all": True}[asked["scope"]]
+        return [asked["weights"].get(emotion, 0.0) * inside for emotion in NAMES]
+
+
+def test_each_scope_injects_its_positions() -> None:
+    batch = Batch()
+    batch.add("generation", wire(anger=1.5), 4)
+    batch.add("prompt_last", wire("prompt_last", fear=-1.0), 3)
+    batch.add("all", wire("all", calm=0.5, anger=0.25), 2)
+    batch.add("plain", None, 5)
+    batch.step({"generation": 4, "prompt_last": 3, "all": 2, "plain": 5}, new=True)
+    for _ in range(3):
+        batch.step({"generation": 1, "prompt_last": 1, "all": 1, "plain": 1})
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7])
+def test_chunks_do_not_matter(chunk: int) -> None:
+    batch = Batch()
+    batch.add("a", wire(anger=1.0), 7)
+    batch.add("b", wire("prompt_last", fear=1.0), 9)
+    left = {"a": 7, "b": 9}
+    new = True
+    while any(left.values()):
+        scheduled = {name: min(chunk, tokens) or 1 for name, tokens in left.items()}
+        batch.step(scheduled, new)
+        left = {name: max(0, left[name] - scheduled[name]) for name in left}
+        new = False
+
+
+def test_generated_tokens_recomputed_after_preemption_are_injected_again() -> None:
+    batch = Batch()
+    batch.add("a", wire(anger=1.0), 4)
+    batch.add("b", wire(fear=1.0), 3)
+    batch.step({"a": 4, "b": 3}, new=True)
+    for _ in range(3):
+        batch.step({"a": 1, "b": 1})
+    batch.step({"a": 1})
+    batch.computed["b"] = 0
+    batch.step({"a": 1, "b": 4})
+    batch.step({"a": 1, "b": 2})
+    batch.step({"a": 1, "b": 1})
+
+
+def test_drafts_of_speculative_decoding_are_injected() -> None:
+    batch = Batch()
+    batch.add("a", wire(anger=1.0), 4)
+    batch.add("b", None, 4)
+    batch.step({"a": 4, "b": 4}, new=True)
+    batch.step({"a": 4, "b": 3})
+    batch.computed["a"] -= 2
+    batch.step({"a": 3, "b": 1})
+
+
+def test_a_new_request_under_an_old_name_is_not_taken_for_the_old_one() -> None:
+    batch = Batch()
+    batch.add("a", wire(anger=1.0), 2)
+    batch.step({"a": 2}, new=True)
+    batch.step({"a": 1})
+    batch.add("a", wire(fear=1.0), 1)
+    batch.step({"a": 1}, new=True)
+    batch.step({"a": 1})
+
+
+def test_requests_that_change_places_take_their_rows_along() -> None:
+    batch = Batch()
+    for name, asked in (("a", wire(anger=1.0)), ("b", None), ("c", wire(fear=1.0))):
+        batch.add(name, asked, 2)
+    batch.step({"a": 2, "b": 2, "c": 2}, new=True)
+    batch.step({"a": 1, "b": 1, "c": 1})
+    batch.step({"c": 1, "b": 1})
+    batch.step({"b": 1})
+    batch.step({"b": 1, "a": 1})
+
+
+def test_nothing_is_written_while_nothing_changes() -> None:
+    batch = Batch()
+    batch.add("a", wire(anger=1.0), 2)
+    batch.step({"a": 2}, new=True)
+    batch.step({"a": 1})
+    batch.coefficients.buffer[0, 2] = 7  # a mark that any write would clear
+    with pytest.raises(AssertionError):
+        batch.step({"a": 1})
+    assert batch.coefficients.buffer[0, 2] == 7
+
+
+def test_no_coefficient_is_left_when_the_last_steered_request_ends() -> None:
+    batch = Batch()
+    batch.add("a", wire("all", anger=1.0), 20)
+    batch.add("b", None, 3)
+    batch.step({"a": 20, "b": 3}, new=True)
+    assert batch.step({"b": 1}).any() == 0
+    assert not batch.coefficients.buffer.any()
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, unrolled: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    out = torch.randn(5, 16, generator=generator).to(dtype)
+    coefficients = torch.zeros(8, 3)
+    coefficients[2] = torch.tensor([1.0, -0.5, 0.25])
+    vectors = torch.randn(3, 16, generator=generator)
+    steered = add_emotion(out, coefficients, vectors, unrolled)
+    others = [0, 1, 3, 4]
+    assert steered.dtype == dtype
+    assert torch.equal(steered[others], out[others])
+    expected = (out[2].float() + vectors[0] - 0.5 * vectors[1] + 0.25 * vectors[2]).to(dtype)
+    torch.testing.assert_close(steered[2], expected)

@@ -1,0 +1,235 @@
+"""The circuit folder: exact round trip, and everything else refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from emovllm.circuit import (
+    FINGERPRINT_SIZE,
+    Circuit,
+    CircuitError,
+    CircuitSpec,
+    Components,
+    EmotionSpec,
+    ModelSpec,
+    fingerprint_distance,
+    fingerprint_entries,
+    load_circuit,
+)
+
+MODEL = ModelSpec(
+    id="tiny",
+    architecture="LlamaForCausalLM",
+    num_hidden_layers=3,
+    hidden_size=8,
+    intermediate_size=10,
+    num_attention_heads=2,
+    head_dim=4,
+    vocab_size=20,
+)
+
+
+def units(layer: list[int], index: list[int], shape: tuple[int, ...] = (), seed: int = 0) -> Components:
+    delta = np.random.default_rng(seed).standard_normal((len(layer), *shape)).astype(np.float32)
+    return Components(np.array(layer, np.int32), np.array(index, np.int32), delta)
+
+
+@pytest.fixture
+def circuit() -> Circuit:
+    spec = CircuitSpec(
+        model=MODEL,
+        emotions=(EmotionSpec(name="anger", recommended=0.8, maximal=1.6), EmotionSpec(name="calm")),
+        provenance={"seed": 1, "styles": ["paper"]},
+    )
+    neurons = {"anger": units([0, 0, 2], [9, 1, 3]), "calm": units([], [])}
+    heads = {"anger": units([2], [1], (4,)), "calm": units([2], [0], (4,), seed=1)}
+    random = np.random.default_rng(2)
+    fingerprint = {
+        key: random.standard_normal((2, FINGERPRINT_SIZE)).astype(np.float32) for key in ("mlp.0", "mlp.2", "attn.2")
+    }
+    return Circuit(spec, neurons, heads, fingerprint)
+
+
+def test_a_saved_circuit_round_trips_exactly(tmp_path: Path, circuit: Circuit) -> None:
+    circuit.save(tmp_path)
+    loaded = load_circuit(tmp_path)
+    assert loaded.spec == circuit.spec.model_copy(update={"tensors_sha256": loaded.spec.tensors_sha256})
+    for kind in ("neurons", "heads"):
+        for name in circuit.names:
+            for part in ("layer", "index", "delta"):
+                saved = getattr(getattr(circuit, kind)[name], part)
+                read = getattr(getattr(loaded, kind)[name], part)
+                assert read.dtype == saved.dtype
+                assert np.array_equal(read, saved)
+    assert loaded.fingerprint.keys() == circuit.fingerprint.keys()
+    assert loaded.digest() == circuit.digest()
+
+
+def test_saving_twice_writes_the_same_bytes(tmp_path: Path, circuit: Circuit) -> None:
+    circuit.save(tmp_path / "a")
+    load_circuit(tmp_path / "a").save(tmp_path / "b")
+    for name in ("circuit.json", "circuit.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_digest_changes_with_what_the_circuit_does_and_not_with_its_provenance(circuit: Circuit) -> None:
+    def digest(**changes: Any) -> str:
+        spec = circuit.spec.model_copy(update=changes)
+        return Circuit(spec, circuit.neurons, circuit.heads, circuit.fingerprint).digest()
+
+    assert digest(provenance={}) == circuit.digest()
+    assert digest(scope="all") != circuit.digest()
+    louder = dict(circuit.neurons, anger=units([0, 0, 2], [9, 1, 3], seed=5))
+    assert Circuit(circuit.spec, louder, circuit.heads, circuit.fingerprint).digest() != circuit.digest()
+
+
+def test_site_deltas_put_each_unit_at_its_place(circuit: Circuit) -> None:
+    assert circuit.sites() == [("mlp", 0), ("attn", 2), ("mlp", 2)]
+    mlp = circuit.site_delta("mlp", 0)
+    assert mlp.shape == (2, 10)
+    assert mlp[0, 9] == circuit.neurons["anger"].delta[0]
+    assert mlp[0, 1] == circuit.neurons["anger"].delta[1]
+    assert np.count_nonzero(mlp) == 2
+    attn = circuit.site_delta("attn", 2)
+    assert np.array_equal(attn[0, 4:], circuit.heads["anger"].delta[0])
+    assert np.array_equal(attn[1, :4], circuit.heads["calm"].delta[0])
+    assert np.count_nonzero(attn) == 8
+
+
+def edit_json(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "circuit.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    path = folder / "circuit.safetensors"
+    tensors = dict(safetensors.numpy.load(path.read_bytes()))
+    change(tensors)
+    data = safetensors.numpy.save(tensors)
+    path.write_bytes(data)
+    edit_json(folder, lambda spec: spec.update(tensors_sha256=hashlib.sha256(data).hexdigest()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format_version=2), "format_version 2; this emovllm reads 1"),
+        (lambda d: d.pop("format_version"), "format_version None"),
+        (lambda d: d.pop("model"), "model: Field required"),
+        (lambda d: d.update(surprise=1), "surprise: Extra inputs"),
+        (lambda d: d["emotions"].clear(), "emotions"),
+        (lambda d: d["emotions"].append(d["emotions"][0]), "named twice"),
+        (lambda d: d["emotions"][0].update(recommended=9), "recommended 9.0 is above maximal"),
+        (lambda d: d["emotions"][0].update(maximal=float("inf")), "emotions.0.maximal"),
+        (lambda d: d["emotions"][0].update(name="../x"), "emotions.0.name"),
+        (lambda d: d["model"].update(num_hidden_layers=2), "outside 0..1"),
+        (lambda d: d["model"].update(head_dim=5), "delta: expected float32"),
+        (lambda d: d.update(tensors_sha256="0" * 64), "its sha256 is not the one"),
+    ],
+)
+def test_a_wrong_json_is_refused_with_the_reason(
+    tmp_path: Path, circuit: Circuit, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    circuit.save(tmp_path)
+    edit_json(tmp_path, change)
+    with pytest.raises(CircuitError, match="circuit|anger") as caught:
+        load_circuit(tmp_path)
+    assert message in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("anger.neurons.delta"), "has no anger.neurons.delta"),
+        (lambda t: t.update(extra=np.zeros(1)), "unknown tensors: extra"),
+        (lambda t: t["anger.neurons.delta"].__setitem__(0, np.nan), "not finite"),
+        (lambda t: t["anger.neurons.index"].__setitem__(0, 10), "outside 0..9"),
+        (lambda t: t["anger.neurons.index"].__setitem__(0, -1), "outside 0..9"),
+        (lambda t: t["anger.neurons.index"].__setitem__(0, 1), "listed twice"),
+        (lambda t: t.update({"anger.neurons.layer": np.zeros(2, np.int32)}), "anger.neurons.layer"),
+        (lambda t: t.update({"anger.neurons.index": np.zeros(3, np.int64)}), "anger.neurons.index"),
+        (lambda t: t.update({"calm.heads.delta": np.zeros((1, 4))}), "calm.heads.delta: expected float32 [k, 4]"),
+        (lambda t: t.pop("fingerprint.mlp.0"), "fingerprint does not cover"),
+        (lambda t: t["fingerprint.mlp.0"].__setitem__(0, np.inf), "not finite"),
+    ],
+)
+def test_wrong_tensors_are_refused_with_the_reason(
+    tmp_path: Path, circuit: Circuit, change: Callable[[dict[str, np.ndarray]], None], message: str
+) -> None:
+    circuit.save(tmp_path)
+
+    def writable(tensors: dict[str, np.ndarray]) -> None:
+        tensors.update({name: tensor.copy() for name, tensor in tensors.items()})
+        change(tensors)
+
+    edit_tensors(tmp_path, writable)
+    with pytest.raises(CircuitError) as caught:
+        load_circuit(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_truncated_and_foreign_files_are_refused(tmp_path: Path, circuit: Circuit) -> None:
+    circuit.save(tmp_path)
+    tensors = tmp_path / "circuit.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-7])
+    with pytest.raises(CircuitError, match="truncated, altered"):
+        load_circuit(tmp_path)
+    tensors.unlink()
+    with pytest.raises(CircuitError, match=r"circuit\.safetensors: No such file"):
+        load_circuit(tmp_path)
+    tensors.write_bytes(b"\x80\x04pickle")
+    edit_json(tmp_path, lambda d: d.update(tensors_sha256=hashlib.sha256(b"\x80\x04pickle").hexdigest()))
+    with pytest.raises(CircuitError, match=r"circuit\.safetensors"):
+        load_circuit(tmp_path)
+    for text in ("", "[]", "{", '{"format_version": NaN}', "[" * 100_000):
+        (tmp_path / "circuit.json").write_text(text)
+        with pytest.raises(CircuitError, match=r"circuit\.json"):
+            load_circuit(tmp_path)
+    (tmp_path / "circuit.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CircuitError, match="not UTF-8"):
+        load_circuit(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(CircuitError, match="no/such/folder: no such circuit folder"):
+        load_circuit("no/such/folder")
+
+
+def test_an_interrupted_save_does_not_load(tmp_path: Path, circuit: Circuit, monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit.save(tmp_path)
+    quieter = Circuit(circuit.spec, dict(circuit.neurons, anger=units([], [])), circuit.heads,
+                      {key: value for key, value in circuit.fingerprint.items() if key == "attn.2"})  # fmt: skip
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        quieter.save(tmp_path)
+    with pytest.raises(CircuitError):
+        load_circuit(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_fingerprint_tells_models_apart_and_floating_point_types_not() -> None:
+    random = np.random.default_rng(0)
+    delta = random.standard_normal((2, 300)).astype(np.float32)
+    weight = random.standard_normal((64, 300)).astype(np.float32)
+    expected = {"mlp.0": fingerprint_entries(delta @ weight.T)}
+    rounded = (weight.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    assert fingerprint_distance({"mlp.0": fingerprint_entries(delta @ rounded.T)}, expected) < 0.01
+    other = random.standard_normal((64, 300)).astype(np.float32)
+    assert fingerprint_distance({"mlp.0": fingerprint_entries(delta @ other.T)}, expected) > 1
+    assert fingerprint_distance({"mlp.0": np.full_like(expected["mlp.0"], np.nan)}, expected) != 0
