@@ -88,17 +88,29 @@ def test_responses_take_an_emotion(client: openai.OpenAI, model: str) -> None:
 def test_mixed_concurrent_requests_each_get_their_own_emotion(server: Server, model: str) -> None:
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
-    async def ask(name: str) -> set[str]:
+    async def ask(name: str) -> str:
         reply = await client.chat.completions.create(
-            model=model, messages=MESSAGE, temperature=0, max_tokens=16, n=2, extra_body={"emotion": name}
+            model=model, messages=MESSAGE, temperature=0, max_tokens=16, extra_body={"emotion": name}
         )
-        return {choice.message.content or "" for choice in reply.choices}
+        return reply.choices[0].message.content or ""
 
-    async def ask_all() -> list[set[str]]:
-        return await asyncio.gather(*(ask(name) for name in SIX for _ in range(3)))
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*(ask(name) for _ in range(3) for name in SIX))
 
     replies = asyncio.run(ask_all())
-    assert len(set().union(*replies)) >= 6
+    assert len(set(replies)) == len(SIX)
+    assert replies[:6] == replies[6:12] == replies[12:]
+
+
+def test_several_samples_of_one_request_are_all_steered(client: openai.OpenAI, model: str) -> None:
+    def samples(**fields: Any) -> list[str | None]:
+        reply = client.chat.completions.create(
+            model=model, messages=MESSAGE, temperature=0.8, seed=1, n=3, max_tokens=16, extra_body=fields
+        )
+        return [choice.message.content for choice in reply.choices]
+
+    for steered, plain in zip(samples(emotion="anger", emotion_strength=1.2), samples(), strict=True):
+        assert steered != plain
 
 
 @pytest.mark.parametrize("route", ROUTES)
