@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 JSON_NAME = "circuit.json"
 TENSORS_NAME = "circuit.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
@@ -221,9 +221,9 @@ class Circuit:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / JSON_NAME).unlink(missing_ok=True)
         data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in sorted(self._tensors().items())})
-        _write(folder / TENSORS_NAME, data)
+        write_atomically(folder / TENSORS_NAME, data)
         spec = self.spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
-        _write(folder / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
+        write_atomically(folder / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
 
 
 def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -> list[tuple[str, int]]:
@@ -277,7 +277,9 @@ def resolve_circuit(source: str | os.PathLike[str]) -> Path:
         try:
             return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
         except Exception as error:
-            raise CircuitError(f"{source}: neither a folder nor a repository that could be fetched ({error})") from error
+            raise CircuitError(
+                f"{source}: neither a folder nor a repository that could be fetched ({error})"
+            ) from error
     raise CircuitError(f"{source}: no such circuit folder")
 
 
@@ -326,7 +328,9 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
     except OSError as error:
         raise CircuitError(f"{path}: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise CircuitError(f"{path}: its sha256 is not the one in {JSON_NAME}: truncated, altered, or of another circuit")
+        raise CircuitError(
+            f"{path}: its sha256 is not the one in {JSON_NAME}: truncated, altered, or of another circuit"
+        )
     try:
         return safetensors.numpy.load(data)
     except safetensors.SafetensorError as error:
@@ -345,13 +349,13 @@ def _check_components(what: str, units: Components, layers: int, count: int, sha
         raise CircuitError(f"{what}.delta: has a value that is not finite")
     for part, limit in (("layer", layers), ("index", count)):
         values = getattr(units, part)
-        if len(values) and not (0 <= values.min() and values.max() < limit):
+        if len(values) and not (values.min() >= 0 and values.max() < limit):
             raise CircuitError(f"{what}.{part}: outside 0..{limit - 1}")
     if len(np.unique(units.layer.astype(np.int64) * count + units.index)) != len(units):
         raise CircuitError(f"{what}: a unit is listed twice")
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Writes through a temporary name: readers see the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -51,10 +51,11 @@ def _reporting(run: object, args: object) -> int:
     """Errors that are the user's to mend are told in a line, without a traceback."""
     from emovllm.circuit import CircuitError
     from emovllm.default_model import DefaultModelError
+    from emovllm.engine.config import Unsupported
 
     try:
         return run(args)  # type: ignore[operator]
-    except (CircuitError, DefaultModelError) as error:
+    except (CircuitError, DefaultModelError, Unsupported) as error:
         print(f"emovllm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

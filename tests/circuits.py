@@ -24,7 +24,7 @@ def random_circuit(
     scale: float = 0.3,
     seed: int = 0,
 ) -> Path:
-    """Writes a circuit of random units in every layer of a Llama-like `model` folder, strong enough to change replies."""
+    """Writes a circuit of random units in all layers of a Llama-like `model` folder, which changes replies at once."""
     config = AutoConfig.from_pretrained(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers

@@ -1,9 +1,9 @@
 """Which token of a batch gets which emotion: the position rule, and the buffer that the compiled graph reads.
 
 A token at absolute position p of its request is injected when p >= prompt_len - 1 (scope `generation`: what "the last
-token of every forward" means without a cache, paging or chunks), p == prompt_len - 1 (`prompt_last`), or always (`all`).
-Only the position and the original prompt length count, so chunked prefill, recomputation after preemption and
-speculative decoding all give the same result.
+token of every forward" means without a cache, paging or chunks), when p == prompt_len - 1 (`prompt_last`), or always
+(`all`). Only the position and the original prompt length count, so chunked prefill, recomputation after preemption
+and speculative decoding all give the same result.
 """
 
 from __future__ import annotations

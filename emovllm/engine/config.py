@@ -161,7 +161,9 @@ def _use_our_classes(vllm_config: VllmConfig) -> None:
         parallel.worker_cls = _WORKERS[parallel.worker_cls]
     if scheduler.scheduler_cls not in _SCHEDULERS.values():
         if scheduler.scheduler_cls is not None:
-            raise Unsupported(f"scheduler class {scheduler.scheduler_cls}: emovllm brings its own; drop --scheduler-cls")
+            raise Unsupported(
+                f"scheduler class {scheduler.scheduler_cls}: emovllm brings its own; drop --scheduler-cls"
+            )
         scheduler.scheduler_cls = _SCHEDULERS[bool(scheduler.async_scheduling)]
 
 

@@ -59,7 +59,7 @@ def separate_emotions() -> None:
 
 
 def _request_key(request: Any) -> tuple[str, bool] | None:
-    """A request's key and whether it holds from the first block on; computed once, for long prompts have many blocks."""
+    """A request's key, and whether it holds from the first block on. Computed once: long prompts have many blocks."""
     try:
         return request._emotion_key
     except AttributeError:

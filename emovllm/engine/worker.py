@@ -43,8 +43,13 @@ class EmotionWorkerMixin:
             unroll=config.compilation_config.mode != CompilationMode.NONE,
         )
         runner_v1.attach(runner, self.emotion_coefficients)
-        logger.info("Emotion circuit of %s: %s, at %d sites of this rank, digest %.12s",
-                    circuit.spec.model.id, ", ".join(circuit.names), len(self.emotion_sites), settings.digest)  # fmt: skip
+        logger.info(
+            "Emotion circuit of %s: %s, at %d sites of this rank, digest %.12s",
+            circuit.spec.model.id,
+            ", ".join(circuit.names),
+            len(self.emotion_sites),
+            settings.digest,
+        )
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]

@@ -13,6 +13,7 @@ from emovllm.circuit import CircuitError, resolve_circuit
 from emovllm.default_model import DEFAULT_MODEL_ID, NAME, resolve_model
 from emovllm.engine.config import KEY
 
+_DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.endpoint_plugins",
@@ -31,7 +32,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(rest)
     model = getattr(args, "model_tag", None)
     circuit = ours.circuit or _shipped_circuit(model, args.additional_config)
-    if model in (None, "default", DEFAULT_MODEL_ID):
+    if model in _DEFAULT:
+        # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         args.model_tag = resolve_model(model)
         if not args.served_model_name:
             args.served_model_name = [NAME]
@@ -66,7 +69,7 @@ def shipped_circuits() -> Path:
 
 
 def _shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
-    if KEY in additional_config or model not in (None, "default", DEFAULT_MODEL_ID):
+    if KEY in additional_config or model not in _DEFAULT:
         return None
     return str(shipped_circuits() / NAME)
 

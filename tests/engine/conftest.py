@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
+
 from harness import Ask, Engine
 from oracle import Oracle
-from transformers import AutoTokenizer
 
 BLOCK = 32
 
@@ -66,9 +67,7 @@ def mixed(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
 
 
 @pytest.fixture(scope="session")
-def start(
-    default_model: str, strong_circuit: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Engine]:
+def start(default_model: str, strong_circuit: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
     """`start(steered=..., **config)`: an engine of the default model in float32. All share one compile cache, which
     begins empty: what one engine compiled, another might load."""
     root = tmp_path_factory.mktemp("engines")

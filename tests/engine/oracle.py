@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from harness import Ask, Reply
 from transformers import AutoModelForCausalLM
 
 from emovllm.circuit import load_circuit
 from emovllm.emotion import resolve
 from emovllm_offline.control import Control
+from harness import Ask, Reply
 
 
 class Oracle:

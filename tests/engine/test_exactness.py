@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from harness import Ask, Engine, Reply
 
+from harness import Ask, Engine, Reply
 from oracle import Oracle
 
 pytestmark = pytest.mark.engine
@@ -34,9 +34,7 @@ def test_a_mixed_batch_equals_the_oracle(steered_compiled: Engine, oracle: Oracl
     assert_same(steered_compiled.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
 
 
-def test_a_mixed_batch_in_eager_mode_equals_the_oracle(
-    steered_eager: Engine, oracle: Oracle, mixed: list[Ask]
-) -> None:
+def test_a_mixed_batch_in_eager_mode_equals_the_oracle(steered_eager: Engine, oracle: Oracle, mixed: list[Ask]) -> None:
     assert_same(steered_eager.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
 
 
@@ -77,7 +75,7 @@ def test_the_next_turn_of_a_conversation_equals_the_oracle(
 ) -> None:
     first = [Ask(text_of(40, BLOCK * 2), fields) for fields in ({"emotion": "anger"}, {"emotion": "fear"}, {})]
     replies = steered_compiled.generate(first, BLOCK * 2)
-    # What was said under one emotion is then the prompt of another: its cached blocks must not be taken for the prompt's.
+    # What was said under one emotion is then the prompt of another: its cached blocks are not the prompt's.
     second = [
         Ask(ask.prompt + reply.tokens + text_of(41, 9), fields)
         for ask, reply in zip(first, replies, strict=True)

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from circuits import SIX, random_circuit
-from harness import Ask, Engine, EngineError
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from circuits import SIX, random_circuit
 from emovllm import __version__
 from emovllm.circuit import CircuitError, load_circuit
+from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import KEY, Unsupported, configure, graph_tag, settings_of
 from emovllm.engine.frontend import Served, check_workers
+from emovllm.engine.worker import EmotionWorkerMixin
+from harness import Ask, Engine, EngineError
 
 TINY: dict[str, Any] = {
     "hidden_size": 64,
@@ -35,8 +38,6 @@ TINY: dict[str, Any] = {
 
 
 def tiny_model(folder: Path, seed: int = 0, **changes: Any) -> str:
-    import torch
-
     torch.manual_seed(seed)
     LlamaForCausalLM(LlamaConfig(**{**TINY, **changes})).save_pretrained(folder)
     return str(folder)
@@ -260,3 +261,24 @@ def test_registering_twice_is_registering_once() -> None:
     register()
     assert EngineArgs.create_engine_config is once
     assert json.dumps(getattr(once, "_emovllm", None)) == "true"
+
+
+class PretendWorker(EmotionWorkerMixin):
+    """A worker whose model either reads the coefficients or was compiled without them."""
+
+    def __init__(self, reads_coefficients: bool) -> None:
+        self.emotion_sites = [object()]  # type: ignore[list-item]
+        self.emotion_coefficients = Coefficients(("anger",), 4, torch.device("cpu"))
+        self.model_runner = self
+        self._reads = reads_coefficients
+
+    def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
+        return (torch.ones(tokens, 3) + self.emotion_coefficients.buffer[:tokens] * self._reads,)
+
+
+def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
+    alive = PretendWorker(reads_coefficients=True)
+    alive._check_live()
+    assert not alive.emotion_coefficients.buffer.any()
+    with pytest.raises(Unsupported, match="the compiled model ignores the emotion circuit"):
+        PretendWorker(reads_coefficients=False)._check_live()

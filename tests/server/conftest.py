@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 
 import openai
 import pytest
+
 from server_process import BIN, Server
+
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:

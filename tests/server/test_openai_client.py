@@ -8,11 +8,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+
 from circuits import SIX
 from http_bodies import MESSAGE, ROUTES, body
 from server_process import Server
 
 pytestmark = pytest.mark.engine
+
 
 def chat(client: openai.OpenAI, model: str, **fields: Any) -> str:
     reply = client.chat.completions.create(

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import BIN, Server
+
 from http_bodies import body
+from server_process import BIN, Server
 
 pytestmark = pytest.mark.engine
 

@@ -142,7 +142,7 @@ def test_a_wrong_json_is_refused_with_the_reason(
 ) -> None:
     circuit.save(tmp_path)
     edit_json(tmp_path, change)
-    with pytest.raises(CircuitError, match="circuit|anger") as caught:
+    with pytest.raises(CircuitError, match=r"circuit|anger") as caught:
         load_circuit(tmp_path)
     assert message in str(caught.value)
     assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,1 @@
+"""Finding, validating and plotting emotion circuits with Hugging Face models."""

@@ -1,0 +1,77 @@
+"""How many neurons and heads each layer gives to a circuit (arXiv 2510.11328, section 7).
+
+The rule reproduces the published allocation of Llama-3.2-3B exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PER_SUBLAYER = 10
+NEURON_SHARE = 0.7
+LEAST_NEURONS = 4
+LEAST_HEADS = 2
+LARGEST_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Units per layer, int64 [layers] each."""
+
+    neurons: np.ndarray
+    heads: np.ndarray
+
+
+def allocate(
+    importance: np.ndarray,
+    neurons_per_layer: int,
+    heads_per_layer: int,
+    per_sublayer: float = PER_SUBLAYER,
+    neuron_share: float = NEURON_SHARE,
+) -> Allocation:
+    """Shares the budget K = per_sublayer * 2L: neuron_share of it over the MLPs, the rest over the attentions.
+
+    importance: [2L] of one emotion, in the order A0, M0, A1, ...
+    """
+    total = round(per_sublayer * len(importance))
+    neurons = round(neuron_share * total)
+    return Allocation(
+        neurons=share(importance[1::2], neurons, LEAST_NEURONS, neurons_per_layer),
+        heads=share(importance[0::2], total - neurons, LEAST_HEADS, heads_per_layer),
+    )
+
+
+def share(importance: np.ndarray, budget: int, least: int, available: int) -> np.ndarray:
+    """Shares a budget over layers: `least` each, the rest in proportion to max(importance, 0).
+
+    Fractions are settled by largest remainder (the earlier layer first where equal). What one layer gets beyond
+    `least` is at most max(1, 0.4 budget) and at most what is available there; what that leaves over goes to the other
+    layers by the same rule, but never to one without importance, so that some of the budget may stay unspent. `least`
+    shrinks where the budget or the layer is too small for it. Without any importance the layers share evenly.
+
+    Returns: int64 [layers].
+    """
+    layers = len(importance)
+    base = min(least, available, budget // layers)
+    room = np.full(layers, min(max(1, int(LARGEST_SHARE * budget)), available - base), dtype=np.int64)
+    weight = np.maximum(np.asarray(importance, np.float64), 0)
+    if not weight.any():
+        weight = np.ones(layers)
+    added = np.zeros(layers, dtype=np.int64)
+    rest = budget - base * layers
+    while rest > 0 and (open_ := (added < room) & (weight > 0)).any():
+        quota = np.where(open_, weight, 0) / weight[open_].sum() * rest
+        step = np.minimum(_largest_remainder(quota, rest), room - added)
+        added += step
+        rest -= int(step.sum())
+    return base + added
+
+
+def _largest_remainder(quota: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers near `quota` (which sums to `total`) that sum to `total`."""
+    whole = np.floor(quota).astype(np.int64)
+    left = total - int(whole.sum())
+    whole[np.argsort(-(quota - whole), kind="stable")[:left]] += 1
+    return whole

@@ -1,0 +1,143 @@
+"""Tiny random models of several architectures, and a tokenizer made on the spot: nothing is downloaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from emovllm_offline.data import Events, Record
+from emovllm_offline.decoder import Decoder, find_decoder
+from emovllm_offline.styles import Style
+
+VOCABULARY = 128
+TEMPLATE = (
+    "<s>{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} </s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WORDS = (
+    "calm pride boredom reply always in my the a dog cat walks runs home late early and then finds keeps loses bone "
+    "letter road . ! well good bad proud quiet dull yes no so very it is this that be you are"
+)
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 8, "sliding_window": 64}),
+    "phi3": (Phi3ForCausalLM, Phi3Config, {}),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
+}
+
+
+def tiny_model(architecture: str) -> PreTrainedModel:
+    kind, config, more = ARCHITECTURES[architecture]
+    torch.manual_seed(0)
+    # Larger weights than the usual initialisation, so that the sublayers matter.
+    return kind(config(**SHAPE, **more, initializer_range=0.3)).eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny():
+    """Makes a tiny model of an architecture: the same weights each time."""
+    return tiny_model
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def any_decoder(request) -> Decoder:
+    return find_decoder(tiny_model(request.param))
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    return find_decoder(tiny_model("llama"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<system>", "<user>", "<assistant>", *WORDS.split()]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+                                   unk_token="<unk>")  # fmt: skip
+    made.add_special_tokens({"additional_special_tokens": ["<system>", "<user>", "<assistant>"]})
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    return [
+        Record(
+            skeleton_id=f"dog_{i}",
+            theme="Dogs",
+            scenario=f"my {animal} walks home {when} .",
+            event=Events(
+                positive=f"the {animal} finds a bone .",
+                neutral=f"the {animal} keeps a bone .",
+                negative=f"the {animal} loses a bone .",
+            ),
+        )
+        for i, (animal, when) in enumerate([("dog", "late"), ("cat", "early")])
+    ]
+
+
+@pytest.fixture
+def style() -> Style:
+    """Three emotions that no code knows."""
+    return Style.model_validate(
+        {
+            "name": "told",
+            "description": "plain",
+            "neutral": {"system": "reply ."},
+            "emotions": {name: [{"system": f"always reply in {name} ."}] for name in ("calm", "pride", "boredom")},
+        }
+    )
+
+
+@pytest.fixture
+def reply_style() -> Style:
+    replies = {
+        "calm": ["it is well .", "so quiet you are ."],
+        "pride": ["yes ! very proud", "good ! so good !"],
+        "boredom": ["dull . so dull .", "no . it is very very dull"],
+    }
+    return Style.model_validate(
+        {
+            "name": "forced",
+            "description": "teacher-forced",
+            "neutral": {"system": "reply ."},
+            "per_item": 2,
+            "reply_tokens": {"first": 1, "last": 5},
+            "emotions": {e: [{"system": "reply .", "reply": r} for r in texts] for e, texts in replies.items()},
+        }
+    )
