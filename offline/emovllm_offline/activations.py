@@ -143,6 +143,18 @@ class GroupMeans:
                     sums[quantity] = addend
         self.groups += 1
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything but the count, for a checkpoint."""
+        kept = (("sums", self._sums), ("differences", self._differences))
+        return {f"{name}.{quantity}": array for name, arrays in kept for quantity, array in arrays.items()}
+
+    def restore(self, state: dict[str, np.ndarray], groups: int) -> None:
+        """Goes on from `state()` after that many groups."""
+        self.groups = groups
+        for name, array in state.items():
+            kind, _, quantity = name.partition(".")
+            (self._sums if kind == "sums" else self._differences)[quantity] = array.copy()
+
     def mean(self, quantity: str) -> np.ndarray:
         """float64 [emotions, layers, width]"""
         return self._sums[quantity] / self.groups

@@ -13,7 +13,7 @@ PER_SUBLAYER = 10
 NEURON_SHARE = 0.7
 LEAST_NEURONS = 4
 LEAST_HEADS = 2
-LARGEST_SHARE = 0.4
+CAP = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ def allocate(
     heads_per_layer: int,
     per_sublayer: float = PER_SUBLAYER,
     neuron_share: float = NEURON_SHARE,
+    least_neurons: int = LEAST_NEURONS,
+    least_heads: int = LEAST_HEADS,
+    cap: float = CAP,
 ) -> Allocation:
     """Shares the budget K = per_sublayer * 2L: neuron_share of it over the MLPs, the rest over the attentions.
 
@@ -38,16 +41,16 @@ def allocate(
     total = round(per_sublayer * len(importance))
     neurons = round(neuron_share * total)
     return Allocation(
-        neurons=share(importance[1::2], neurons, LEAST_NEURONS, neurons_per_layer),
-        heads=share(importance[0::2], total - neurons, LEAST_HEADS, heads_per_layer),
+        neurons=share(importance[1::2], neurons, least_neurons, neurons_per_layer, cap),
+        heads=share(importance[0::2], total - neurons, least_heads, heads_per_layer, cap),
     )
 
 
-def share(importance: np.ndarray, budget: int, least: int, available: int) -> np.ndarray:
+def share(importance: np.ndarray, budget: int, least: int, available: int, cap: float = CAP) -> np.ndarray:
     """Shares a budget over layers: `least` each, the rest in proportion to max(importance, 0).
 
     Fractions are settled by largest remainder (the earlier layer first where equal). What one layer gets beyond
-    `least` is at most max(1, 0.4 budget) and at most what is available there; what that leaves over goes to the other
+    `least` is at most max(1, cap x budget) and at most what is available there; what that leaves over goes to the other
     layers by the same rule, but never to one without importance, so that some of the budget may stay unspent. `least`
     shrinks where the budget or the layer is too small for it. Without any importance the layers share evenly.
 
@@ -55,7 +58,7 @@ def share(importance: np.ndarray, budget: int, least: int, available: int) -> np
     """
     layers = len(importance)
     base = min(least, available, budget // layers)
-    room = np.full(layers, min(max(1, int(LARGEST_SHARE * budget)), available - base), dtype=np.int64)
+    room = np.full(layers, min(max(1, int(cap * budget)), available - base), dtype=np.int64)
     weight = np.maximum(np.asarray(importance, np.float64), 0)
     if not weight.any():
         weight = np.ones(layers)

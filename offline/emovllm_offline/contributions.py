@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor
+
+from emovllm_offline.decoder import projection_weight
 
 
 def neuron_contributions(activation: np.ndarray, down_weight: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -28,3 +34,28 @@ def head_importance(output: np.ndarray, o_weight: np.ndarray, direction: np.ndar
     """
     along = output * (direction @ o_weight)
     return along.reshape(len(output), heads, -1).sum(-1)
+
+
+@torch.no_grad()
+def normed_head_importance(state: Tensor, output: Tensor, layer: Any, direction: np.ndarray, heads: int) -> np.ndarray:
+    """Drop of norm(h) . v when a head is zeroed, norm being what the layer applies after attention.
+
+    state: residual after attention [prompts, hidden]; output: input of o_proj [prompts, heads * head_dim]; layer: a
+    `decoder.Layer`; direction: [prompts, hidden]. Returns: float64 [prompts, heads].
+    Raises: ValueError where what follows attention is no norm of the residual (OLMo 2).
+    """
+    norm = layer.after_attention
+    if not hasattr(norm, "weight") or norm.weight.shape != state.shape[1:]:
+        raise ValueError("the normed head metric needs a norm right after attention, which this architecture lacks")
+    weight = projection_weight(layer.o_proj)
+    device, dtype = weight.device, weight.dtype
+    width = output.shape[1] // heads
+    toward = torch.tensor(direction, dtype=torch.float32, device=device)
+    h = state.to(device, dtype)
+    whole = (norm(h).float() * toward).sum(-1)
+    drops = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        without = h - output[:, part].to(device, dtype) @ weight[:, part].T * layer.residual_scale
+        drops.append(whole - (norm(without).float() * toward).sum(-1))
+    return torch.stack(drops, 1).double().cpu().numpy()

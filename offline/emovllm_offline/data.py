@@ -56,18 +56,29 @@ class Item:
     user: str
 
 
-def packaged_sev() -> Path:
-    """The data set that comes with the package: 8 themes x 5 scenarios x 3 events."""
-    return _DATA / "sev.jsonl"
+# Packaged data sets by name: file, and how many of its scenarios. The themes take turns in a file, so that any first
+# part of it is balanced.
+PACKAGED: dict[str, tuple[str, int | None]] = {
+    "sev-small": ("sev.jsonl", 40),
+    "sev": ("sev.jsonl", None),
+    "sev-test": ("sev_test.jsonl", None),
+}
+DEFAULT = "sev-small"
 
 
-def load_sev(path: str | Path) -> list[Record]:
-    """Reads a SEV file (JSON lines; blank lines are skipped).
+def load_sev(source: str | Path = DEFAULT) -> list[Record]:
+    """Reads a packaged data set by its name (`PACKAGED`), or a SEV file (JSON lines; blank lines are skipped).
 
     Raises: DataError, naming the file and the line.
     """
+    name, count = PACKAGED.get(str(source), (None, None))
+    path = Path(source) if name is None else _DATA / name
+    return _read(path)[:count]
+
+
+def _read(path: Path) -> list[Record]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

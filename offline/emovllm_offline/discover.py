@@ -1,55 +1,55 @@
-"""Discovering a model's emotion circuit, from prompts to the circuit folder (arXiv 2510.11328, sections 3 to 6)."""
+"""Discovering a model's emotion circuit, from prompts to the circuit folder (arXiv 2510.11328, sections 3 to 6).
+
+The stages, in order, each resumable and each with a file in the work folder:
+    activations   activations.safetensors   streaming means of every quantity
+    heads         heads.safetensors         only with the normed head metric
+    importance    importance.safetensors    sublayer importance, then findings.safetensors: all that was measured
+    circuit       the circuit folder
+"""
 
 from __future__ import annotations
 
-import random
-import sys
+import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 import emovllm
-from emovllm.circuit import (
-    Circuit,
-    CircuitSpec,
-    Components,
-    EmotionSpec,
-    ModelSpec,
-    Scope,
-)
-from emovllm.default_model import DEFAULT_MODEL_ID, NAME, resolve_model
-from emovllm_offline import contributions, data, directions
-from emovllm_offline.activations import GroupMeans, collect
-from emovllm_offline.allocation import NEURON_SHARE, PER_SUBLAYER, allocate
+from emovllm.circuit import Circuit
+from emovllm.default_model import public_model_id, resolve_model
+from emovllm_offline import data, directions
+from emovllm_offline.assembly import assemble
+from emovllm_offline.checkpoint import Checkpoint, CheckpointError
 from emovllm_offline.decoder import Decoder, find_decoder, projection_weight
+from emovllm_offline.elicit import load_accepted
 from emovllm_offline.findings import Findings
-from emovllm_offline.importance import ALPHAS, residual_scale, sublayer_importance
-from emovllm_offline.prompts import render
+from emovllm_offline.importance import gradient_importance, rank_correlation, sublayer_importance
+from emovllm_offline.measure import (
+    conclude,
+    groups,
+    linear_contributions,
+    measure_activations,
+    measure_importance,
+    measure_normed_heads,
+    neutral_prompts,
+)
+from emovllm_offline.parameters import Parameters
 from emovllm_offline.styles import Style, common_emotions, load_style
+from emovllm_offline.survival import Accepted
 
 DEFAULT_STYLES = ("fewshot",)
+Stage = Literal["activations", "heads", "importance", "circuit"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class DiscoveryError(ValueError):
     """Input from which no circuit can be made, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What shapes a circuit besides the model, the data and the styles (arXiv 2510.11328's values by default)."""
-
-    per_sublayer: float = PER_SUBLAYER
-    neuron_share: float = NEURON_SHARE
-    alphas: tuple[float, ...] = ALPHAS
-    band: tuple[float, float] = directions.BAND
-    importance_prompts: int = 8
-    scope: Scope = "generation"
 
 
 def discover(
@@ -60,7 +60,7 @@ def discover(
     *,
     model_id: str = "",
     strengths: Mapping[str, tuple[float, float]] | None = None,
-    parameters: Parameters = Parameters(),
+    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
     batch_size: int = 32,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
@@ -69,7 +69,7 @@ def discover(
     """Discovers the circuit of a Hugging Face causal language model.
 
     strengths: (recommended, maximal) of an emotion, 1.0 and 2.0 for those not named.
-    Raises: UnsupportedModelError, ActivationError, PromptError, StyleError, DiscoveryError.
+    Raises: UnsupportedModelError, ActivationError, PromptError, StyleError, DiscoveryError, AssemblyError.
     """
     decoder = find_decoder(model)
     findings = measure(decoder, tokenizer, records, styles, parameters, batch_size, seed, progress)
@@ -86,112 +86,109 @@ def measure(
     seed: int = 0,
     progress: bool = False,
 ) -> Findings:
-    """Everything that needs the model's forward: sections 2 to 6 of the method."""
-    emotions = common_emotions(styles)
-    items = data.expand(records)
-    if not items:
-        raise DiscoveryError("the data set is empty")
-    means = GroupMeans(len(emotions))
-    with tqdm(
-        total=len(items) * len(styles), desc="activations", unit="group", disable=not progress, file=sys.stderr
-    ) as bar:
-        for index, item in enumerate(items):
-            for style in styles:
-                framed = [(e, frame) for e, name in enumerate(emotions) for frame in style.frames(name, index)]
-                prompts = [render(tokenizer, frame, item.user, style.reply_tokens) for _, frame in framed]
-                means.add(collect(decoder, prompts, batch_size), [e for e, _ in framed])
-                bar.update()
+    """Everything that needs the model's forward: sections 2 to 6 of the method. Raises: as `discover`."""
+    findings = measure_until("importance", decoder, tokenizer, records, styles, parameters, batch_size, seed, progress)
+    assert findings is not None
+    return findings
 
+
+def measure_until(
+    stage: Stage,
+    decoder: Decoder,
+    tokenizer: Any,
+    records: Sequence[data.Record],
+    styles: Sequence[Style],
+    parameters: Parameters,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+    *,
+    work: str | Path | None = None,
+    accepted: Accepted | None = None,
+) -> Findings | None:
+    """Measures up to a stage.
+
+    work: folder for checkpoints; an interrupted measurement goes on there. accepted: what was elicited
+    (`survival.accepted`); everything by default.
+    Returns: the findings, or None before the stage `importance`.
+    Raises: DiscoveryError, CheckpointError, and as `discover`.
+    """
+    items = data.expand(records)
+    steps = groups(items, styles, accepted)
+    if not steps:
+        raise DiscoveryError("no scenario-event is left to measure")
+    inputs = {
+        "model": _weights_digest(decoder),
+        "data or style": hashlib.sha256("\n".join(group.describe() for group in steps).encode()).hexdigest(),
+        "batch size": batch_size,
+    }
+
+    def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint | None:
+        return None if work is None else Checkpoint(Path(work) / f"{name}.safetensors", {**inputs, **more})
+
+    means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", {}), progress)
+    if stage == "activations":
+        return None
     attn = directions.emotion_directions(means.difference("attn"))
     mlp = directions.emotion_directions(means.difference("mlp"))
-    neurons, heads = _contributions(decoder, means, attn, mlp)
+    neurons, heads = linear_contributions(decoder, means, attn, mlp)
+    if parameters.head_metric == "normed":
+        heads = measure_normed_heads(decoder, tokenizer, steps, attn, batch_size, checkpoint("heads", {}), progress)
+    if stage == "heads":
+        return None
     sublayers = directions.interleave(attn, mlp)
-    band = directions.band_layers(len(decoder.layers), parameters.band)
-    reference = directions.reference_direction(sublayers, band)
-    chosen = random.Random(seed).sample(items, min(parameters.importance_prompts, len(items)))
-    neutral = [render(tokenizer, styles[0].neutral, item.user) for item in chosen]
-    sigma = residual_scale(decoder, neutral, batch_size)
-    importance = np.zeros((len(emotions), decoder.sublayers))
-    for prompt in tqdm(neutral, desc="sublayer importance", unit="prompt", disable=not progress, file=sys.stderr):
-        importance += sublayer_importance(
-            decoder, [prompt], sublayers, reference, sigma, parameters.alphas, batch_size
-        ) / len(neutral)
-    return Findings(
-        emotions, means.groups, attn, mlp, neurons, heads,
-        directions.centred(means.difference("neurons")), directions.centred(means.difference("heads")),
-        sigma, importance, directions.similarity(sublayers),
-    )  # fmt: skip
-
-
-def _contributions(
-    decoder: Decoder, means: GroupMeans, attn: np.ndarray, mlp: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    neurons, heads = means.mean("neurons"), means.mean("heads")
-    by_neuron, by_head = [], []
-    for i, layer in enumerate(decoder.layers):
-        down, out = (projection_weight(p).detach().double().cpu().numpy() for p in (layer.down_proj, layer.o_proj))
-        by_neuron.append(contributions.neuron_contributions(neurons[:, i], down, mlp[:, i]))
-        by_head.append(contributions.head_importance(heads[:, i], out, attn[:, i], decoder.num_heads))
-    return np.stack(by_neuron, 1), np.stack(by_head, 1)
-
-
-def assemble(
-    decoder: Decoder,
-    findings: Findings,
-    model_id: str,
-    strengths: Mapping[str, tuple[float, float]],
-    parameters: Parameters,
-    provenance: Mapping[str, Any],
-) -> Circuit:
-    """Chooses the units by the allocation (section 7) and makes the circuit."""
-    unknown = sorted(set(strengths) - set(findings.emotions))
-    if unknown:
-        raise DiscoveryError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
-    neurons, heads = {}, {}
-    for e, name in enumerate(findings.emotions):
-        shares = allocate(findings.importance[e], decoder.intermediate_size, decoder.num_heads,
-                          parameters.per_sublayer, parameters.neuron_share)  # fmt: skip
-        neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e])
-        by_head = findings.attn_delta[e].reshape(len(decoder.layers), decoder.num_heads, decoder.head_dim)
-        heads[name] = _units(findings.heads[e], shares.heads, by_head)
-    config = decoder.model.config.get_text_config()
-    spec = CircuitSpec(
-        model=ModelSpec(
-            id=model_id or type(decoder.model).__name__,
-            architecture=type(decoder.model).__name__,
-            num_hidden_layers=len(decoder.layers),
-            hidden_size=decoder.hidden_size,
-            intermediate_size=decoder.intermediate_size,
-            num_attention_heads=decoder.num_heads,
-            head_dim=decoder.head_dim,
-            vocab_size=config.vocab_size,
-        ),
-        emotions=tuple(_emotion(name, strengths) for name in findings.emotions),
-        scope=parameters.scope,
-        provenance={**provenance, "groups": findings.groups},
+    chosen = {
+        "seed": seed,
+        "importance": parameters.importance,
+        "alphas": list(parameters.alphas),
+        "band": list(parameters.band),
+        "importance prompts": parameters.importance_prompts,
+    }
+    prompts = neutral_prompts(tokenizer, items, styles[0], parameters, seed)
+    sigma, importance = measure_importance(
+        decoder,
+        prompts,
+        sublayers,
+        _reference(decoder, sublayers, parameters),
+        parameters,
+        batch_size,
+        checkpoint("importance", chosen),
+        progress,
     )
-
-    def weight_of(kind: str, layer: int) -> np.ndarray:
-        site = decoder.layers[layer]
-        weight = projection_weight(site.down_proj if kind == "mlp" else site.o_proj)
-        return weight.detach().float().cpu().numpy()
-
-    return Circuit.fingerprinted(spec, neurons, heads, weight_of)
+    findings = conclude(common_emotions(styles), means, attn, mlp, neurons, heads, sigma, importance)
+    if work is not None:
+        findings.save(work)
+    return findings
 
 
-def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:
-    if name not in strengths:
-        return EmotionSpec(name=name)
-    recommended, maximal = strengths[name]
-    return EmotionSpec(name=name, recommended=recommended, maximal=maximal)
+def gradient_agreement(
+    decoder: Decoder,
+    tokenizer: Any,
+    records: Sequence[data.Record],
+    style: Style,
+    findings: Findings,
+    parameters: Parameters,
+) -> float:
+    """Spearman's correlation of the gradient's importance with the exact one, on one neutral prompt."""
+    sublayers = directions.interleave(findings.attn_directions, findings.mlp_directions)
+    reference = _reference(decoder, sublayers, parameters)
+    prompt = neutral_prompts(tokenizer, data.expand(records), style, parameters, 0)[0]
+    exact = sublayer_importance(decoder, [prompt], sublayers, reference, findings.sigma, parameters.alphas)
+    return rank_correlation(exact, gradient_importance(decoder, prompt, sublayers, reference))
 
 
-def _units(score: np.ndarray, counts: np.ndarray, delta: np.ndarray) -> Components:
-    """The best `counts[l]` units of each layer by `score` [L, n], with their `delta` [L, n, ...], in index order."""
-    chosen = [np.sort(np.argsort(-of_layer, kind="stable")[:k]) for of_layer, k in zip(score, counts, strict=True)]
-    layer = np.repeat(np.arange(len(counts)), counts)
-    index = np.concatenate(chosen)
-    return Components(layer.astype(np.int32), index.astype(np.int32), delta[layer, index].astype(np.float32))
+def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) -> np.ndarray:
+    return directions.reference_direction(sublayers, directions.band_layers(len(decoder.layers), parameters.band))
+
+
+def _weights_digest(decoder: Decoder) -> str:
+    digest = hashlib.sha256()
+    for layer in decoder.layers:
+        for projection in (layer.o_proj, layer.down_proj):
+            weight = projection_weight(projection).detach()
+            digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight[0].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def run(
@@ -200,7 +197,7 @@ def run(
     out: str | Path,
     styles: Sequence[str] = DEFAULT_STYLES,
     *,
-    parameters: Parameters = Parameters(),
+    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
     dtype: str = "float32",
     device: str = "cpu",
     batch_size: int = 32,
@@ -208,14 +205,21 @@ def run(
     limit: int | None = None,
     recommended: Mapping[str, float] | None = None,
     maximal: Mapping[str, float] | None = None,
-    keep_intermediate: str | Path | None = None,
+    work: str | Path | None = None,
+    replies: str | Path | None = None,
+    stage: Stage | None = None,
+    fresh: bool = False,
     command: str = "",
     progress: bool = True,
-) -> Circuit:
+) -> Circuit | None:
     """`emovllm discover`: loads the model and the data, discovers the circuit and writes its folder.
 
     recommended, maximal: per emotion; the key "" stands for all others. limit: use only the first scenarios.
-    Raises: as `discover`, and DataError, DefaultModelError, CircuitError, OSError.
+    work: folder for what was measured, `<out>.work` by default; what is there is used, unless `fresh`.
+    replies: the folder of `emovllm elicit`, whose judge decides what is measured; everything by default.
+    stage: stop after this one, and let `circuit` measure nothing.
+    Returns: None where it stopped before the circuit.
+    Raises: as `discover`, and DataError, CheckpointError, FindingsError, DefaultModelError, CircuitError, OSError.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -223,17 +227,30 @@ def run(
     chosen = [load_style(style) for style in styles]
     emotions = common_emotions(chosen)
     strengths = _strengths(emotions, recommended or {}, maximal or {})
-    records = data.load_sev(data_path or data.packaged_sev())[:limit]
+    records = data.load_sev(data_path or data.DEFAULT)[:limit]
     if not records:
         raise DiscoveryError(f"a limit of {limit} scenarios leaves no data")
+    accepted = None if replies is None else load_accepted(replies, records, chosen)
     folder = resolve_model(model)
+    place = Path(work) if work is not None else work_folder(out)
+    if fresh:
+        shutil.rmtree(place, ignore_errors=True)
     torch.manual_seed(seed)
     transformers.logging.disable_progress_bar()
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     decoder = find_decoder(network)
-    findings = measure(
-        decoder, AutoTokenizer.from_pretrained(folder), records, chosen, parameters, batch_size, seed, progress
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if stage == "circuit":
+        findings: Findings | None = Findings.load(place)
+    else:
+        findings = measure_until(
+            stage or "importance", decoder, tokenizer, records, chosen, parameters, batch_size, seed, progress,
+            work=place, accepted=accepted,
+        )  # fmt: skip
+    if findings is None or stage == "importance":
+        return None
+    if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):
+        raise CheckpointError(f"{place}: its findings are of another model or style; start anew with --fresh")
     provenance = {
         "command": command,
         "dataset": {"sha256": data.digest(records), "scenarios": len(records)},
@@ -247,11 +264,20 @@ def run(
             "transformers": transformers.__version__,
         },
     }
-    circuit = assemble(decoder, findings, _model_id(folder), strengths, parameters, provenance)
-    if keep_intermediate is not None:
-        findings.save(Path(keep_intermediate))
+    if accepted is not None:
+        provenance["filtered by a judge"] = True
+    if parameters.importance == "gradient":
+        agreement = gradient_agreement(decoder, tokenizer, records, chosen[0], findings, parameters)
+        provenance["gradient's rank correlation with exact importance"] = round(agreement, 4)
+    circuit = assemble(decoder, findings, public_model_id(folder), strengths, parameters, provenance)
     circuit.save(out)
     return circuit
+
+
+def work_folder(out: str | Path) -> Path:
+    """Where a circuit's measurements lie: beside it."""
+    out = Path(out)
+    return out.with_name(f"{out.name}.work")
 
 
 def _strengths(
@@ -269,11 +295,3 @@ def _strengths(
             raise DiscoveryError(f"{name}: strengths must be 0 < recommended <= maximal, got {usual} and {largest}")
         out[name] = (usual, largest)
     return out
-
-
-def _model_id(folder: str) -> str:
-    """The model's public name: a circuit must not record where a user keeps the model."""
-    if Path(folder).is_dir():
-        name = Path(folder).resolve().name
-        return DEFAULT_MODEL_ID if name == NAME else name
-    return folder

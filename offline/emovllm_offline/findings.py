@@ -1,4 +1,4 @@
-"""What discovery measures about a model, before any unit is chosen; kept beside the circuit for validation and report."""
+"""What discovery measures about a model before any unit is chosen, for assembly, validation and report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Findings:
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("emotions", "groups")}
         data = safetensors.numpy.save(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            metadata={"emotions": json.dumps(self.emotions), "groups": str(self.groups)},
+            # One entry: safetensors writes several in no fixed order.
+            metadata={"about": json.dumps({"emotions": self.emotions, "groups": self.groups})},
         )
         write_atomically(folder / FILE, data)
 
@@ -52,9 +53,9 @@ class Findings:
         path = Path(folder) / FILE
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata()
+                about = json.loads(file.metadata()["about"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return cls(emotions=tuple(json.loads(metadata["emotions"])), groups=int(metadata["groups"]), **arrays)
+            return cls(emotions=tuple(about["emotions"]), groups=int(about["groups"]), **arrays)
         except FileNotFoundError:
             raise FindingsError(f"{path}: missing; `emovllm discover` writes it") from None
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:

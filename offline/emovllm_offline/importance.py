@@ -101,3 +101,31 @@ def sublayer_importance(
             gain = ((final[:-1] - final[-1]) * toward[emotion]).sum(-1) / step
             moved.index_put_((emotion, sublayer), gain.double().cpu(), accumulate=True)
     return moved.numpy() / (len(prompts) * len(alphas))
+
+
+def gradient_importance(decoder: Decoder, prompt: Prompt, directions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The first-order form of `sublayer_importance`, for one prompt: the slope at a push of size 0.
+
+    One forward and one backward pass of the last token, with a row for each emotion.
+    Arguments and result as there.
+    """
+    emotions, sublayers, hidden = directions.shape
+    device = decoder.device
+    side = np.where(np.einsum("esd,ed->es", directions, reference) < 0, -1.0, 1.0)
+    local = torch.tensor(directions * side[..., None], dtype=torch.float32, device=device)
+    toward = torch.tensor(reference, dtype=torch.float32, device=device)
+    with torch.no_grad():
+        cache = repeat_cache(decoder.prefix_cache(prompt.ids[:-1]), emotions)
+    rows = torch.arange(emotions, device=device)
+    zero = [torch.zeros(emotions, hidden, device=device, requires_grad=True) for _ in range(sublayers)]
+    ids = torch.full((emotions, 1), prompt.ids[-1], device=device)
+    with torch.enable_grad(), pushed(decoder, {s: (rows, zero[s]) for s in range(sublayers)}):
+        final = decoder.forward(ids, cache)[:, -1].float()
+        slopes = torch.autograd.grad((final * toward).sum(), zero)  # each [emotions, hidden]
+    return torch.einsum("sed,esd->es", torch.stack(slopes), local).double().cpu().numpy()
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation of two arrays of one shape, without ties."""
+    ranks = [np.argsort(np.argsort(values, axis=None)) for values in (one, other)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

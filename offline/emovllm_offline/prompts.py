@@ -46,28 +46,29 @@ def _chat(tokenizer: Any, frame: Frame, user: str) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError("the tokenizer has no chat template: discovery needs an instruction-tuned model")
     try:
-        return _apply(tokenizer, _messages(frame, user))
+        return _apply(tokenizer, messages(frame, user))
     except TemplateError:
         if frame.system is None:
             raise
         # Templates without a system role (Gemma 2) get it as the head of the first user message.
-        return _apply(tokenizer, _messages(frame, user, merge_system=True))
+        return _apply(tokenizer, messages(frame, user, merge_system=True))
 
 
-def _messages(frame: Frame, user: str, merge_system: bool = False) -> list[dict[str, str]]:
-    messages = []
+def messages(frame: Frame, user: str, merge_system: bool = False) -> list[dict[str, str]]:
+    """The chat of one frame and a user message, without the frame's reply."""
+    chat = []
     for turn in frame.turns:
-        messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.assistant}]
-    messages.append({"role": "user", "content": user})
+        chat += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.assistant}]
+    chat.append({"role": "user", "content": user})
     if frame.system is not None and merge_system:
-        messages[0]["content"] = f"{frame.system}\n\n{messages[0]['content']}"
+        chat[0]["content"] = f"{frame.system}\n\n{chat[0]['content']}"
     elif frame.system is not None:
-        messages.insert(0, {"role": "system", "content": frame.system})
-    return messages
+        chat.insert(0, {"role": "system", "content": frame.system})
+    return chat
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def _apply(tokenizer: Any, chat: list[dict[str, str]]) -> list[int]:
     encoded = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=True, **TEMPLATE_OPTIONS
+        chat, tokenize=True, add_generation_prompt=True, return_dict=True, **TEMPLATE_OPTIONS
     )
     return list(encoded["input_ids"])

@@ -40,7 +40,7 @@ class Projections:
 
 
 def _find(folder: Path) -> list[tuple[tuple[str, int], tuple[Path, str]]]:
-    found = []
+    found: list[tuple[tuple[str, int], tuple[Path, str]]] = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)

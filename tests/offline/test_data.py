@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from emovllm_offline.data import DataError, check_sev, digest, expand, load_sev, packaged_sev
+from emovllm_offline.data import DataError, check_sev, digest, expand, load_sev
 
 THEMES = 8
 LINE = {"skeleton_id": "x_00", "theme": "X", "scenario": "One.",
@@ -15,16 +15,32 @@ def written(tmp_path, *lines):
     return path
 
 
-def test_packaged_data_has_five_scenarios_of_each_theme():
-    records = load_sev(packaged_sev())
+@pytest.mark.parametrize(("name", "each"), [("sev-small", 5), ("sev", 20), ("sev-test", 20)])
+def test_packaged_data_has_as_many_scenarios_of_each_theme(name, each):
+    records = load_sev(name)
     themes = [record.theme for record in records]
     assert len(set(themes)) == THEMES
-    assert all(themes.count(theme) == 5 for theme in themes)
-    assert len(expand(records)) == 120
+    assert all(themes.count(theme) == each for theme in themes)
+    assert len(expand(records)) == 3 * THEMES * each
 
 
 def test_packaged_data_passes_the_checks():
-    assert check_sev(load_sev(packaged_sev())) == []
+    # Together, so that no sentence of the test set is one of the other.
+    assert check_sev(load_sev("sev") + load_sev("sev-test")) == []
+
+
+def test_the_small_set_is_the_beginning_of_the_whole_one():
+    assert load_sev("sev-small") == load_sev() == load_sev("sev")[:40]
+
+
+def test_no_scenario_of_the_test_set_is_near_one_of_the_other():
+    def words(record):
+        return set(record.scenario.lower().strip(".").split())
+
+    for test in load_sev("sev-test"):
+        for record in load_sev("sev"):
+            shared = words(test) & words(record)
+            assert len(shared) / len(words(test) | words(record)) < 0.4, (test.skeleton_id, record.skeleton_id)
 
 
 def test_user_message_is_the_scenario_then_the_event(tmp_path):
@@ -34,7 +50,7 @@ def test_user_message_is_the_scenario_then_the_event(tmp_path):
 
 
 def test_checks_find_each_fault():
-    good = load_sev(packaged_sev())[:2]
+    good = load_sev()[:2]
     events = good[0].event
     faults = {
         "words, expected 15 to 25": {"scenario": "Too short."},

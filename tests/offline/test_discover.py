@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from emovllm.circuit import fingerprint_distance, fingerprint_entries, load_circuit, site_key
-from emovllm_offline import cli
-from emovllm_offline.data import packaged_sev
+from emovllm_offline import checkpoint
+from emovllm_offline import discover_cli as cli
+from emovllm_offline import measure as measure_module
+from emovllm_offline.activations import collect
+from emovllm_offline.assembly import AssemblyError, assemble
+from emovllm_offline.contributions import normed_head_importance
+from emovllm_offline.data import expand
 from emovllm_offline.decoder import projection_weight
-from emovllm_offline.discover import DiscoveryError, Parameters, assemble, discover, measure
+from emovllm_offline.discover import DiscoveryError, discover, gradient_agreement, measure
+from emovllm_offline.findings import Findings
+from emovllm_offline.measure import groups
+from emovllm_offline.parameters import Parameters
 from emovllm_offline.styles import StyleError
 
 PARAMETERS = Parameters(importance_prompts=2)
@@ -83,7 +91,7 @@ def test_same_input_gives_the_same_circuit(tiny, tokenizer, records, style):
 def test_strengths_are_recorded(decoder, findings):
     circuit = assemble(decoder, findings, "tiny", {"pride": (1.5, 3.0)}, PARAMETERS, {})
     assert [(e.recommended, e.maximal) for e in circuit.spec.emotions] == [(1, 2), (1.5, 3), (1, 2)]
-    with pytest.raises(DiscoveryError, match="strengths name joy; the emotions are calm, pride, boredom"):
+    with pytest.raises(AssemblyError, match="strengths name joy; the emotions are calm, pride, boredom"):
         assemble(decoder, findings, "tiny", {"joy": (1, 2)}, PARAMETERS, {})
 
 
@@ -94,7 +102,7 @@ def test_styles_must_agree(tiny, tokenizer, records, style):
 
 
 def test_no_data_is_refused(tiny, tokenizer, style):
-    with pytest.raises(DiscoveryError, match="data set is empty"):
+    with pytest.raises(DiscoveryError, match="no scenario-event is left to measure"):
         discover(tiny("llama"), tokenizer, [], [style], parameters=PARAMETERS)
 
 
@@ -141,12 +149,151 @@ def test_command_repeats_exactly(command, tmp_path):
     assert written[0] == written[1]
 
 
-def test_intermediate_results_are_kept_on_request(command, tmp_path):
-    assert command("--keep-intermediate", str(tmp_path / "work"), "--limit", "1") == 0
-    report = json.loads((tmp_path / "work" / "importance.json").read_text())
-    assert list(report["importance"]) == list(NAMES)
-    assert len(report["similarity"]) == len(report["sigma"]) == 8
-    assert (tmp_path / "work" / "directions.safetensors").is_file()
+def test_what_was_measured_is_kept_beside_the_circuit(command, tmp_path):
+    assert command("--limit", "1") == 0
+    findings = Findings.load(tmp_path / "out.work")
+    assert findings.emotions == NAMES
+    assert findings.groups == 3
+    circuit = (tmp_path / "out" / "circuit.safetensors").read_bytes()
+    # The circuit alone, from what was measured; another budget needs no new measurement.
+    (tmp_path / "out" / "circuit.safetensors").unlink()
+    assert command("--limit", "1", "--stage", "circuit") == 0
+    assert (tmp_path / "out" / "circuit.safetensors").read_bytes() == circuit
+    assert command("--limit", "1", "--stage", "circuit", "--budget", "5") == 0
+    assert (tmp_path / "out" / "circuit.safetensors").read_bytes() != circuit
+
+
+@pytest.mark.parametrize("metric", ["residual", "normed"])
+def test_stages_one_by_one_give_what_one_run_gives(command, tmp_path, metric):
+    written = []
+    for stages in ([None], ["activations", "heads", "importance", "circuit"]):
+        assert command("--fresh", "--head-metric", metric, *(["--stage", stages[0]] if stages[0] else [])) == 0
+        for stage in stages[1:]:
+            assert command("--head-metric", metric, "--stage", stage) == 0
+        written.append([(tmp_path / "out" / name).read_bytes() for name in ("circuit.json", "circuit.safetensors")])
+    assert written[0] == written[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 6, 7])
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(command, tmp_path, monkeypatch, after):
+    assert command() == 0
+    names = ("circuit.json", "circuit.safetensors")
+    whole = [(tmp_path / "out" / name).read_bytes() for name in names]
+    findings = (tmp_path / "out.work" / "findings.safetensors").read_bytes()
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))  # saves after every step
+    save, saves = checkpoint.Checkpoint.save, []
+
+    def interrupting(self, arrays, done, always=False):
+        save(self, arrays, done, always)
+        saves.append(done)
+        if len(saves) == after:
+            raise Interrupted
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", interrupting)
+    with pytest.raises(Interrupted):
+        command("--fresh")
+    collected = []
+    collect = measure_module.collect
+    monkeypatch.setattr(measure_module, "collect", lambda *args: collected.append(1) or collect(*args))
+    assert command() == 0
+    assert len(collected) == max(0, 6 - after)  # six groups in all: none is measured twice
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == whole
+    assert (tmp_path / "out.work" / "findings.safetensors").read_bytes() == findings
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(command, tmp_path, monkeypatch, capsys):
+    assert command("--stage", "activations") == 0
+    kept = (tmp_path / "out.work" / "activations.safetensors").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("emovllm.circuit.Path.write_bytes", full)
+    assert command() == 1
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert (tmp_path / "out.work" / "activations.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--batch-size", "5"], "activations.safetensors: made with another batch size"),
+        (["--limit", "1"], "activations.safetensors: made with another data or style"),
+        (["--seed", "3"], "importance.safetensors: made with another seed"),
+        (["--importance-prompts", "1"], "importance.safetensors: made with another importance prompts"),
+    ],
+)
+def test_progress_with_other_inputs_is_refused(command, capsys, change, message):
+    assert command() == 0
+    assert command(*change) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--fresh" in error
+    assert command("--fresh", *change) == 0
+
+
+def test_a_damaged_checkpoint_is_named(command, tmp_path, capsys):
+    assert command("--stage", "activations") == 0
+    path = tmp_path / "out.work" / "activations.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert command() == 1
+    assert "activations.safetensors: damaged" in capsys.readouterr().err
+
+
+def test_a_circuit_without_measurements_says_what_to_run(command, capsys):
+    assert command("--stage", "circuit") == 1
+    assert "findings.safetensors: missing; `emovllm discover` writes it" in capsys.readouterr().err
+
+
+def test_gradient_importance_ranks_as_the_exact_one(decoder, tokenizer, records, style, findings):
+    agreement = gradient_agreement(decoder, tokenizer, records, style, findings, PARAMETERS)
+    assert agreement > 0.9
+    by_gradient = measure(
+        decoder, tokenizer, records, [style], Parameters(importance_prompts=2, importance="gradient", alphas=(1e-3,))
+    )
+    exact = measure(decoder, tokenizer, records, [style], Parameters(importance_prompts=2, alphas=(1e-3,)))
+    np.testing.assert_allclose(by_gradient.importance, exact.importance, rtol=0.05, atol=0.02)
+
+
+def test_gradient_runs_report_their_agreement(command, tmp_path):
+    assert command("--importance", "gradient") == 0
+    provenance = load_circuit(tmp_path / "out").spec.provenance
+    assert provenance["gradient's rank correlation with exact importance"] > 0.5
+
+
+def test_normed_head_importance_is_the_ablation_seen_after_the_norm(decoder, tokenizer, records, style):
+    group = groups(expand(records), [style])[0]
+    state = collect(decoder, group.prompts(tokenizer), 8)
+    direction = np.random.default_rng(0).standard_normal((len(group.frames), decoder.hidden_size))
+    layer = decoder.layers[1]
+    drop = normed_head_importance(state["attn"][:, 1], state["heads"][:, 1], layer, direction, decoder.num_heads)
+    width = decoder.head_dim
+    for head in range(decoder.num_heads):
+        seen = []
+
+        def ablate(module, args, head=head):
+            zeroed = args[0].clone()
+            zeroed[:, -1, head * width : (head + 1) * width] = 0
+            return (zeroed,)
+
+        def keep(module, args, out, seen=seen):
+            seen.append(out[0, -1].detach())
+
+        for hook in (None, ablate):
+            handles = [layer.after_attention.register_forward_hook(keep)]
+            if hook:
+                handles.append(layer.o_proj.register_forward_pre_hook(hook))
+            with torch.no_grad():
+                decoder.forward(torch.tensor([group.prompts(tokenizer)[0].ids]))
+            for handle in handles:
+                handle.remove()
+        expected = float((seen[0] - seen[1]).double() @ torch.tensor(direction[0]))
+        assert drop[0, head] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -170,10 +317,3 @@ def test_strength_that_is_no_number_is_explained(command, capsys):
     with pytest.raises(SystemExit):
         command("--recommended", "pride=much")
     assert "expected a number or EMOTION=NUMBER, got 'pride=much'" in capsys.readouterr().err
-
-
-def test_data_defaults_to_the_packaged_file(tmp_path):
-    parser = argparse.ArgumentParser()
-    cli.configure(parser)
-    assert parser.parse_args(["--out", str(tmp_path)]).data is None
-    assert packaged_sev().is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emovllm.circuit import ModelSpec, load_circuit
+from emovllm_offline import import_cli
 from emovllm_offline.control import Control
 from emovllm_offline.published import PublishedError, find_run, import_published, load_directions
 from emovllm_offline.weights import Projections, WeightsError
@@ -170,3 +172,10 @@ def test_weights_are_read_one_at_a_time(model: str, tmp_path: Path) -> None:
         weights("attn", 3)
     with pytest.raises(WeightsError, match="no projection's weight"):
         Projections(tmp_path)
+
+
+def test_the_command_reports_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    import_cli.configure(parser)
+    assert import_cli.main(parser.parse_args([str(tmp_path), "--out", str(tmp_path / "out")])) == 1
+    assert "06_emotion_circuit_integration/global_circuit under outputs/, found none" in capsys.readouterr().err
