@@ -12,6 +12,8 @@ from emovllm import __version__
 _OFFLINE = {
     "elicit": ("elicit_cli", "generate and judge replies in each emotion"),
     "discover": ("discover_cli", "find a model's emotion circuit"),
+    "validate": ("validate_cli", "test a circuit's neurons and heads, beside random ones"),
+    "report": ("report_cli", "draw a circuit and what was measured, as one page"),
     "import-published": ("import_cli", "turn the paper's published artefacts into a circuit"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,3 +157,16 @@ def _layer(modules: dict[str, Any], o_path: str, down_path: str, name: str) -> L
     writer = norms["post_attention_layernorm"] if normed_output else modules[attention]
     scale = float(getattr(block, "residual_multiplier", 1.0))
     return Layer(block, modules[o_path], modules[down_path], after_attention, writer, scale)
+
+
+def weights_digest(decoder: Decoder) -> str:
+    """Tells models apart: sha256 over evenly spaced entries of every o_proj and down_proj, their shapes and types."""
+    digest = hashlib.sha256()
+    for layer in decoder.layers:
+        for projection in (layer.o_proj, layer.down_proj):
+            weight = projection_weight(projection).detach()
+            entries = weight.flatten()
+            picked = torch.linspace(0, len(entries) - 1, 64).long()
+            digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(entries[picked.to(entries.device)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

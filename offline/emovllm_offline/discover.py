@@ -26,9 +26,9 @@ from emovllm.default_model import public_model_id, resolve_model
 from emovllm_offline import data, directions
 from emovllm_offline.assembly import assemble
 from emovllm_offline.checkpoint import Checkpoint, CheckpointError
-from emovllm_offline.decoder import Decoder, find_decoder, projection_weight
+from emovllm_offline.decoder import Decoder, find_decoder, weights_digest
 from emovllm_offline.elicit import load_accepted
-from emovllm_offline.findings import Findings
+from emovllm_offline.findings import Findings, work_folder
 from emovllm_offline.importance import gradient_importance, rank_correlation, sublayer_importance
 from emovllm_offline.measure import (
     conclude,
@@ -40,10 +40,9 @@ from emovllm_offline.measure import (
     neutral_prompts,
 )
 from emovllm_offline.parameters import Parameters
-from emovllm_offline.styles import Style, common_emotions, load_style
+from emovllm_offline.styles import DEFAULT_STYLES, Style, common_emotions, load_style
 from emovllm_offline.survival import Accepted
 
-DEFAULT_STYLES = ("fewshot",)
 Stage = Literal["activations", "heads", "importance", "circuit"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -118,7 +117,7 @@ def measure_until(
     if not steps:
         raise DiscoveryError("no scenario-event is left to measure")
     inputs = {
-        "model": _weights_digest(decoder),
+        "model": weights_digest(decoder),
         "data or style": hashlib.sha256("\n".join(group.describe() for group in steps).encode()).hexdigest(),
         "batch size": batch_size,
     }
@@ -179,16 +178,6 @@ def gradient_agreement(
 
 def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) -> np.ndarray:
     return directions.reference_direction(sublayers, directions.band_layers(len(decoder.layers), parameters.band))
-
-
-def _weights_digest(decoder: Decoder) -> str:
-    digest = hashlib.sha256()
-    for layer in decoder.layers:
-        for projection in (layer.o_proj, layer.down_proj):
-            weight = projection_weight(projection).detach()
-            digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight[0].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def run(
@@ -272,12 +261,6 @@ def run(
     circuit = assemble(decoder, findings, public_model_id(folder), strengths, parameters, provenance)
     circuit.save(out)
     return circuit
-
-
-def work_folder(out: str | Path) -> Path:
-    """Where a circuit's measurements lie: beside it."""
-    out = Path(out)
-    return out.with_name(f"{out.name}.work")
 
 
 def _strengths(

@@ -55,6 +55,8 @@ def main(args: argparse.Namespace) -> int:
     """Runs `discover`; returns the exit status."""
     from emovllm.default_model import DefaultModelError
     from emovllm_offline import discover
+    from emovllm_offline.findings import work_folder
+    from emovllm_offline.styles import DEFAULT_STYLES
 
     given = {
         "per_sublayer": args.budget,
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
             args.model,
             args.data,
             args.out,
-            args.style or discover.DEFAULT_STYLES,
+            args.style or DEFAULT_STYLES,
             parameters=discover.Parameters(**{name: value for name, value in given.items() if value is not None}),
             dtype=args.dtype,
             device=args.device,
@@ -90,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"emovllm discover: {error}", file=sys.stderr)
         return 1
     if circuit is None:
-        print(f"{args.work or discover.work_folder(args.out)}: {args.stage} done")
+        print(f"{args.work or work_folder(args.out)}: {args.stage} done")
         return 0
     neurons = sum(map(len, circuit.neurons.values())) // len(circuit.names)
     heads = sum(map(len, circuit.heads.values())) // len(circuit.names)

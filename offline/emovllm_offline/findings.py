@@ -19,6 +19,12 @@ class FindingsError(ValueError):
     """Findings that cannot be read, and why."""
 
 
+def work_folder(circuit: str | Path) -> Path:
+    """Where discovery, validation and report keep what belongs to a circuit but not into it: beside it."""
+    circuit = Path(circuit).resolve()
+    return circuit.with_name(f"{circuit.name}.work")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
     """E emotions, L layers, d hidden, m intermediate, H heads; sublayers in the order A0, M0, A1, M1, ..."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from emovllm.circuit import EmotionName
 
 Text = Annotated[str, Field(min_length=1)]
+DEFAULT_STYLES = ("fewshot",)
 _STYLES = Path(str(resources.files("emovllm_offline"))) / "styles"
 
 
