@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     ours, rest = own.parse_known_args(list(argv))
     prepare_environment()
     args = _parse(rest)
-    model = getattr(args, "model_tag", None)
+    model = args.model_tag
     circuit = ours.circuit or _shipped_circuit(model, args.additional_config)
     if model in _DEFAULT:
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
@@ -86,7 +86,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         usage="emovllm serve [model] [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
     )
     parser.add_argument("--circuit", help="The circuit: a folder, or a Hugging Face repository id.")
-    args = make_arg_parser(parser).parse_args(argv)
+    parser = make_arg_parser(parser)
+    args = parser.parse_args(argv)
+    if args.model_tag is None and args.model != parser.get_default("model"):
+        args.model_tag = args.model  # given as an option
     args.subparser = "serve"
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)

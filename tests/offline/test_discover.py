@@ -60,7 +60,7 @@ def test_circuit_has_the_best_units_and_their_differences(decoder, findings):
             np.testing.assert_allclose(heads.delta, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "phi3", "olmo2"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"])
 def test_every_architecture_gives_a_circuit_that_round_trips(architecture, tiny, tokenizer, records, style, tmp_path):
     model = tiny(architecture)
     circuit = discover(model, tokenizer, records, [style], parameters=PARAMETERS, model_id=architecture)
