@@ -135,14 +135,15 @@ def _number(value: float) -> str:
 
 
 def report(circuit: str | Path, work: str | Path | None = None) -> Path:
-    """Writes `report.html` and `figures/*.png` into a circuit's folder.
+    """Writes `report.html` and `figures/*.png` into the work folder: a circuit stays two files.
 
-    work: the folder of findings.safetensors and validation.json, of which either may be missing.
+    work: the folder of findings.safetensors and validation.json, of which either may be missing; beside the circuit
+    by default.
     Returns: the page's path. Raises: CircuitError, FindingsError, ValidationError, OSError.
     """
-    folder = Path(circuit)
-    material = gather(folder, work)
-    (folder / FIGURES).mkdir(exist_ok=True)
+    folder = Path(work) if work is not None else work_folder(circuit)
+    material = gather(Path(circuit), folder)
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     parts = []
     for section in sections():
         source = getattr(material, section.needs)
@@ -158,9 +159,8 @@ def report(circuit: str | Path, work: str | Path | None = None) -> Path:
     return folder / PAGE
 
 
-def gather(circuit: Path, work: str | Path | None) -> Material:
+def gather(circuit: Path, place: Path) -> Material:
     """Raises: CircuitError, FindingsError, ValidationError, also where the parts are of different emotions."""
-    place = Path(work) if work is not None else work_folder(circuit)
     loaded = load_circuit(circuit)
     found = Findings.load(place) if (place / findings.FILE).exists() else None
     validated = Validation.load(place) if (place / validation.FILE).exists() else None

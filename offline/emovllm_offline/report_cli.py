@@ -12,8 +12,12 @@ resources, and as PNG files."""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `report` to its parser."""
     parser.description = DESCRIPTION
-    parser.add_argument("circuit", help="the circuit's folder; report.html and figures/ are written into it")
-    parser.add_argument("--work", metavar="DIR", help="folder of findings and validation (default: CIRCUIT.work)")
+    parser.add_argument("circuit", help="the circuit's folder")
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        help="folder of findings and validation; the page and figures/ go there too (default: CIRCUIT.work)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:

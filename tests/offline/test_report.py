@@ -74,11 +74,11 @@ def described(place, **changes) -> CircuitSpec:
 
 def test_report_has_every_figure_in_the_page_and_beside_it(place):
     path = report.report(place / "circuit")
-    assert path == place / "circuit" / "report.html"
+    assert path == place / "circuit.work" / "report.html"
     page = Page(path.read_text())
     assert [name for name in page.ids if name != "provenance"] == FIGURES
     assert len(page.images) == len(FIGURES)
-    written = {file.stem: file.read_bytes() for file in (place / "circuit" / "figures").iterdir()}
+    written = {file.stem: file.read_bytes() for file in (place / "circuit.work" / "figures").iterdir()}
     assert sorted(written) == sorted(FIGURES)
     assert all(data.startswith(PNG) and len(data) > 5000 for data in written.values())
 
@@ -110,7 +110,9 @@ def test_what_was_not_measured_is_left_out_and_names_its_command(place, unrender
     assert len(page.images) == len(OF_CIRCUIT + OF_FINDINGS)
     assert page.texts.count("emovllm validate") == len(FIGURES) - len(page.images)
     # Figures of the earlier report must not be taken for this one's.
-    assert sorted(file.stem for file in (place / "circuit" / "figures").iterdir()) == sorted(OF_CIRCUIT + OF_FINDINGS)
+    assert sorted(file.stem for file in (place / "circuit.work" / "figures").iterdir()) == sorted(
+        OF_CIRCUIT + OF_FINDINGS
+    )
     (place / "circuit.work" / "findings.safetensors").unlink()
     page = Page(report.report(place / "circuit").read_text())
     assert len(page.images) == len(OF_CIRCUIT)
@@ -184,7 +186,7 @@ def command():
 
 def test_command_prints_where_the_page_is(command, place, capsys, unrendered):
     assert command(str(place / "circuit")) == 0
-    assert capsys.readouterr().out == f"{place / 'circuit' / 'report.html'}\n"
+    assert capsys.readouterr().out == f"{place / 'circuit.work' / 'report.html'}\n"
 
 
 def test_mistakes_are_explained(command, place, capsys):
