@@ -5,25 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Up to this many emotions the sum is written as pointwise math, which Inductor fuses with the residual add and norm
-# that follow; a matrix product cannot be fused.
-MAX_UNROLLED = 16
+# Up to this many emotions the sum is written as a reduction, which Inductor unrolls (below 8) or fuses with the
+# residual add and norm that follow; a matrix product cannot be fused.
+MAX_FUSED = 16
 
 
-def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, unrolled: bool) -> Tensor:
+def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool) -> Tensor:
     """Adds each token's emotions to a projection's output.
 
     Args:
         out: [tokens, hidden], any floating-point type; padding tokens included.
         coefficients: float32 [max_tokens, emotions], row i belonging to token i; all zero for a plain token.
         vectors: float32 [emotions, hidden], W @ delta.
+        fused: whether the surrounding graph is compiled, and the emotions few enough.
     Returns: a tensor like `out`; bit-identical to it in the rows of plain tokens.
     """
     rows = coefficients[: out.shape[0]]
-    if unrolled:
-        added = rows[:, 0:1] * vectors[0]
-        for emotion in range(1, vectors.shape[0]):
-            added = added + rows[:, emotion : emotion + 1] * vectors[emotion]
-    else:
-        added = torch.mm(rows, vectors)
+    # A few nodes per site, however many emotions: the compiler's time grows with the nodes.
+    added = (rows.unsqueeze(2) * vectors).sum(1) if fused else torch.mm(rows, vectors)
     return (out.float() + added).to(out.dtype)

@@ -18,7 +18,7 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
 from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries, site_key
-from emovllm.engine.arithmetic import MAX_UNROLLED, add_emotion
+from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import Unsupported
 from emovllm.sites import Kind, parse_site
@@ -45,14 +45,14 @@ class Site:
         return site_key(self.kind, self.number)
 
 
-def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, unroll: bool) -> list[Site]:
+def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, compiled: bool) -> list[Site]:
     """Puts the circuit into every site that this rank holds, and checks that the weights are those it was made for.
 
     Raises: Unsupported.
     """
     sites = _find(model, circuit)
     for site in sites:
-        _override(site, coefficients, len(circuit.names), unroll)
+        _override(site, coefficients, len(circuit.names), compiled)
     fill(sites, circuit)
     return sites
 
@@ -117,15 +117,15 @@ def _find(model: nn.Module, circuit: Circuit) -> list[Site]:
     return list(found.values())
 
 
-def _override(site: Site, coefficients: Coefficients, emotions: int, unroll: bool) -> None:
+def _override(site: Site, coefficients: Coefficients, emotions: int, compiled: bool) -> None:
     layer, apply = site.layer, site.apply
-    unrolled = unroll and emotions <= MAX_UNROLLED
+    fused = compiled and emotions <= MAX_FUSED
     device = coefficients.buffer.device
     vectors = torch.zeros(emotions, layer.output_size, dtype=torch.float32, device=device)
     layer.register_buffer("emotion_vectors", vectors, persistent=False)
     layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
 
     def steered_apply(layer: Any, x: Any, bias: Tensor | None = None) -> Tensor:
-        return add_emotion(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors, unrolled)
+        return add_emotion(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors, fused)
 
     layer.quant_method.apply = steered_apply

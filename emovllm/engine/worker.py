@@ -40,7 +40,7 @@ class EmotionWorkerMixin:
             runner.get_model(),
             circuit,
             self.emotion_coefficients,
-            unroll=config.compilation_config.mode != CompilationMode.NONE,
+            compiled=config.compilation_config.mode != CompilationMode.NONE,
         )
         runner_v1.attach(runner, self.emotion_coefficients)
         logger.info(

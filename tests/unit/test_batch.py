@@ -146,15 +146,15 @@ def test_no_coefficient_is_left_when_the_last_steered_request_ends() -> None:
     assert not batch.coefficients.buffer.any()
 
 
-@pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, unrolled: bool) -> None:
+def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, fused: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     out = torch.randn(5, 16, generator=generator).to(dtype)
     coefficients = torch.zeros(8, 3)
     coefficients[2] = torch.tensor([1.0, -0.5, 0.25])
     vectors = torch.randn(3, 16, generator=generator)
-    steered = add_emotion(out, coefficients, vectors, unrolled)
+    steered = add_emotion(out, coefficients, vectors, fused)
     others = [0, 1, 3, 4]
     assert steered.dtype == dtype
     assert torch.equal(steered[others], out[others])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,14 +75,12 @@ def test_a_missing_default_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("given", [None, "", "other", "other,emovllm", "emovllm"])
 def test_serving_always_loads_our_plugin(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
-    import os
-
     if given is None:
         monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     else:
         monkeypatch.setenv("VLLM_PLUGINS", given)
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # A copy, for what is set here must not reach other tests.
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     prepare_environment()
     names = os.environ["VLLM_PLUGINS"].split(",")
     assert "emovllm" in names
