@@ -88,8 +88,8 @@ def _shipped_circuit(model: str | None, additional_config: dict[str, object]) ->
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.logger import configure_logging_from_args
+    import vllm.logger
+    from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = FlexibleArgumentParser(
@@ -99,13 +99,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         usage="emovllm serve [model] [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
     )
     parser.add_argument("--circuit", help="The circuit: a folder, or a Hugging Face repository id.")
-    parser = make_arg_parser(parser)
+    # Through the subcommand's module, for the function's own has moved between versions.
+    parser = vllm_serve.make_arg_parser(parser)
     args = parser.parse_args(argv)
     if args.model_tag is None and args.model != parser.get_default("model"):
         args.model_tag = args.model  # given as an option
     args.subparser = "serve"
-    configure_logging_from_args(args)
-    validate_parsed_serve_args(args)
+    if hasattr(vllm.logger, "configure_logging_from_args"):  # since 0.31
+        vllm.logger.configure_logging_from_args(args)
+    vllm_serve.ServeSubcommand().validate(args)
     return args
 
 
