@@ -6,7 +6,6 @@ without emovllm cannot start, rather than serve unsteered.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -165,9 +164,3 @@ def _use_our_classes(vllm_config: VllmConfig) -> None:
                 f"scheduler class {scheduler.scheduler_cls}: emovllm brings its own; drop --scheduler-cls"
             )
         scheduler.scheduler_cls = _SCHEDULERS[bool(scheduler.async_scheduling)]
-
-
-def allowed_by_environment() -> bool:
-    """Whether VLLM_PLUGINS lets vLLM load our plugin; vLLM drops it without a word otherwise."""
-    plugins = os.environ.get("VLLM_PLUGINS")
-    return plugins is None or KEY in [name.strip() for name in plugins.split(",")]

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,7 +44,6 @@ from emovllm_offline.styles import DEFAULT_STYLES, Style, common_emotions, load_
 from emovllm_offline.survival import Accepted
 
 Stage = Literal["activations", "heads", "importance", "circuit"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class DiscoveryError(ValueError):
@@ -142,6 +141,7 @@ def measure_until(
         "alphas": list(parameters.alphas),
         "band": list(parameters.band),
         "importance prompts": parameters.importance_prompts,
+        "neutral prompt": styles[0].neutral.model_dump_json(),
     }
     prompts = neutral_prompts(tokenizer, items, styles[0], parameters, seed)
     sigma, importance = measure_importance(

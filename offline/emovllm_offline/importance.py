@@ -79,9 +79,7 @@ def sublayer_importance(
     prompts = list(prompts)
     emotions, sublayers, _ = directions.shape
     device = decoder.device
-    side = np.where(np.einsum("esd,ed->es", directions, reference) < 0, -1.0, 1.0)
-    local = torch.tensor(directions * side[..., None], dtype=torch.float32, device=device)
-    toward = torch.tensor(reference, dtype=torch.float32, device=device)
+    local, toward = _turned(directions, reference, device)
     # Sorted by sublayer, so that a batch needs hooks at a few sublayers only.
     runs = torch.cartesian_prod(torch.arange(sublayers), torch.arange(emotions), torch.arange(len(alphas)))
     size = torch.tensor(np.outer(sigma, alphas), dtype=torch.float32)[runs[:, 0], runs[:, 2]].to(device)
@@ -103,6 +101,13 @@ def sublayer_importance(
     return moved.numpy() / (len(prompts) * len(alphas))
 
 
+def _turned(directions: np.ndarray, reference: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The directions, each turned to the side of its emotion's reference, and the references: float32 tensors."""
+    side = np.where(np.einsum("esd,ed->es", directions, reference) < 0, -1.0, 1.0)
+    local = torch.tensor(directions * side[..., None], dtype=torch.float32, device=device)
+    return local, torch.tensor(reference, dtype=torch.float32, device=device)
+
+
 def gradient_importance(decoder: Decoder, prompt: Prompt, directions: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """The first-order form of `sublayer_importance`, for one prompt: the slope at a push of size 0.
 
@@ -111,9 +116,7 @@ def gradient_importance(decoder: Decoder, prompt: Prompt, directions: np.ndarray
     """
     emotions, sublayers, hidden = directions.shape
     device = decoder.device
-    side = np.where(np.einsum("esd,ed->es", directions, reference) < 0, -1.0, 1.0)
-    local = torch.tensor(directions * side[..., None], dtype=torch.float32, device=device)
-    toward = torch.tensor(reference, dtype=torch.float32, device=device)
+    local, toward = _turned(directions, reference, device)
     with torch.no_grad():
         cache = repeat_cache(decoder.prefix_cache(prompt.ids[:-1]), emotions)
     rows = torch.arange(emotions, device=device)

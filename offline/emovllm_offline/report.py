@@ -21,7 +21,8 @@ FIGURES = "figures"
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 h1{font-size:1.6rem}h2{font-size:1.25rem;margin:2.5rem 0 .4rem;border-top:1px solid #ccc;padding-top:1rem}
-p{max-width:46rem}img{max-width:100%;height:auto}table{display:block;overflow-x:auto;border-collapse:collapse;margin:.8rem 0}
+p{max-width:46rem}img{max-width:100%;height:auto}
+table{display:block;overflow-x:auto;border-collapse:collapse;margin:.8rem 0}
 td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left;vertical-align:top}th{background:#f4f4f4}
 td.number{white-space:nowrap;text-align:right;font-variant-numeric:tabular-nums}code{overflow-wrap:anywhere}
 .note{border-left:4px solid #E69F00;padding:.2rem .8rem;background:#fdf6e6}"""

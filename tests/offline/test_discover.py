@@ -237,6 +237,16 @@ def test_progress_with_other_inputs_is_refused(command, capsys, change, message)
     assert command("--fresh", *change) == 0
 
 
+def test_another_neutral_prompt_does_not_take_up_the_old_importance(command, tmp_path, capsys):
+    assert command() == 0
+    path = next(tmp_path.rglob("told.json"))
+    style = json.loads(path.read_text())
+    style["neutral"]["system"] = "reply now"
+    path.write_text(json.dumps(style))
+    assert command() == 1
+    assert "importance.safetensors: made with another neutral prompt" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_named(command, tmp_path, capsys):
     assert command("--stage", "activations") == 0
     path = tmp_path / "out.work" / "activations.safetensors"
