@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.sites import parse_site
 
 SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
-_PROJECTIONS = {"attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}
 
 
 def random_circuit(
@@ -24,7 +24,7 @@ def random_circuit(
     scale: float = 0.3,
     seed: int = 0,
 ) -> Path:
-    """Writes a circuit of random units in all layers of a Llama-like `model` folder, which changes replies at once."""
+    """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once."""
     config = AutoConfig.from_pretrained(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
@@ -51,12 +51,15 @@ def random_circuit(
     )
     of_neurons = {name: units(neurons, config.intermediate_size, (), scale) for name in names}
     of_heads = {name: units(heads, config.num_attention_heads, (head_dim,), scale / 4) for name in names}
-    weights = {}
+    projections = {}
     for file in sorted(Path(model).glob("*.safetensors")):
-        weights.update(load_file(file))
+        for name, weight in load_file(file).items():
+            site = parse_site(name.removesuffix(".weight"))
+            if site is not None and name.endswith(".weight"):
+                projections[site] = weight.float().numpy()
 
     def weight_of(kind: str, layer: int) -> np.ndarray:
-        return weights[f"model.layers.{layer}.{_PROJECTIONS[kind]}.weight"].float().numpy()
+        return projections[kind, layer]
 
     Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of).save(out)
     return Path(out)

@@ -17,6 +17,8 @@ WORKER = Path(__file__).with_name("worker.py")
 class Reply:
     tokens: list[int]
     logprobs: list[float]
+    # With `n` > 1: the other replies.
+    others: list[Reply] = field(default_factory=list)
 
 
 @dataclass
@@ -25,6 +27,10 @@ class Ask:
 
     prompt: list[int]
     fields: dict[str, Any] = field(default_factory=dict)
+    # Changes of the greedy sampling parameters.
+    params: dict[str, Any] = field(default_factory=dict)
+    # A LoRA adapter's folder.
+    lora: str | None = None
 
 
 class EngineError(RuntimeError):
@@ -56,6 +62,8 @@ class Engine:
         request = {
             "prompts": [ask.prompt for ask in asks],
             "fields": [ask.fields for ask in asks],
+            "params": [ask.params for ask in asks],
+            "loras": [ask.lora for ask in asks],
             "max_tokens": max_tokens,
         }
         assert self._process.stdin is not None
@@ -63,7 +71,9 @@ class Engine:
         self._process.stdin.flush()
         reply = self._read()
         self._metrics = reply["metrics"]
-        return [Reply(**output) for output in reply["outputs"]]
+        return [
+            Reply(**{**output, "others": [Reply(**other) for other in output["others"]]}) for output in reply["outputs"]
+        ]
 
     def metric(self, name: str) -> float:
         """A counter of vLLM's, as of the last batch."""

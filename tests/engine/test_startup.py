@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from circuits import SIX, random_circuit
 from emovllm import __version__
@@ -22,25 +21,7 @@ from emovllm.engine.config import KEY, Unsupported, configure, graph_tag, settin
 from emovllm.engine.frontend import Served, check_workers
 from emovllm.engine.worker import EmotionWorkerMixin
 from harness import Ask, Engine, EngineError
-
-TINY: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-    "eos_token_id": 1,
-    "bos_token_id": 0,
-}
-
-
-def tiny_model(folder: Path, seed: int = 0, **changes: Any) -> str:
-    torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(**{**TINY, **changes})).save_pretrained(folder)
-    return str(folder)
+from models import tiny_model
 
 
 @pytest.fixture(scope="module")
