@@ -18,89 +18,156 @@ _NEVER = np.iinfo(np.int64).max
 
 
 class Coefficients:
-    """`buffer`: float32 [max_tokens, emotions] on the device; its address never changes."""
+    """`buffer`: float32 [max_tokens, columns] on the device; its address never changes.
 
-    def __init__(self, names: Sequence[str], max_tokens: int, device: torch.device) -> None:
-        self.buffer = torch.zeros(max_tokens, len(names), dtype=torch.float32, device=device)
+    A column holds one emotion's weight. With LoRA, each slot for an adapter has a further column per emotion, because
+    the adapter changes the projection that the emotion goes through (`emovllm.engine.lora`).
+    """
+
+    def __init__(
+        self, names: Sequence[str], max_tokens: int, device: torch.device, max_requests: int, adapters: int = 0
+    ) -> None:
+        columns = len(names) * (1 + adapters)
+        self.buffer = torch.zeros(max_tokens, columns, dtype=torch.float32, device=device)
+        self._in_place = self.buffer.numpy() if device.type == "cpu" else None
         self._column = {name: column for column, name in enumerate(names)}
+        # The steered requests, a slot each.
+        self._slots: dict[str, int] = {}
+        self._free = list(range(max_requests))
+        self._weights = np.zeros((max_requests, len(names)), np.float32)
+        self._prompt = np.zeros(max_requests, np.int64)
+        self._first = np.zeros(max_requests, np.int64)  # first position injected
+        self._last = np.zeros(max_requests, np.int64)  # last position injected
+        # The current batch: which of its requests are steered, and what each of their tokens gets.
         self._req_ids: list[str] = []
-        self._weights = np.zeros((0, len(names)), np.float32)  # [requests, emotions]
-        self._first = np.zeros(0, np.int64)  # [requests], first position injected
-        self._last = np.zeros(0, np.int64)  # [requests], last position injected
-        self._steered = False
+        self._joined = False
+        self._rows = np.zeros(0, np.int64)
+        self._batch_slots = np.zeros(0, np.int64)
+        self._values = np.zeros((0, columns), np.float32)
         self._decoding = False
-        self._written = 0
+        self._written: np.ndarray = np.zeros(0, np.int64)  # tokens
+
+    def join(self, req_id: str, wire: Mapping[str, Any] | None, prompt_len: int) -> None:
+        """Takes a request up.
+
+        Args:
+            wire: its resolved emotion (`Emotion.to_wire`), or None.
+            prompt_len: the ORIGINAL prompt length; generated tokens recomputed after preemption stay generated.
+        """
+        self.leave(req_id)
+        if wire is None:
+            return
+        if not self._free:
+            self._grow()
+        slot = self._slots[req_id] = self._free.pop()
+        self._joined = True
+        self._weights[slot] = 0
+        for name, weight in wire["weights"].items():
+            self._weights[slot, self._column[name]] = weight
+        self._prompt[slot] = prompt_len
+        self._first[slot] = 0 if wire["scope"] == "all" else prompt_len - 1
+        self._last[slot] = prompt_len - 1 if wire["scope"] == "prompt_last" else _NEVER
+
+    def leave(self, req_id: str) -> None:
+        """Forgets a request, if it is known."""
+        slot = self._slots.pop(req_id, None)
+        if slot is not None:
+            self._free.append(slot)
 
     def update(
         self,
         req_ids: Sequence[str],
-        wire_of: Callable[[str], Mapping[str, Any] | None],
         num_scheduled: np.ndarray,
         num_computed: np.ndarray,
-        num_prompt: np.ndarray,
-        has_new: bool,
+        adapters: Callable[[], np.ndarray | None] = lambda: None,
     ) -> None:
         """Prepares the buffer for the next forward.
 
         Args:
             req_ids: the batch's requests in order; the arrays below, int [requests], follow it.
-            wire_of: a request's resolved emotion (`Emotion.to_wire`), or None.
             num_scheduled: tokens of each request in this forward.
-            num_computed: tokens computed before it, so that the first one's position is this.
-            num_prompt: the ORIGINAL prompt length; generated tokens recomputed after preemption stay generated.
-            has_new: whether a request joined since the last call.
+            num_computed: tokens computed before it, so that the first one's position is this. Exact within the prompt;
+                beyond it, drafts that are not yet known to be rejected may be counted.
+            adapters: gives the slot of each request's LoRA adapter, -1 for none; None without LoRA.
         """
-        changed = has_new or self._req_ids != req_ids
-        if changed:
-            self._compose(req_ids, wire_of, num_prompt)
-        if not self._steered:
-            if self._written:
-                self.buffer[: self._written].zero_()
-                self._written = 0
+        if not self._slots:
+            self._decoding = False
+            self._req_ids = []
+            self._put(self._rows[:0], self._values[:0])
             return
+        changed = self._joined or self._req_ids != req_ids
+        if changed:
+            self._compose(req_ids, adapters())
         # One generated token each: where that was so in the last forward too, every row is as it was.
-        decoding = bool((num_scheduled == 1).all() and (num_computed >= num_prompt).all())
+        decoding = bool((num_scheduled == 1).all()) and bool(
+            (num_computed[self._rows] >= self._prompt[self._batch_slots]).all()
+        )
         if decoding and self._decoding and not changed:
             return
         self._decoding = decoding
-        self._write(num_scheduled, num_computed)
+        starts = np.cumsum(num_scheduled) - num_scheduled
+        tokens, which = injected_tokens(
+            starts[self._rows],
+            num_scheduled[self._rows],
+            num_computed[self._rows],
+            self._first[self._batch_slots],
+            self._last[self._batch_slots],
+        )
+        self._put(tokens, self._values[which])
 
-    def _compose(
-        self, req_ids: Sequence[str], wire_of: Callable[[str], Mapping[str, Any] | None], num_prompt: np.ndarray
-    ) -> None:
+    def _compose(self, req_ids: Sequence[str], adapters: np.ndarray | None) -> None:
         self._req_ids = list(req_ids)
-        self._decoding = False
-        count = len(req_ids)
-        self._weights = np.zeros((count, len(self._column)), np.float32)
-        self._first = np.full(count, _NEVER)
-        self._last = np.full(count, _NEVER)
-        self._steered = False
-        for row, req_id in enumerate(req_ids):
-            wire = wire_of(req_id)
-            if wire is None:
-                continue
-            self._steered = True
-            for name, weight in wire["weights"].items():
-                self._weights[row, self._column[name]] = weight
-            self._first[row] = 0 if wire["scope"] == "all" else num_prompt[row] - 1
-            if wire["scope"] == "prompt_last":
-                self._last[row] = num_prompt[row] - 1
+        self._joined = False
+        slots = np.fromiter((self._slots.get(req_id, -1) for req_id in req_ids), np.int64, len(req_ids))
+        self._rows = np.flatnonzero(slots >= 0)
+        self._batch_slots = slots[self._rows]
+        weights = self._weights[self._batch_slots]
+        self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
+        emotions = weights.shape[1]
+        self._values[:, :emotions] = weights
+        if adapters is not None:
+            adapter = adapters[self._rows]
+            adapted = np.flatnonzero(adapter >= 0)
+            columns = (1 + adapter[adapted, None]) * emotions + np.arange(emotions)
+            self._values[adapted[:, None], columns] = weights[adapted]
 
-    def _write(self, num_scheduled: np.ndarray, num_computed: np.ndarray) -> None:
-        rows, injected = token_rows(num_scheduled, num_computed, self._first, self._last)
-        total = len(rows)
-        values = np.where(injected[:, None], self._weights[rows], np.float32(0))
-        self.buffer[:total].copy_(torch.from_numpy(values), non_blocking=True)
-        if self._written > total:
-            self.buffer[total : self._written].zero_()
-        self._written = total
+    def _put(self, tokens: np.ndarray, values: np.ndarray) -> None:
+        """Makes `values` the rows `tokens` of the buffer, and zero the others."""
+        if self._in_place is not None:
+            self._in_place[self._written] = 0
+            self._in_place[tokens] = values
+        elif len(tokens) or len(self._written):
+            total = int(max(tokens.max(initial=-1), self._written.max(initial=-1))) + 1
+            # Page-locked memory of PyTorch's own pool, which is not handed out again before the copy is done: the next
+            # step is prepared while this one still runs.
+            host = torch.zeros(
+                total, self.buffer.shape[1], dtype=torch.float32, pin_memory=self.buffer.device.type == "cuda"
+            )
+            host.numpy()[tokens] = values
+            self.buffer[:total].copy_(host, non_blocking=True)
+        self._written = tokens
+
+    def _grow(self) -> None:
+        """More requests than expected: preempted ones keep their slot."""
+        count = len(self._prompt)
+        self._free = list(range(count, 2 * count))
+        for name in ("_weights", "_prompt", "_first", "_last"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
 
 
-def token_rows(
-    num_scheduled: np.ndarray, num_computed: np.ndarray, first: np.ndarray, last: np.ndarray
+def injected_tokens(
+    starts: np.ndarray, num_scheduled: np.ndarray, num_computed: np.ndarray, first: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each token of a batch, its request's row (int [tokens]) and whether it is injected (bool [tokens])."""
-    rows = np.repeat(np.arange(len(num_scheduled)), num_scheduled)
-    starts = np.cumsum(num_scheduled) - num_scheduled
-    positions = np.arange(len(rows)) - starts[rows] + num_computed[rows]
-    return rows, (positions >= first[rows]) & (positions <= last[rows])
+    """The tokens of a batch that are injected, and the request of each.
+
+    Args: int [requests]: the index of each request's first token in the batch, and as in `Coefficients.update`; first
+        and last position injected.
+    Returns: int [tokens], int [tokens].
+    """
+    low = np.maximum(first, num_computed)
+    high = np.minimum(last, num_computed + num_scheduled - 1)
+    counts = np.maximum(high - low + 1, 0)
+    which = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return (starts + low - num_computed)[which] + within, which

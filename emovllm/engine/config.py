@@ -6,6 +6,7 @@ without emovllm cannot start, rather than serve unsteered.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -76,16 +77,30 @@ def configure(vllm_config: VllmConfig) -> Circuit | None:
     _check_modes(vllm_config)
     _use_our_classes(vllm_config)
     filled = settings.model_copy(
-        update={"circuit": str(folder), "digest": circuit.digest(), "graph": graph_tag(circuit)}
+        update={
+            "circuit": str(folder),
+            "digest": circuit.digest(),
+            "graph": graph_tag(circuit, adapters_of(vllm_config)),
+        }
     )
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: filled.model_dump()}
     return circuit
 
 
-def graph_tag(circuit: Circuit) -> str:
-    """What our part of the compiled graph depends on: the code, the sites, the number of emotions."""
+def graph_tag(circuit: Circuit, adapters: int) -> str:
+    """What our part of the compiled graph depends on: the code, the sites, the coefficients' columns."""
     sites = ",".join(f"{kind}{layer}" for kind, layer in circuit.sites())
-    return f"{__version__}/{len(circuit.names)}/{sites}"
+    return f"{__version__}/{len(circuit.names)}x{1 + adapters}/{sites}"
+
+
+def adapters_of(vllm_config: VllmConfig) -> int:
+    """Slots for LoRA adapters, 0 without LoRA."""
+    return vllm_config.lora_config.max_loras if vllm_config.lora_config else 0
+
+
+def emotion_of(params: Any) -> Mapping[str, Any] | None:
+    """The resolved emotion of a request's sampling parameters, or None."""
+    return (params.extra_args or {}).get(KEY) if params is not None else None
 
 
 def _check_version(settings: Settings) -> None:
@@ -125,7 +140,6 @@ def _check_modes(vllm_config: VllmConfig) -> None:
     refusals = {
         "a pooling model": model.runner_type != "generate",
         "an encoder-decoder model": bool(model.is_encoder_decoder),
-        "the V2 model runner; set VLLM_USE_V2_MODEL_RUNNER=0": vllm_config.use_v2_model_runner,
         "the Rust front end; unset VLLM_USE_RUST_FRONTEND": getattr(envs, "VLLM_USE_RUST_FRONTEND", False),
         "micro-batching; drop --enable-dbo": parallel.use_ubatching,
         "prefill-context parallelism; set --prefill-context-parallel-size 1": _above_one(
@@ -133,8 +147,11 @@ def _check_modes(vllm_config: VllmConfig) -> None:
         ),
         "elastic expert parallelism; drop --enable-elastic-ep": getattr(parallel, "enable_elastic_ep", False),
         "kv_sharing_fast_prefill; turn it off": vllm_config.cache_config.kv_sharing_fast_prefill,
-        "LoRA adapters, whose change of the projections the folded circuit lacks; drop --enable-lora": bool(
-            vllm_config.lora_config
+        "sharded LoRA adapters; drop --fully-sharded-loras": getattr(
+            vllm_config.lora_config, "fully_sharded_loras", False
+        ),
+        "adaptive verification of drafts, which moves tokens between requests on the device; turn it off": getattr(
+            vllm_config.speculative_config, "enable_adaptive_verification", False
         ),
         "KV connectors, whose caches do not tell emotions apart; drop --kv-transfer-config": bool(
             vllm_config.kv_transfer_config

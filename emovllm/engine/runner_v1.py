@@ -1,23 +1,30 @@
-"""The V1 model runner: the coefficients are set where its inputs are prepared, right before every forward."""
+"""The V1 model runner (vllm.v1.worker.gpu_model_runner): the coefficients are set where its inputs are prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from emovllm.engine.batch import Coefficients
-from emovllm.engine.config import KEY
+from emovllm.engine.config import emotion_of
+from emovllm.engine.lora import adapter_slots
 
 
 def attach(runner: Any, coefficients: Coefficients) -> None:
-    """Wraps this runner's `_prepare_inputs` (vllm.v1.worker.gpu_model_runner.GPUModelRunner)."""
-    prepare_inputs = runner._prepare_inputs
+    """Wraps this runner's `_update_states`, where requests join and leave, and its `_prepare_inputs`, called right
+    before every forward."""
+    update_states, prepare_inputs = runner._update_states, runner._prepare_inputs
 
-    def wire_of(req_id: str) -> Mapping[str, Any] | None:
-        params = runner.requests[req_id].sampling_params
-        return (params.extra_args or {}).get(KEY) if params is not None else None
+    def _update_states(scheduler_output: Any) -> Any:
+        corrections = update_states(scheduler_output)
+        # In this order: a request may end, and another come under its name.
+        for req_id in scheduler_output.finished_req_ids:
+            coefficients.leave(req_id)
+        for new in scheduler_output.scheduled_new_reqs:
+            request = runner.requests[new.req_id]
+            coefficients.join(new.req_id, emotion_of(request.sampling_params), request.num_prompt_tokens)
+        return corrections
 
     def _prepare_inputs(scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         prepared = prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -25,12 +32,11 @@ def attach(runner: Any, coefficients: Coefficients) -> None:
         count = batch.num_reqs
         coefficients.update(
             batch.req_ids,
-            wire_of,
             num_scheduled_tokens,
             batch.num_computed_tokens_cpu[:count],
-            batch.num_prompt_tokens[:count],
-            has_new=bool(scheduler_output.scheduled_new_reqs),
+            lambda: adapter_slots(runner, batch.request_lora_mapping[:count]),
         )
         return prepared
 
+    runner._update_states = _update_states
     runner._prepare_inputs = _prepare_inputs

@@ -15,7 +15,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from emovllm.emotion import cache_key
-from emovllm.engine.config import KEY
+from emovllm.engine.config import KEY, emotion_of
 
 _FUNCTION = "generate_block_hash_extra_keys"
 _USERS = ("vllm.v1.simple_kv_offload.manager",)
@@ -63,7 +63,6 @@ def _request_key(request: Any) -> tuple[str, bool] | None:
     try:
         return request._emotion_key
     except AttributeError:
-        params = request.sampling_params
-        wire = (params.extra_args or {}).get(KEY) if params is not None else None
+        wire = emotion_of(request.sampling_params)
         request._emotion_key = None if wire is None else (cache_key(wire), wire["scope"] == "all")
         return request._emotion_key

@@ -21,6 +21,7 @@ from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries, 
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import Unsupported
+from emovllm.engine.lora import follow_adapters
 from emovllm.sites import Kind, parse_site
 
 # One-hot rows that go through a projection at once while folding.
@@ -39,10 +40,17 @@ class Site:
     number: int
     layer: RowParallelLinear
     apply: Callable[..., Tensor]
+    lora: Any = None  # vLLM's wrapper of the layer, where LoRA is enabled
 
     @property
     def key(self) -> str:
         return site_key(self.kind, self.number)
+
+    def shard(self, circuit: Circuit) -> np.ndarray:
+        """The circuit's part for this rank: float32 [emotions, input_size_per_partition]."""
+        width = self.layer.input_size_per_partition
+        delta = circuit.site_delta(self.kind, self.number)
+        return np.ascontiguousarray(delta[:, self.layer.tp_rank * width : (self.layer.tp_rank + 1) * width])
 
 
 def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, compiled: bool) -> list[Site]:
@@ -52,7 +60,10 @@ def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, comp
     """
     sites = _find(model, circuit)
     for site in sites:
-        _override(site, coefficients, len(circuit.names), compiled)
+        _override(site, coefficients, compiled)
+        if site.lora is not None:
+            delta = torch.from_numpy(site.shard(circuit)).to(coefficients.buffer.device)
+            follow_adapters(site.lora, delta, site.layer.emotion_vectors)
     fill(sites, circuit)
     return sites
 
@@ -62,10 +73,8 @@ def fill(sites: list[Site], circuit: Circuit) -> None:
     measured = {}
     for site in sites:
         layer = site.layer
-        delta = circuit.site_delta(site.kind, site.number)
-        width = layer.input_size_per_partition
-        folded = fold(site, delta[:, layer.tp_rank * width : (layer.tp_rank + 1) * width])
-        layer.emotion_vectors.copy_(folded)
+        folded = fold(site, site.shard(circuit))
+        layer.emotion_vectors[: len(folded)] = folded
         whole = tensor_model_parallel_all_reduce(folded) if layer.tp_size > 1 else folded
         measured[site.key] = fingerprint_entries(whole.cpu().numpy())
     quantized = any(not isinstance(site.layer.quant_method, UnquantizedLinearMethod) for site in sites)
@@ -103,6 +112,7 @@ def fold(site: Site, delta: np.ndarray) -> Tensor:
 def _find(model: nn.Module, circuit: Circuit) -> list[Site]:
     wanted = set(circuit.sites())
     found: dict[tuple[str, int], Site] = {}
+    wrappers = {id(module.base_layer): module for module in model.modules() if hasattr(module, "lora_a_stacked")}
     for name, module in model.named_modules():
         parsed = parse_site(name)
         if parsed not in wanted or not isinstance(module, RowParallelLinear):
@@ -113,15 +123,16 @@ def _find(model: nn.Module, circuit: Circuit) -> list[Site]:
             raise Unsupported(f"{name}: its input is not sharded; this architecture is not supported")
         # A copy, for quantisation schemes may share one method object between layers.
         module.quant_method = copy.copy(module.quant_method)
-        found[parsed] = Site(*parsed, module, module.quant_method.apply)
+        found[parsed] = Site(*parsed, module, module.quant_method.apply, wrappers.get(id(module)))
     return list(found.values())
 
 
-def _override(site: Site, coefficients: Coefficients, emotions: int, compiled: bool) -> None:
+def _override(site: Site, coefficients: Coefficients, compiled: bool) -> None:
     layer, apply = site.layer, site.apply
-    fused = compiled and emotions <= MAX_FUSED
+    columns = coefficients.buffer.shape[1]
+    fused = compiled and columns <= MAX_FUSED
     device = coefficients.buffer.device
-    vectors = torch.zeros(emotions, layer.output_size, dtype=torch.float32, device=device)
+    vectors = torch.zeros(columns, layer.output_size, dtype=torch.float32, device=device)
     layer.register_buffer("emotion_vectors", vectors, persistent=False)
     layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
 

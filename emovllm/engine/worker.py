@@ -11,12 +11,16 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
 from emovllm.circuit import load_circuit
-from emovllm.engine import runner_v1, sites
+from emovllm.engine import runner_v1, runner_v2, sites
 from emovllm.engine.batch import Coefficients
-from emovllm.engine.config import Unsupported, settings_of
+from emovllm.engine.config import Unsupported, adapters_of, settings_of
 
 # vLLM configures the loggers below its own name only.
 logger = init_logger("vllm.emovllm")
+
+
+# Where nothing was compiled before the live check, it is this size that gets traced: Dynamo takes 1 for a constant.
+_LIVE_TOKENS = 8
 
 
 class EmotionWorkerMixin:
@@ -34,7 +38,11 @@ class EmotionWorkerMixin:
         capture = config.compilation_config.max_cudagraph_capture_size or 0
         self.emotion_circuit = circuit
         self.emotion_coefficients = Coefficients(
-            circuit.names, max(config.scheduler_config.max_num_batched_tokens, capture), runner.device
+            circuit.names,
+            max(config.scheduler_config.max_num_batched_tokens, capture),
+            runner.device,
+            max_requests=config.scheduler_config.max_num_seqs,
+            adapters=adapters_of(config),
         )
         self.emotion_sites = sites.install(
             runner.get_model(),
@@ -42,7 +50,8 @@ class EmotionWorkerMixin:
             self.emotion_coefficients,
             compiled=config.compilation_config.mode != CompilationMode.NONE,
         )
-        runner_v1.attach(runner, self.emotion_coefficients)
+        attach = runner_v2.attach if hasattr(runner, "model_state") else runner_v1.attach
+        attach(runner, self.emotion_coefficients)
         logger.info(
             "Emotion circuit of %s: %s, at %d sites of this rank, digest %.12s",
             circuit.spec.model.id,
@@ -88,7 +97,16 @@ class EmotionWorkerMixin:
             )
 
     def _dummy_output(self) -> torch.Tensor:
-        output = self.model_runner._dummy_run(1, force_attention=True)[0]  # type: ignore[attr-defined]
+        runner = self.model_runner  # type: ignore[attr-defined]
+        execute_model = runner.execute_model
+        outputs: list[Any] = []
+        # The V2 runner's dummy run drops what a pipeline stage that is not the last hands on.
+        runner.execute_model = lambda *args, **kwargs: outputs.append(execute_model(*args, **kwargs))
+        try:
+            output = runner._dummy_run(_LIVE_TOKENS, force_attention=True)[0]
+        finally:
+            del runner.execute_model
+        output = outputs[-1] if output is None else output
         # A pipeline stage that is not the last hands on several tensors.
         parts = output.tensors.values() if hasattr(output, "tensors") else [output]
         return torch.cat([part.float().flatten() for part in parts])

@@ -72,7 +72,7 @@ def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[...
     settings = settings_of(config)
     assert settings is not None
     assert settings.digest == load_circuit(circuit).digest()
-    assert settings.graph == graph_tag(load_circuit(circuit))
+    assert settings.graph == graph_tag(load_circuit(circuit), 0)
     assert config.compute_hash() != plain_hash
     again = config.additional_config
     configure(config)
@@ -81,12 +81,13 @@ def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[...
 
 def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_path: Path) -> None:
     tags = {
-        graph_tag(load_circuit(random_circuit(tiny, tmp_path / str(number), **units)))
+        graph_tag(load_circuit(random_circuit(tiny, tmp_path / str(number), **units)), adapters)
         for number, units in enumerate(
             [{}, {"neurons": 0}, {"heads": 0}, {"names": ("anger", "fear")}, {"names": tuple(SIX[:5])}]
         )
+        for adapters in (0, 1)
     }
-    assert len(tags) == 5
+    assert len(tags) == 10
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_model_of_other_dimensions_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"enable_lora": True}, "drop --enable-lora"),
+        ({"enable_lora": True, "fully_sharded_loras": True}, "drop --fully-sharded-loras"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "drop --scheduler-cls"),
         ({"worker_cls": "vllm.v1.worker.xpu_worker.XPUWorker"}, "worker class vllm.v1.worker.xpu_worker.XPUWorker"),
         (
@@ -142,9 +143,9 @@ def test_what_would_not_be_exact_is_refused(
 
 @pytest.mark.parametrize(
     ("variable", "message"),
-    [("VLLM_USE_V2_MODEL_RUNNER", "set VLLM_USE_V2_MODEL_RUNNER=0"), ("VLLM_USE_RUST_FRONTEND", "the Rust front end")],
+    [("VLLM_USE_RUST_FRONTEND", "the Rust front end")],
 )
-def test_front_ends_and_runners_that_we_do_not_reach_are_refused(
+def test_front_ends_that_we_do_not_reach_are_refused(
     make_config: Callable[..., Any], circuit: Path, monkeypatch: pytest.MonkeyPatch, variable: str, message: str
 ) -> None:
     config = make_config({"circuit": str(circuit)})
@@ -249,9 +250,12 @@ class PretendWorker(EmotionWorkerMixin):
 
     def __init__(self, reads_coefficients: bool) -> None:
         self.emotion_sites = [object()]  # type: ignore[list-item]
-        self.emotion_coefficients = Coefficients(("anger",), 4, torch.device("cpu"))
+        self.emotion_coefficients = Coefficients(("anger",), 4, torch.device("cpu"), max_requests=4)
         self.model_runner = self
         self._reads = reads_coefficients
+
+    def execute_model(self) -> None:
+        raise AssertionError("the dummy run needs no batch")
 
     def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
         return (torch.ones(tokens, 3) + self.emotion_coefficients.buffer[:tokens] * self._reads,)

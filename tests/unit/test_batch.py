@@ -22,28 +22,27 @@ class Batch:
     """Requests on their way through a scheduler: (wire, prompt length, tokens computed so far)."""
 
     def __init__(self, max_tokens: int = 64) -> None:
-        self.coefficients = Coefficients(NAMES, max_tokens, torch.device("cpu"))
+        self.coefficients = Coefficients(NAMES, max_tokens, torch.device("cpu"), max_requests=2)
         self.wires: dict[str, dict[str, Any] | None] = {}
         self.prompt: dict[str, int] = {}
         self.computed: dict[str, int] = {}
 
     def add(self, name: str, wire: dict[str, Any] | None, prompt: int) -> None:
         self.wires[name], self.prompt[name], self.computed[name] = wire, prompt, 0
+        self.coefficients.join(name, wire, prompt)
 
-    def step(self, scheduled: dict[str, int], new: bool = False) -> np.ndarray:
+    def step(self, scheduled: dict[str, int]) -> np.ndarray:
         """One forward; checks the buffer row by row, and returns it."""
         names = list(scheduled)
         self.coefficients.update(
             names,
-            self.wires.get,
             np.array([scheduled[name] for name in names]),
             np.array([self.computed[name] for name in names]),
-            np.array([self.prompt[name] for name in names]),
-            has_new=new,
         )
         expected = [self._row(name, self.computed[name] + i) for name in names for i in range(scheduled[name])]
         buffer = self.coefficients.buffer.numpy()
         np.testing.assert_array_equal(buffer[: len(expected)], np.array(expected, np.float32))
+        assert not buffer[len(expected) :].any()
         for name in names:
             self.computed[name] += scheduled[name]
         return buffer.copy()
@@ -62,7 +61,7 @@ def test_each_scope_injects_its_positions() -> None:
     batch.add("prompt_last", wire("prompt_last", fear=-1.0), 3)
     batch.add("all", wire("all", calm=0.5, anger=0.25), 2)
     batch.add("plain", None, 5)
-    batch.step({"generation": 4, "prompt_last": 3, "all": 2, "plain": 5}, new=True)
+    batch.step({"generation": 4, "prompt_last": 3, "all": 2, "plain": 5})
     for _ in range(3):
         batch.step({"generation": 1, "prompt_last": 1, "all": 1, "plain": 1})
 
@@ -73,19 +72,17 @@ def test_chunks_do_not_matter(chunk: int) -> None:
     batch.add("a", wire(anger=1.0), 7)
     batch.add("b", wire("prompt_last", fear=1.0), 9)
     left = {"a": 7, "b": 9}
-    new = True
     while any(left.values()):
         scheduled = {name: min(chunk, tokens) or 1 for name, tokens in left.items()}
-        batch.step(scheduled, new)
+        batch.step(scheduled)
         left = {name: max(0, left[name] - scheduled[name]) for name in left}
-        new = False
 
 
 def test_generated_tokens_recomputed_after_preemption_are_injected_again() -> None:
     batch = Batch()
     batch.add("a", wire(anger=1.0), 4)
     batch.add("b", wire(fear=1.0), 3)
-    batch.step({"a": 4, "b": 3}, new=True)
+    batch.step({"a": 4, "b": 3})
     for _ in range(3):
         batch.step({"a": 1, "b": 1})
     batch.step({"a": 1})
@@ -99,7 +96,7 @@ def test_drafts_of_speculative_decoding_are_injected() -> None:
     batch = Batch()
     batch.add("a", wire(anger=1.0), 4)
     batch.add("b", None, 4)
-    batch.step({"a": 4, "b": 4}, new=True)
+    batch.step({"a": 4, "b": 4})
     batch.step({"a": 4, "b": 3})
     batch.computed["a"] -= 2
     batch.step({"a": 3, "b": 1})
@@ -108,10 +105,10 @@ def test_drafts_of_speculative_decoding_are_injected() -> None:
 def test_a_new_request_under_an_old_name_is_not_taken_for_the_old_one() -> None:
     batch = Batch()
     batch.add("a", wire(anger=1.0), 2)
-    batch.step({"a": 2}, new=True)
+    batch.step({"a": 2})
     batch.step({"a": 1})
     batch.add("a", wire(fear=1.0), 1)
-    batch.step({"a": 1}, new=True)
+    batch.step({"a": 1})
     batch.step({"a": 1})
 
 
@@ -119,17 +116,52 @@ def test_requests_that_change_places_take_their_rows_along() -> None:
     batch = Batch()
     for name, asked in (("a", wire(anger=1.0)), ("b", None), ("c", wire(fear=1.0))):
         batch.add(name, asked, 2)
-    batch.step({"a": 2, "b": 2, "c": 2}, new=True)
+    batch.step({"a": 2, "b": 2, "c": 2})
     batch.step({"a": 1, "b": 1, "c": 1})
     batch.step({"c": 1, "b": 1})
     batch.step({"b": 1})
     batch.step({"b": 1, "a": 1})
 
 
+def test_more_requests_than_expected_find_room() -> None:
+    batch = Batch()
+    for number, name in enumerate("abcde"):
+        batch.add(name, wire(anger=float(number)), 1)
+    batch.step(dict.fromkeys("abcde", 1))
+    batch.coefficients.leave("b")
+    batch.add("f", wire(fear=9.0), 1)
+    batch.step(dict.fromkeys("acdef", 1))
+
+
+def test_a_composition_known_before_is_not_taken_for_the_last_one() -> None:
+    batch = Batch()
+    batch.add("a", wire(anger=1.0), 1)
+    batch.step({"a": 1})
+    batch.coefficients.leave("a")
+    batch.wires["a"] = None
+    batch.step({"a": 1})
+    batch.add("a", wire(anger=1.0), 1)
+    batch.step({"a": 1})
+
+
+def test_an_adapter_adds_its_own_columns() -> None:
+    coefficients = Coefficients(NAMES, 8, torch.device("cpu"), max_requests=4, adapters=2)
+    asked = {"a": wire(anger=1.0), "b": wire(fear=2.0), "c": None, "d": wire(calm=3.0)}
+    for name, emotion in asked.items():
+        coefficients.join(name, emotion, 1)
+    one = np.ones(4, np.int64)
+    coefficients.update(list("abcd"), one, 0 * one, lambda: np.array([1, -1, 0, 0]))
+    expected = np.zeros((8, 9), np.float32)
+    expected[0, [0, 6]] = 1
+    expected[1, 1] = 2
+    expected[3, [2, 5]] = 3
+    np.testing.assert_array_equal(coefficients.buffer.numpy(), expected)
+
+
 def test_nothing_is_written_while_nothing_changes() -> None:
     batch = Batch()
     batch.add("a", wire(anger=1.0), 2)
-    batch.step({"a": 2}, new=True)
+    batch.step({"a": 2})
     batch.step({"a": 1})
     batch.coefficients.buffer[0, 2] = 7  # a mark that any write would clear
     with pytest.raises(AssertionError):
@@ -141,7 +173,7 @@ def test_no_coefficient_is_left_when_the_last_steered_request_ends() -> None:
     batch = Batch()
     batch.add("a", wire("all", anger=1.0), 20)
     batch.add("b", None, 3)
-    batch.step({"a": 20, "b": 3}, new=True)
+    batch.step({"a": 20, "b": 3})
     assert batch.step({"b": 1}).any() == 0
     assert not batch.coefficients.buffer.any()
 

@@ -1,0 +1,55 @@
+"""LoRA adapters and emotions together.
+
+An adapter changes the projection that an injection goes through: (W + B A) (x + delta) = ... + W delta + B A delta. The
+first part is the folded circuit; the second is folded too whenever an adapter takes a slot, into further columns that
+only that adapter's requests have weights for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def adapter_slots(runner: Any, lora_ids: np.ndarray) -> np.ndarray | None:
+    """The slot of each request's adapter.
+
+    Args:
+        lora_ids: int [requests], vLLM's `lora_int_id`, 0 for none.
+    Returns: int [requests], -1 for none; None where LoRA is not enabled.
+    """
+    if not runner.lora_config:
+        return None
+    slots = {0: -1}
+    slots.update((lora_id, slot) for slot, lora_id in enumerate(runner.lora_manager._adapter_manager.lora_index_to_id))
+    return np.array([slots[lora_id] for lora_id in lora_ids.tolist()], np.int64)
+
+
+def follow_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:
+    """Folds the circuit through each adapter that is put into a slot of a layer.
+
+    Args:
+        wrapper: vLLM's RowParallelLinearWithLoRA.
+        delta: float32 [emotions, input_size_per_partition].
+        vectors: float32 [emotions * (1 + slots), hidden], written in place.
+    """
+    set_lora, reset_lora = type(wrapper).set_lora, type(wrapper).reset_lora
+
+    def of(slot: int) -> Tensor:
+        return vectors[len(delta) * (1 + slot) : len(delta) * (2 + slot)]
+
+    def reset_lora_folded(index: int) -> None:
+        reset_lora(wrapper, index)
+        of(index).zero_()
+
+    @torch.inference_mode()
+    def set_lora_folded(index: int, lora_a: Tensor, lora_b: Tensor) -> None:
+        set_lora(wrapper, index, lora_a, lora_b)
+        a, b = wrapper.lora_a_stacked[0][index, 0].float(), wrapper.lora_b_stacked[0][index, 0].float()
+        of(index).copy_(delta @ a.T @ b.T)
+
+    wrapper.reset_lora = reset_lora_folded
+    wrapper.set_lora = set_lora_folded
