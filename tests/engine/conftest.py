@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from harness import Ask, Engine
+from harness import Ask, Engine, mixed_batch
 from oracle import Oracle
 
 BLOCK = 32
@@ -45,25 +45,7 @@ def text_of(default_model: str) -> Callable[[int, int], list[int]]:
 
 @pytest.fixture(scope="session")
 def mixed(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
-    """The mixed batch: six emotions, blends, negative and zero strength, none, all scopes, 5 to 200 tokens."""
-    fields: list[dict[str, Any]] = [
-        {"emotion": "anger"},
-        {"emotion": "sadness"},
-        {"emotion": "happiness"},
-        {"emotion": "fear"},
-        {"emotion": "surprise"},
-        {"emotion": "disgust"},
-        {"emotion": {"anger": 0.7, "fear": 0.3}},
-        {"emotion": {"happiness": 1.0, "surprise": -0.5, "sadness": 0.25}, "emotion_strength": 1.5},
-        {"emotion": "anger", "emotion_strength": -1.0},
-        {"emotion": "fear", "emotion_strength": 0.0},
-        {},
-        {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
-        {"emotion": "disgust", "emotion_scope": "all"},
-        {"emotion": "happiness", "emotion_scope": "generation", "emotion_strength": 0.5},
-    ]
-    lengths = [5, 17, 33, 64, 100, 200, 31, 32, 150, 70, 48, 90, 120, 15]
-    return [Ask(text_of(seed, length), asked) for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))]
+    return mixed_batch(text_of)
 
 
 @pytest.fixture(scope="session")
