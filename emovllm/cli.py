@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from emovllm import __version__
 
-_OFFLINE = {
-    "elicit": ("elicit_cli", "generate and judge replies in each emotion"),
-    "discover": ("discover_cli", "find a model's emotion circuit"),
-    "validate": ("validate_cli", "test a circuit's neurons and heads, beside random ones"),
-    "report": ("report_cli", "draw a circuit and what was measured, as one page"),
-    "import-published": ("import_cli", "turn the paper's published artefacts into a circuit"),
+_COMMANDS = {
+    "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
+    "elicit": ("emovllm_offline.elicit_cli", "generate and judge replies in each emotion"),
+    "discover": ("emovllm_offline.discover_cli", "find a model's emotion circuit"),
+    "validate": ("emovllm_offline.validate_cli", "test a circuit's neurons and heads, beside random ones"),
+    "report": ("emovllm_offline.report_cli", "draw a circuit and what was measured, as one page"),
+    "import-published": ("emovllm_offline.import_cli", "turn the paper's published artefacts into a circuit"),
 }
 
 
@@ -32,9 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"emovllm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve a model with its circuit (takes every argument of vllm serve)")
-    for name, (module, told) in _OFFLINE.items():
+    for name, (module, told) in _COMMANDS.items():
         # Modules of options only: what a command needs is imported when it runs.
-        options = importlib.import_module(f"emovllm_offline.{module}")
+        options = importlib.import_module(module)
         command = commands.add_parser(name, help=told)
         options.configure(command)
         command.set_defaults(run=options.main)

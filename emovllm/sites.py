@@ -10,8 +10,23 @@ Kind = Literal["attn", "mlp"]
 # Module paths inside a decoder layer. The first of each is what Llama, Mistral, Qwen2/3, Gemma 2/3, Phi-3, Granite and
 # OLMo use, in Transformers and in vLLM alike.
 SITE_NAMES: dict[Kind, tuple[str, ...]] = {
-    "attn": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attention.dense", "attn.c_proj"),
-    "mlp": ("mlp.down_proj", "mlp.fc2", "mlp.dense_4h_to_h", "mlp.c_proj"),
+    "attn": (
+        "self_attn.o_proj",
+        "self_attn.out_proj",  # OPT
+        "self_attn.dense",  # Phi
+        "self_attention.dense",  # Falcon, Bloom
+        "attention.dense",  # GPT-NeoX
+        "attn.c_proj",  # GPT-2
+        "attn.out_proj",  # GPT-J
+    ),
+    "mlp": (
+        "mlp.down_proj",
+        "mlp.fc2",  # Phi
+        "mlp.dense_4h_to_h",  # Falcon, Bloom, GPT-NeoX
+        "mlp.c_proj",  # GPT-2, StarCoder2
+        "mlp.fc_out",  # GPT-J
+        "fc2",  # OPT
+    ),
 }
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")

@@ -29,6 +29,15 @@ def random_circuit(
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
     random = np.random.default_rng(seed)
+    projections = {}
+    for file in sorted(Path(model).glob("*.safetensors")):
+        for name, weight in load_file(file).items():
+            site = parse_site(name.removesuffix(".weight"))
+            if site is not None and name.endswith(".weight"):
+                # GPT-2's Conv1D holds [in, out].
+                projections[site] = (weight.T if config.model_type == "gpt2" else weight).float().numpy()
+    # A mixture of experts has no such projection.
+    intermediate = projections["mlp", 0].shape[1] if ("mlp", 0) in projections else config.intermediate_size
 
     def units(count: int, available: int, shape: tuple[int, ...], factor: float) -> Components:
         layer = np.repeat(np.arange(layers, dtype=np.int32), count)
@@ -42,24 +51,19 @@ def random_circuit(
             architecture=config.architectures[0],
             num_hidden_layers=layers,
             hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=intermediate,
             num_attention_heads=config.num_attention_heads,
             head_dim=head_dim,
             vocab_size=config.vocab_size,
         ),
         emotions=tuple(EmotionSpec(name=name, recommended=1.0, maximal=3.0) for name in names),
     )
-    of_neurons = {name: units(neurons, config.intermediate_size, (), scale) for name in names}
+    of_neurons = {name: units(neurons, intermediate, (), scale) for name in names}
     of_heads = {name: units(heads, config.num_attention_heads, (head_dim,), scale / 4) for name in names}
-    projections = {}
-    for file in sorted(Path(model).glob("*.safetensors")):
-        for name, weight in load_file(file).items():
-            site = parse_site(name.removesuffix(".weight"))
-            if site is not None and name.endswith(".weight"):
-                projections[site] = weight.float().numpy()
 
     def weight_of(kind: str, layer: int) -> np.ndarray:
-        return projections[kind, layer]
+        width = intermediate if kind == "mlp" else config.num_attention_heads * head_dim
+        return projections.get((kind, layer), np.zeros((config.hidden_size, width), np.float32))
 
     Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of).save(out)
     return Path(out)

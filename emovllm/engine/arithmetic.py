@@ -14,13 +14,14 @@ def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool)
     """Adds each token's emotions to a projection's output.
 
     Args:
-        out: [tokens, hidden], any floating-point type; padding tokens included.
+        out: [..., tokens, hidden], any floating-point type; padding tokens included. The dimensions before are 1, as in
+            vLLM's Transformers backend, which runs layers on [1, tokens, hidden].
         coefficients: float32 [max_tokens, emotions], row i belonging to token i; all zero for a plain token.
         vectors: float32 [emotions, hidden], W @ delta.
         fused: whether the surrounding graph is compiled, and the emotions few enough.
     Returns: a tensor like `out`; bit-identical to it in the rows of plain tokens.
     """
-    rows = coefficients[: out.shape[0]]
+    rows = coefficients[: out.shape[-2]]
     # A few nodes per site, however many emotions: the compiler's time grows with the nodes.
     added = (rows.unsqueeze(2) * vectors).sum(1) if fused else torch.mm(rows, vectors)
     return (out.float() + added).to(out.dtype)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from emovllm.engine.config import prompt_length
+
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -46,6 +48,8 @@ class Coefficients:
         self._values = np.zeros((0, columns), np.float32)
         self._decoding = False
         self._written: np.ndarray = np.zeros(0, np.int64)  # tokens
+        # Why no emotion can be applied any more, if so.
+        self.broken: str | None = None
 
     def join(self, req_id: str, wire: Mapping[str, Any] | None, prompt_len: int) -> None:
         """Takes a request up.
@@ -53,10 +57,14 @@ class Coefficients:
         Args:
             wire: its resolved emotion (`Emotion.to_wire`), or None.
             prompt_len: the ORIGINAL prompt length; generated tokens recomputed after preemption stay generated.
+        Raises: RuntimeError for a steered request while `broken`.
         """
         self.leave(req_id)
         if wire is None:
             return
+        if self.broken:
+            raise RuntimeError(self.broken)
+        prompt_len = prompt_length(wire, prompt_len)
         if not self._free:
             self._grow()
         slot = self._slots[req_id] = self._free.pop()

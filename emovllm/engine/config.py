@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 KEY = "emovllm"
-# Every function that we wrap or subclass was read, and the tests were run, on these.
-SUPPORTED_VLLM = ("0.32.",)
+# All that we wrap, subclass, call and read is in these, as scripts/check_vllm_versions finds.
+SUPPORTED_VLLM = tuple(f"0.{minor}" for minor in range(26, 34))
 # Emotions in a circuit, whose coefficients every token carries.
 MAX_EMOTIONS = 256
 
@@ -98,6 +98,11 @@ def adapters_of(vllm_config: VllmConfig) -> int:
     return vllm_config.lora_config.max_loras if vllm_config.lora_config else 0
 
 
+def prompt_length(wire: Mapping[str, Any], prompt_len: int) -> int:
+    """A steered request's prompt, which is shorter than what vLLM has for it where a beam goes on."""
+    return wire.get("prompt_len", prompt_len)
+
+
 def emotion_of(params: Any) -> Mapping[str, Any] | None:
     """The resolved emotion of a request's sampling parameters, or None."""
     return (params.extra_args or {}).get(KEY) if params is not None else None
@@ -106,10 +111,12 @@ def emotion_of(params: Any) -> Mapping[str, Any] | None:
 def _check_version(settings: Settings) -> None:
     import vllm
 
-    if not vllm.__version__.startswith(SUPPORTED_VLLM) and not settings.allow_untested_vllm:
+    minor = ".".join(vllm.__version__.split(".")[:2])
+    if minor not in SUPPORTED_VLLM and not settings.allow_untested_vllm:
         raise Unsupported(
-            f"emovllm {__version__} is tested with vLLM {', '.join(v + 'x' for v in SUPPORTED_VLLM)} and this is "
-            f'{vllm.__version__}; install a tested one, or set "allow_untested_vllm": true at your own risk'
+            f"emovllm {__version__} is made for vLLM {SUPPORTED_VLLM[0]} to {SUPPORTED_VLLM[-1]} and this is "
+            f"{vllm.__version__}; install one of those, or add to additional_config's {KEY!r}, at your own risk, "
+            '"allow_untested_vllm": true'
         )
 
 
@@ -122,9 +129,14 @@ def _check_model(vllm_config: VllmConfig, circuit: Circuit) -> None:
         "hidden_size": (served.hidden_size, spec.hidden_size),
         "num_attention_heads": (served.num_attention_heads, spec.num_attention_heads),
         "head_dim": (model.get_head_size(), spec.head_dim),
+        # Not all configurations have it, nor by this name.
         "intermediate_size": (getattr(served, "intermediate_size", None), spec.intermediate_size),
     }
-    wrong = [f"{name} {ours} here, {theirs} there" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    wrong = [
+        f"{name} {ours} here, {theirs} there"
+        for name, (ours, theirs) in pairs.items()
+        if ours is not None and ours != theirs
+    ]
     if wrong:
         raise Unsupported(f"the circuit was made for {spec.id}, which is not the model {model.model}: "
                           f"{'; '.join(wrong)}")  # fmt: skip

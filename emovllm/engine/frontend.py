@@ -5,6 +5,7 @@ Installed only in a process that configures a circuit. Requests to an engine wit
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[
 
 
 def _wrap_protocols() -> None:
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+    from vllm.entrypoints.generate.beam_search.utils import BeamSearchSequence
     from vllm.entrypoints.openai.chat_completion.protocol import BatchChatCompletionRequest, ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -77,7 +80,9 @@ def _wrap_protocols() -> None:
     for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         _wrap(request, "to_sampling_params", _with_emotion)
         if hasattr(request, "to_beam_search_params"):
-            _wrap(request, "to_beam_search_params", _without_emotion)
+            _wrap(request, "to_beam_search_params", _with_beam_emotion)
+    _wrap(BeamSearchOnlineMixin, "beam_search", _with_beams_of_prompt)
+    _wrap(BeamSearchSequence, "get_prompt", _keeping_prompt_len)
     _wrap(BatchChatCompletionRequest, "to_chat_completion_request", _keeping_emotion)
 
 
@@ -101,17 +106,36 @@ def _with_emotion(to_sampling_params: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _without_emotion(to_beam_search_params: Callable[..., Any]) -> Callable[..., Any]:
+def _with_beam_emotion(to_beam_search_params: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm.exceptions import VLLMValidationError
+        params = to_beam_search_params(self, *args, **kwargs)
+        asked = _asked(self)
+        if asked:
+            check(asked, next(reversed(_served.values())).spec)
+            params.emotion = asked
+        return params
 
-        if any(value is not None for value in _asked(self).values()):
-            raise VLLMValidationError(
-                "emotion cannot be combined with use_beam_search: a beam's later steps are new requests to the engine; "
-                "use sampling, with n for several replies",
-                parameter="emotion",
-            )
-        return to_beam_search_params(self, *args, **kwargs)
+    return wrapped
+
+
+def _with_beams_of_prompt(beam_search: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, prompt: Any, request_id: str, params: Any, **kwargs: Any) -> Any:
+        asked = getattr(params, "emotion", None)
+        # vLLM itself refuses prompts without token ids.
+        if asked is not None and "prompt_token_ids" in prompt:
+            prompt = {**prompt, KEY: {"asked": asked, "prompt_len": len(prompt["prompt_token_ids"])}}
+        return beam_search(self, prompt, request_id, params, **kwargs)
+
+    return wrapped
+
+
+def _keeping_prompt_len(get_prompt: Callable[..., Any]) -> Callable[..., Any]:
+    # Each step of a beam is a new request, whose prompt holds generated tokens.
+    def wrapped(self: Any) -> Any:
+        prompt = get_prompt(self)
+        if KEY in self.orig_prompt:
+            prompt[KEY] = self.orig_prompt[KEY]
+        return prompt
 
     return wrapped
 
@@ -131,6 +155,7 @@ def _wrap_input_processor() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     _wrap(InputProcessor, "process_inputs", _resolving)
+    InputProcessor.assign_request_id = staticmethod(_refusing_unresolved(InputProcessor.assign_request_id))
 
 
 def _resolving(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,19 +163,40 @@ def _resolving(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         request = process_inputs(self, *args, **kwargs)
         served = served_by(self.vllm_config)
         params = request.sampling_params
-        if served is None or params is None or not params.extra_args:
+        prompt = kwargs["prompt"] if "prompt" in kwargs else args[1]
+        beam = prompt.get(KEY) if isinstance(prompt, dict) else None
+        if served is None or params is None or not (params.extra_args or beam):
             return request
-        _resolve_params(params, served, resumable=bool(request.resumable))
+        _resolve_params(params, served, bool(request.resumable), **(beam or {}))
         return request
 
     return wrapped
 
 
-def _resolve_params(params: Any, served: Served, resumable: bool) -> None:
+def _refusing_unresolved(assign_request_id: Callable[..., Any]) -> Callable[..., Any]:
+    """Engines also take requests made elsewhere, which no input processor has seen."""
+    if hasattr(assign_request_id, "_emovllm"):
+        return assign_request_id
+
+    @functools.wraps(assign_request_id)
+    def wrapped(request: Any) -> Any:
+        extra = (request.sampling_params.extra_args if request.sampling_params is not None else None) or {}
+        # Nor does an engine without a circuit, in a process that has another with one, ignore them.
+        if any(extra.get(name) is not None for name in FIELDS):
+            raise ValueError("an EngineCoreRequest's emotion was not resolved; pass a prompt and sampling parameters")
+        return assign_request_id(request)
+
+    wrapped._emovllm = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _resolve_params(
+    params: Any, served: Served, resumable: bool, asked: Mapping[str, Any] | None = None, prompt_len: int | None = None
+) -> None:
     """Replaces what was asked in `extra_args` by what it resolves to: engine and workers read that alone."""
     from vllm.exceptions import VLLMValidationError
 
-    extra = params.extra_args
+    extra = {**(params.extra_args or {}), **(asked or {})}
     if KEY in extra:
         raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
     emotion = check(extra, served.spec)
@@ -159,6 +205,8 @@ def _resolve_params(params: Any, served: Served, resumable: bool) -> None:
     rest = {name: value for name, value in extra.items() if name not in FIELDS}
     if emotion is not None:
         rest[KEY] = emotion.to_wire(served.digest)
+        if prompt_len is not None:
+            rest[KEY]["prompt_len"] = prompt_len
     params.extra_args = rest or None
 
 
@@ -175,7 +223,14 @@ def _shaking_hands_async(get_supported_tasks: Callable[..., Any]) -> Callable[..
     async def wrapped(self: Any) -> Any:
         served = served_by(self.vllm_config)
         if served is not None and not getattr(self, "_emotion_checked", False):
-            check_workers(await self.collective_rpc("emotion_report"), served)
+            # Of several engines (data parallelism), `collective_rpc` answers for the first alone.
+            core = self.engine_core
+            asked = [
+                core._call_utility_async("collective_rpc", "emotion_report", None, (), None, engine=engine)
+                for engine in core.core_engines
+            ]
+            for reports in await asyncio.gather(*asked):
+                check_workers(reports, served)
             self._emotion_checked = True
         return await get_supported_tasks(self)
 

@@ -62,7 +62,13 @@ class EmotionWorkerMixin:
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]
-        sites.fill(self.emotion_sites, self.emotion_circuit)
+        try:
+            sites.fill(self.emotion_sites, self.emotion_circuit)
+        except Unsupported as error:
+            # The weights are in place all the same, and plain requests may go on.
+            self.emotion_coefficients.broken = str(error)
+            raise
+        self.emotion_coefficients.broken = None
 
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()  # type: ignore[misc]
@@ -81,16 +87,15 @@ class EmotionWorkerMixin:
     def _check_live(self) -> None:
         """Runs the finished model with and without coefficients: a stale compiled graph, or one that took the
         coefficients for constants, must not serve."""
-        if not self.emotion_sites:
-            return
         buffer = self.emotion_coefficients.buffer
+        # In a stage without sites too: stages of a pipeline wait for each other.
         plain = self._dummy_output()
         buffer.fill_(1.0)
         try:
             steered = self._dummy_output()
         finally:
             buffer.zero_()
-        if not (plain - steered).abs().nansum() > 0:
+        if self.emotion_sites and not (plain - steered).abs().nansum() > 0:
             raise Unsupported(
                 "the compiled model ignores the emotion circuit; clear vLLM's compile cache, and if that does not "
                 "help, start with --enforce-eager"

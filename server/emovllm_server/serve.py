@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_environment()
     args = _parse(rest)
     model = args.model_tag
-    circuit = ours.circuit or _shipped_circuit(model, args.additional_config)
+    circuit = ours.circuit or shipped_circuit(model, args.additional_config)
     if model in _DEFAULT:
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
@@ -57,7 +57,6 @@ def prepare_environment() -> None:
     installed = {point.name for group in _PLUGIN_GROUPS for point in importlib.metadata.entry_points(group=group)}
     plugins = {name.strip() for name in named.split(",")} if named is not None else installed
     os.environ["VLLM_PLUGINS"] = ",".join(sorted((plugins | {KEY}) - {""}))
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if _is_cpu_build():
         # vLLM saves its whole compiled model and then, on a CPU, fails to load it and compiles anew (0.32: "no
         # attribute 'finalize_loading'"). PyTorch's own caches work: 12 s in place of 40 for the default model.
@@ -81,7 +80,7 @@ def shipped_circuits() -> Path:
     return inside if inside.is_dir() else package.parent / "circuits"
 
 
-def _shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
+def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
     if KEY in additional_config or model not in _DEFAULT:
         return None
     return str(shipped_circuits() / NAME)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,10 @@ class Reply:
     logprobs: list[float]
     # With `n` > 1: the other replies.
     others: list[Reply] = field(default_factory=list)
+    # With `logprobs` > 0: each token's best alternatives, [token id, logprob], best first.
+    top: list[list[list[float]]] = field(default_factory=list)
+    # With `prompt_logprobs`: those of the prompt's tokens from its second on.
+    prompt_logprobs: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -33,6 +40,28 @@ class Ask:
     lora: str | None = None
 
 
+def mixed_batch(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
+    """The mixed batch: six emotions, blends, negative and zero strength, none, all scopes, 5 to 200 tokens."""
+    fields: list[dict[str, Any]] = [
+        {"emotion": "anger"},
+        {"emotion": "sadness"},
+        {"emotion": "happiness"},
+        {"emotion": "fear"},
+        {"emotion": "surprise"},
+        {"emotion": "disgust"},
+        {"emotion": {"anger": 0.7, "fear": 0.3}},
+        {"emotion": {"happiness": 1.0, "surprise": -0.5, "sadness": 0.25}, "emotion_strength": 1.5},
+        {"emotion": "anger", "emotion_strength": -1.0},
+        {"emotion": "fear", "emotion_strength": 0.0},
+        {},
+        {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
+        {"emotion": "disgust", "emotion_scope": "all"},
+        {"emotion": "happiness", "emotion_scope": "generation", "emotion_strength": 0.5},
+    ]
+    lengths = [5, 17, 33, 64, 100, 200, 31, 32, 150, 70, 48, 90, 120, 15]
+    return [Ask(text_of(seed, length), asked) for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))]
+
+
 class EngineError(RuntimeError):
     """What the engine's process said instead of a reply."""
 
@@ -40,16 +69,20 @@ class EngineError(RuntimeError):
 class Engine:
     """A vLLM engine in another process; ends with it."""
 
-    def __init__(self, log: Path, env: dict[str, str] | None = None, **config: Any) -> None:
+    script = WORKER
+
+    def __init__(self, log: Path, env: dict[str, str] | None = None, hook: str | None = None, **config: Any) -> None:
+        """`hook`: a function of hooks.py that is called in the engine's process before vLLM is."""
         self._log = log.open("w")
         self._metrics: dict[str, float] = {}
         self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(config)],
+            [sys.executable, str(self.script), json.dumps(config), *([hook] if hook else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **(env or {})},
+            start_new_session=True,
         )
         try:
             self._read()
@@ -59,21 +92,33 @@ class Engine:
 
     def generate(self, asks: list[Ask], max_tokens: int) -> list[Reply]:
         """Sends one batch. Greedy, past the end-of-sequence token, so that each reply has `max_tokens` tokens."""
-        request = {
-            "prompts": [ask.prompt for ask in asks],
-            "fields": [ask.fields for ask in asks],
-            "params": [ask.params for ask in asks],
-            "loras": [ask.lora for ask in asks],
-            "max_tokens": max_tokens,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        reply = self._read()
+        reply = self._ask(
+            {
+                "prompts": [ask.prompt for ask in asks],
+                "fields": [ask.fields for ask in asks],
+                "params": [ask.params for ask in asks],
+                "loras": [ask.lora for ask in asks],
+                "max_tokens": max_tokens,
+            }
+        )
         self._metrics = reply["metrics"]
         return [
             Reply(**{**output, "others": [Reply(**other) for other in output["others"]]}) for output in reply["outputs"]
         ]
+
+    def restart(self, **config: Any) -> None:
+        """Another engine in the same process, which spares vLLM's imports; in-process engines only. After an
+        EngineError, the process can still be restarted."""
+        self._ask({"config": config})
+
+    def vectors(self) -> dict[str, list[list[float]]]:
+        """The folded vectors of each site, [emotions, hidden]; in-process engines only."""
+        vectors: dict[str, list[list[float]]] = self._ask({"vectors": True})["vectors"]
+        return vectors
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of vLLM's `LLM`, with plain data in and out."""
+        return self._ask({"method": method, "args": args, "kwargs": kwargs})["result"]
 
     def metric(self, name: str) -> float:
         """A counter of vLLM's, as of the last batch."""
@@ -87,6 +132,9 @@ class Engine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        # A worker that waits for one that failed would outlive the engine.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._log.close()
 
     def __enter__(self) -> Engine:
@@ -94,6 +142,12 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -160,7 +160,7 @@ def test_an_untested_vllm_is_refused_unless_the_user_insists(
 ) -> None:
     configs = [make_config({"circuit": str(circuit), "allow_untested_vllm": insist}) for insist in (False, True)]
     monkeypatch.setattr("vllm.__version__", "0.99.1")
-    with pytest.raises(Unsupported, match=r"is tested with vLLM 0\.32\.x and this is 0\.99\.1"):
+    with pytest.raises(Unsupported, match=r"is made for vLLM 0\.26 to 0\.33 and this is 0\.99\.1"):
         configure(configs[0])
     assert configure(configs[1]) is not None
 

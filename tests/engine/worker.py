@@ -2,14 +2,19 @@
 
 Each line in is {"prompts": [[token ids]], "fields": [{emotion fields}], "params": [{sampling parameters}], "loras":
 [folder or null], "max_tokens": n}; each line out is {"outputs": [{"tokens", "logprobs", "others"}], "metrics":
-{name: value}} or {"error": text}.
+{name: value}} or {"error": text}. {"config": {...}} ends the engine and starts another in the same process, which has
+vLLM imported already; {"vectors": true} asks for the folded vectors of each site, in-process engines only;
+{"method": name, "args": [...], "kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second argument
+names a function of hooks.py to call first.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import traceback
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -18,6 +23,10 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM logs to standard output
+    if len(sys.argv) > 2:
+        import hooks
+
+        getattr(hooks, sys.argv[2])()
     from vllm import LLM
 
     try:
@@ -27,11 +36,43 @@ def main() -> None:
         raise SystemExit(1) from error
     replies.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
+        request = json.loads(line)
         try:
-            reply = generate(llm, **json.loads(line))
+            if "config" in request:
+                llm = None
+                end_engine()
+                llm = LLM(**request["config"])
+                reply = {"ready": True}
+            elif "vectors" in request:
+                reply = {"vectors": vectors(llm)}
+            elif "method" in request:
+                reply = {"result": getattr(llm, request["method"])(*request["args"], **request["kwargs"])}
+            else:
+                reply = generate(llm, **request)
         except Exception as error:
+            traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")
+
+
+def end_engine() -> None:
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.model_executor.models import registry
+    from vllm.triton_utils import dispatcher
+
+    # vLLM looks at each class of model in a process of its own, which imports everything again.
+    registry._run_in_subprocess = lambda inspect: inspect()
+    # The CPU's kernels stay in place, and vLLM's search for where to put them fails on modules of Numba.
+    dispatcher._rebind_kernels = lambda overrides: None
+    gc.collect()  # an engine is full of cycles
+    cleanup_dist_env_and_memory()
+
+
+def vectors(llm: Any) -> dict[str, list[list[float]]]:
+    def of_worker(worker: Any) -> dict[str, list[list[float]]]:
+        return {site.key: site.layer.emotion_vectors.tolist() for site in worker.emotion_sites}
+
+    return {key: rows for rank in llm.collective_rpc(of_worker) for key, rows in rank.items()}
 
 
 def generate(
@@ -43,8 +84,12 @@ def generate(
     max_tokens: int,
 ) -> dict[str, Any]:
     from vllm import SamplingParams, TokensPrompt
+    from vllm.sampling_params import StructuredOutputsParams
 
     greedy = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 0}
+    for changes in params:
+        if "structured_outputs" in changes:
+            changes["structured_outputs"] = StructuredOutputsParams(**changes["structured_outputs"])
     sampling = [
         SamplingParams(**{**greedy, "extra_args": asked or None, **changes})
         for asked, changes in zip(fields, params, strict=True)
@@ -57,7 +102,11 @@ def generate(
     )
     return {
         "outputs": [
-            {**completion(output.outputs[0]), "others": [completion(other) for other in output.outputs[1:]]}
+            {
+                **completion(output.outputs[0]),
+                "others": [completion(other) for other in output.outputs[1:]],
+                "prompt_logprobs": prompt_logprobs(output),
+            }
             for output in outputs
         ],
         "metrics": {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")},
@@ -68,7 +117,17 @@ def completion(output: Any) -> dict[str, Any]:
     return {
         "tokens": list(output.token_ids),
         "logprobs": [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)],
+        "top": [
+            [[token, entry.logprob] for token, entry in sorted(step.items(), key=lambda item: item[1].rank)]
+            for step in output.logprobs
+            if len(step) > 1
+        ],
     }
+
+
+def prompt_logprobs(output: Any) -> list[float]:
+    steps = zip(output.prompt_logprobs or [], output.prompt_token_ids, strict=False)
+    return [step[token].logprob for step, token in steps if step is not None]
 
 
 _lora_ids: dict[str, int] = {}

@@ -162,14 +162,21 @@ def test_the_client_raises_bad_request(client: openai.OpenAI, model: str) -> Non
         chat(client, model, emotion="joyful")
 
 
-def test_beam_search_with_an_emotion_is_refused(server: Server) -> None:
+def test_beam_search_takes_an_emotion(server: Server) -> None:
     route = "/v1/completions"
-    reply = httpx.post(f"{server.url}{route}", json=body(route, emotion="anger", use_beam_search=True, n=2), timeout=60)
-    assert reply.status_code == 400
-    assert "use_beam_search" in reply.json()["error"]["message"]
-    assert reply.json()["error"]["param"] == "emotion"
-    plain = httpx.post(f"{server.url}{route}", json=body(route, use_beam_search=True, n=2), timeout=60)
-    assert plain.status_code == 200
+
+    def beams(**fields: Any) -> list[str]:
+        asked = body(route, use_beam_search=True, n=2, **fields)
+        reply = httpx.post(f"{server.url}{route}", json=asked, timeout=120)
+        assert reply.status_code == 200, reply.text
+        return [choice["text"] for choice in reply.json()["choices"]]
+
+    assert beams(emotion="anger") != beams()
+    assert beams(emotion="anger", emotion_strength=0) == beams()
+    wrong = body(route, use_beam_search=True, n=2, emotion="joyful")
+    refused = httpx.post(f"{server.url}{route}", json=wrong, timeout=60)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "emotion"
 
 
 @pytest.mark.parametrize("key", ["emotion", "\\u0065motion"])

@@ -1,0 +1,1 @@
+"""`emovllm bench`: plain vLLM against emovllm on one machine."""

@@ -1,0 +1,117 @@
+"""One benchmark from its options to its files."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from emovllm.circuit import CircuitError, load_circuit, resolve_circuit
+from emovllm.default_model import public_model_id, resolve_model
+from emovllm_server import serve
+from emovllm_server.bench import machine, plot, report, result
+from emovllm_server.bench.engine import Launcher
+from emovllm_server.bench.plan import TAIL_OUTPUT, TAIL_TOKENS, BenchError, Settings
+from emovllm_server.bench.record import Record
+from emovllm_server.bench.run import run
+
+
+def bench(
+    model: str | None,
+    circuit: str | None,
+    folder: Path,
+    *,
+    fresh: bool,
+    max_model_len: int | None,
+    **options: Any,
+) -> int:
+    """Returns the exit status: 130 where it was interrupted. Raises: BenchError, CircuitError, DefaultModelError."""
+    circuit = circuit or serve.shipped_circuit(model, {})
+    if circuit is None:
+        raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
+                           "(`emovllm discover` makes one)")  # fmt: skip
+    where, path = resolve_circuit(circuit), resolve_model(model)
+    loaded = load_circuit(where)
+    settings = Settings(
+        model=public_model_id(path),
+        circuit=loaded.digest(),
+        versions=machine.versions(),
+        max_model_len=max_model_len or -(-longest_request(**options) // 128) * 128,
+        **options,
+    )
+    _check(settings)
+    record = Record(folder, settings, fresh)
+    launcher = Launcher(settings, path, str(where), folder / "logs")
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # A terminated benchmark ends its engines too, and reports.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            run(settings, loaded.spec, record, launcher, progress)
+        complete = True
+    except KeyboardInterrupt:
+        complete = False
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if not record.timings:
+        return 130
+    made = result.build(
+        settings,
+        len(loaded.names),
+        record.best(),
+        record.prefixes,
+        command=command_line(sys.argv[1:]),
+        machine=machine.describe(),
+        engine=record.engine,
+        complete=complete,
+    )
+    write(made, folder, _console())
+    return 0 if complete else 130
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """As it may be published: where on a machine something lies is nobody's business."""
+    return shlex.join(["emovllm", *(Path(part).name if part.startswith(("/", "~")) else part for part in argv)])
+
+
+def longest_request(*, prompt_tokens: int, output_tokens: int, prefix_tokens: int, **_: Any) -> int:
+    return max(prompt_tokens + output_tokens, prefix_tokens + TAIL_TOKENS + TAIL_OUTPUT)
+
+
+def write(made: result.Result, folder: Path, console: Console) -> None:
+    """result.json, result.md, result.png, and the tables to the terminal."""
+    (folder / "result.json").write_text(made.to_json() + "\n")
+    drawn: Path | None = folder / "result.png"
+    try:
+        plot.draw(made, folder / "result.png")
+    except ImportError:
+        drawn = None
+        console.print("No plot: it needs matplotlib (`pip install matplotlib`, or emovllm's extra `offline`).")
+    (folder / "result.md").write_text(report.markdown(made, drawn.name if drawn else None))
+    report.show(made, console)
+    console.print(f"{folder}: result.json, result.md{', result.png' if drawn else ''}", highlight=False)
+
+
+def _check(settings: Settings) -> None:
+    if settings.output_tokens < 2:
+        raise BenchError("--output-tokens must be at least 2: the time per token is that after the first")
+    longest = longest_request(**settings.model_dump())
+    if settings.max_model_len < longest:
+        raise BenchError(f"--max-model-len {settings.max_model_len} is too short for requests of {longest} tokens")
+
+
+def _console() -> Console:
+    console = Console()
+    # Where nobody looks at it, in a file, the tables need not fold.
+    return console if console.is_terminal else Console(width=140)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,54 @@
+"""A tiny model of each family equals Hugging Face with hooks; what has no such sites is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from circuits import random_circuit
+from families import FAMILIES, family_model
+from harness import EngineError
+from oracle import Oracle
+from series import Series, mixed_batch, unsteered
+
+pytestmark = pytest.mark.engine
+
+EXPERTS = ("mixtral", "qwen3_moe")
+UNKNOWN = "lfm2"
+TOKENS = 12
+# vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart.
+TOLERANCE = {"gemma2": 0.01}
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
+    series = Series(tmp_path_factory.mktemp("series"))
+    yield series
+    series.close()
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != UNKNOWN])
+def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
+    model = family_model(family, tmp_path / family)
+    circuit = random_circuit(model, tmp_path / "circuit", neurons=0 if family in EXPERTS else 8, scale=1.0)
+    asks, oracle = mixed_batch(), Oracle(model, circuit)
+    expected = oracle.generate(asks, TOKENS)
+    plain = oracle.generate(unsteered(asks), TOKENS)
+    # The circuit is felt, and the replies do not repeat one token, which a wrong engine might as well.
+    assert sum(a.tokens != b.tokens for a, b in zip(plain, expected, strict=True)) >= len(asks) - 4
+    assert sum(len(set(reply.tokens)) for reply in expected) >= 3 * len(asks)
+    for reply, right in zip(series.start(model, circuit).generate(asks, TOKENS), expected, strict=True):
+        assert reply.tokens == right.tokens
+        assert reply.logprobs == pytest.approx(right.logprobs, abs=TOLERANCE.get(family, 1e-3))
+
+
+@pytest.mark.parametrize("family", [*EXPERTS, UNKNOWN])
+def test_a_circuit_with_neurons_that_the_model_has_no_layer_for_is_refused(
+    series: Series, tmp_path: Path, family: str
+) -> None:
+    model = family_model(family, tmp_path / family)
+    with pytest.raises(EngineError) as caught:
+        series.start(model, random_circuit(model, tmp_path / "circuit"))
+    assert "no layer to steer for 2 of the circuit's 4 sites (mlp.0, mlp.1): experts" in str(caught.value)

@@ -1,0 +1,242 @@
+"""Engines of several processes against Hugging Face with hooks: tensor, pipeline and data parallelism.
+
+Two workers need two cores; the models are tiny and random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from circuits import SIX, random_circuit
+from emovllm.circuit import Circuit, Components, load_circuit
+from harness import Ask, Engine, Reply
+from models import tiny_model
+from oracle import Oracle
+
+pytestmark = pytest.mark.engine
+
+MAX_TOKENS = 24
+# Prompts of up to 60 tokens and replies of 24: three blocks.
+BLOCK = 32
+
+
+class AsyncEngine(Engine):
+    """Behind the client that servers use."""
+
+    script = Path(__file__).with_name("async_worker.py")
+
+    def beams(self, ask: Ask, width: int, max_tokens: int) -> list[tuple[list[int], float]]:
+        """The replies of a beam search, best first, and the log-probability of each."""
+        asked = {"prompt": ask.prompt, "fields": ask.fields, "width": width, "max_tokens": max_tokens}
+        return [tuple(beam) for beam in self._ask({"beams": asked})["beams"]]
+
+
+def assert_same(replies: list[Reply], expected: list[Reply]) -> None:
+    for number, (reply, wanted) in enumerate(zip(replies, expected, strict=True)):
+        assert reply.tokens == wanted.tokens, f"request {number}"
+        assert reply.logprobs == pytest.approx(wanted.logprobs, abs=1e-3), f"request {number}"
+
+
+@pytest.fixture(scope="module")
+def split_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Each of two ranks has a KV head of its own. Weights are wide apart, so that greedy tokens have no ties."""
+    return tiny_model(
+        tmp_path_factory.mktemp("split"),
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+
+
+@pytest.fixture(scope="module")
+def replicated_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One KV head, which both ranks hold."""
+    return tiny_model(tmp_path_factory.mktemp("replicated"), initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def circuit(split_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_circuit(split_model, tmp_path_factory.mktemp("circuits") / "whole")
+
+
+@pytest.fixture(scope="module")
+def oracle(split_model: str, circuit: Path) -> Oracle:
+    return Oracle(split_model, circuit)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[Ask]:
+    """The mixed batch: six emotions, blends, negative strength, none, all scopes, 5 to 60 tokens."""
+    fields: list[dict[str, Any]] = [
+        *({"emotion": name} for name in SIX),
+        {"emotion": {"anger": 0.7, "fear": 0.3}},
+        {"emotion": {"happiness": 1.0, "surprise": -0.5}, "emotion_strength": 1.5},
+        {"emotion": "anger", "emotion_strength": -1.0},
+        {},
+        {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
+        {"emotion": "disgust", "emotion_scope": "all"},
+    ]
+    lengths = [5, 17, 33, 60, 32, 31, 41, 9, 58, 50, 24, 47]
+    random = np.random.default_rng(1)
+    return [Ask(random.integers(2, 128, length).tolist(), asked) for length, asked in zip(lengths, fields, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
+    root = tmp_path_factory.mktemp("engines")
+
+    def start(
+        model: str, circuit: Path, env: dict[str, str] | None = None, kind: type[Engine] = Engine, **config: Any
+    ) -> Engine:
+        defaults = {"dtype": "float32", "max_model_len": 128, "block_size": BLOCK, "seed": 0, "enforce_eager": True}
+        return kind(
+            root / f"{len(list(root.iterdir()))}.log",
+            {"VLLM_CACHE_ROOT": str(root / "cache"), "VLLM_CPU_OMP_THREADS_BIND": "0|1", **(env or {})},
+            model=model,
+            skip_tokenizer_init=True,
+            disable_log_stats=False,
+            additional_config={"emovllm": {"circuit": str(circuit)}},
+            **{**defaults, **config},
+        )
+
+    return start
+
+
+def of_second_rank(whole: Path, model: str, out: Path) -> Path:
+    """A circuit's units in the second half of each layer, fingerprinted anew."""
+    circuit = load_circuit(whole)
+    weights = load_file(Path(model) / "model.safetensors")
+
+    def weight_of(kind: str, layer: int) -> np.ndarray:
+        name = {"attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}[kind]
+        return weights[f"model.layers.{layer}.{name}.weight"].numpy()
+
+    def kept(units: Components, count: int) -> Components:
+        chosen = units.index >= count // 2
+        assert 0 < chosen.sum() < len(units)
+        return Components(units.layer[chosen], units.index[chosen], units.delta[chosen])
+
+    spec = circuit.spec
+    neurons = {name: kept(units, spec.model.intermediate_size) for name, units in circuit.neurons.items()}
+    heads = {name: kept(units, spec.model.num_attention_heads) for name, units in circuit.heads.items()}
+    Circuit.fingerprinted(spec, neurons, heads, weight_of).save(out)
+    return out
+
+
+def test_the_circuit_moves_every_request_and_has_units_on_both_ranks(
+    oracle: Oracle, mixed: list[Ask], circuit: Path
+) -> None:
+    plain = oracle.generate([Ask(ask.prompt) for ask in mixed], MAX_TOKENS)
+    for ask, steered, unsteered in zip(mixed, oracle.generate(mixed, MAX_TOKENS), plain, strict=True):
+        same = steered.logprobs == pytest.approx(unsteered.logprobs, abs=0.02)
+        assert same != bool(ask.fields), ask.fields
+    whole = load_circuit(circuit)
+    for site in whole.sites():
+        first, second = np.split(whole.site_delta(*site), 2, axis=1)
+        assert first.any(), site
+        assert second.any(), site
+
+
+def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_speculating(
+    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], start: Callable[..., Engine]
+) -> None:
+    config = {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2,
+                               "prompt_lookup_min": 1},
+        "max_num_batched_tokens": 24,
+        "max_num_seqs": 16,
+        "num_gpu_blocks_override": 12,
+        "enable_prefix_caching": False,
+    }  # fmt: skip
+    with start(split_model, circuit, tensor_parallel_size=2, **config) as engine:
+        replies = engine.generate(mixed, MAX_TOKENS)
+        assert engine.metric("vllm:num_preemptions") > 0
+        assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+
+
+def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_when_compiled(
+    replicated_model: str, mixed: list[Ask], start: Callable[..., Engine], tmp_path: Path
+) -> None:
+    whole = random_circuit(replicated_model, tmp_path / "whole")
+    second = of_second_rank(whole, replicated_model, tmp_path / "second")
+    # Compiled by Dynamo alone, which is quick.
+    env = {"VLLM_CPU_CI_ENV": "1"}
+    with start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False) as engine:
+        replies = engine.generate(mixed, MAX_TOKENS)
+    assert_same(replies, Oracle(replicated_model, second).generate(mixed, MAX_TOKENS))
+
+
+def test_two_pipeline_stages_equal_the_oracle(
+    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], start: Callable[..., Engine]
+) -> None:
+    with start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48, max_num_seqs=16) as engine:
+        replies = engine.generate(mixed, MAX_TOKENS)
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+
+
+@pytest.fixture(scope="module")
+def two_engines(split_model: str, circuit: Path, start: Callable[..., Engine]) -> Iterator[Engine]:
+    """Two engines behind one front end, as `--data-parallel-size 2` starts them. As on a GPU, each runs its one worker
+    in its own process, which spares two more."""
+    with start(
+        split_model, circuit, kind=AsyncEngine, data_parallel_size=2, distributed_executor_backend="uni"
+    ) as engine:
+        yield engine
+
+
+def prompt_tokens(engine: Engine) -> list[float]:
+    """What each of two engines has read so far."""
+    # A request, so that the counters were read since the last one.
+    engine.generate([Ask([2], params={"data_parallel_rank": rank}) for rank in (0, 1)], 1)
+    return [engine.metric(f"vllm:prompt_tokens/{rank}") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_of_two_engines_behind_one_front_end_equals_the_oracle(
+    two_engines: Engine, oracle: Oracle, mixed: list[Ask], rank: int
+) -> None:
+    before = prompt_tokens(two_engines)
+    asks = [Ask(ask.prompt, ask.fields, {"data_parallel_rank": rank}) for ask in mixed]
+    replies = two_engines.generate(asks, MAX_TOKENS)
+    read = [after - then for after, then in zip(prompt_tokens(two_engines), before, strict=True)]
+    assert read[rank] >= sum(len(ask.prompt) for ask in mixed)
+    assert read[1 - rank] < 4
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+
+
+def test_requests_spread_over_two_engines_equal_the_oracle(
+    two_engines: Engine, oracle: Oracle, mixed: list[Ask]
+) -> None:
+    before = prompt_tokens(two_engines)
+    replies = two_engines.generate(mixed, MAX_TOKENS)
+    assert all(after - then > 4 for after, then in zip(prompt_tokens(two_engines), before, strict=True))
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"emotion": "anger"}]
+    + [{"emotion": "sadness", "emotion_strength": 2, "emotion_scope": scope} for scope in ("all", "prompt_last")],
+)
+def test_beams_equal_the_oracles(two_engines: AsyncEngine, oracle: Oracle, mixed: list[Ask], fields: Any) -> None:
+    # Each step of a beam is a request of its own, to either engine, whose prompt holds what was generated.
+    ask, width, tokens = Ask(mixed[5].prompt[:30], fields), 3, 12
+    beams: list[tuple[list[int], float]] = [([], 0.0)]
+    for _ in range(tokens):
+        longer = [
+            ([*reply, int(token)], total + float(score))
+            for reply, total in beams
+            for score, token in zip(*oracle.scores(ask, reply)[-1].topk(2 * width), strict=True)
+        ]
+        beams = sorted(longer, key=lambda beam: -beam[1])[:width]
+    found = two_engines.beams(ask, width, tokens)
+    assert [reply for reply, _ in found] == [reply for reply, _ in beams]
+    assert [total for _, total in found] == pytest.approx([total for _, total in beams], abs=1e-3)
