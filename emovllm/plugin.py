@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import os
 from typing import Any
+
+_NAME = "emovllm"
+# Those that vLLM loads when VLLM_PLUGINS is not set.
+_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+)
 
 
 def register() -> None:
@@ -27,8 +38,21 @@ def register() -> None:
 
             circuit = config.configure(vllm_config)
             if circuit is not None:
+                name_plugins()
                 frontend.serve(circuit)
         return vllm_config
 
     create_engine_config._emovllm = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+
+
+def name_plugins() -> None:
+    """Has vLLM's servers add our routes, and refuse emotions on routes that would ignore them.
+
+    vLLM adds an endpoint plugin only where VLLM_PLUGINS names it, and then loads no other that is not named. An
+    explicit list is kept, and completed.
+    """
+    named = os.environ.get("VLLM_PLUGINS")
+    installed = {point.name for group in _GROUPS for point in importlib.metadata.entry_points(group=group)}
+    plugins = {name.strip() for name in named.split(",")} if named is not None else installed
+    os.environ["VLLM_PLUGINS"] = ",".join(sorted((plugins | {_NAME}) - {""}))

@@ -12,15 +12,9 @@ import emovllm
 from emovllm.circuit import CircuitError, resolve_circuit
 from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
 from emovllm.engine.config import KEY
+from emovllm.plugin import name_plugins
 
 _DEFAULT = (None, "default", DEFAULT_MODEL_ID)
-_PLUGIN_GROUPS = (
-    "vllm.general_plugins",
-    "vllm.endpoint_plugins",
-    "vllm.io_processor_plugins",
-    "vllm.platform_plugins",
-    "vllm.stat_logger_plugins",
-)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,12 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 def prepare_environment() -> None:
     """Before vLLM is imported: what `emovllm serve` decides where the user has not."""
-    # vLLM adds an endpoint plugin's routes only where VLLM_PLUGINS names it, and then loads no plugin that it does not
-    # name. An explicit list is kept, and completed.
-    named = os.environ.get("VLLM_PLUGINS")
-    installed = {point.name for group in _PLUGIN_GROUPS for point in importlib.metadata.entry_points(group=group)}
-    plugins = {name.strip() for name in named.split(",")} if named is not None else installed
-    os.environ["VLLM_PLUGINS"] = ",".join(sorted((plugins | {KEY}) - {""}))
+    name_plugins()
     if _is_cpu_build():
         # vLLM saves its whole compiled model and then, on a CPU, fails to load it and compiles anew (0.32: "no
         # attribute 'finalize_loading'"). PyTorch's own caches work: 12 s in place of 40 for the default model.

@@ -35,6 +35,11 @@ def test_plain_vllm_serves_a_circuit_that_its_configuration_names(
     assert text() != text(emotion="anger")
     refused = httpx.post(f"{server.url}{route}", json=body(route, emotion="joyful"), timeout=60)
     assert refused.status_code == 400
+    # Our routes are there without VLLM_PLUGINS naming them, and so is what refuses an emotion elsewhere.
+    assert httpx.get(f"{server.url}/v1/emotions", timeout=60).status_code == 200
+    tokenize = {"model": "SmolLM2-135M-Instruct", "prompt": "Hello"}
+    assert httpx.post(f"{server.url}/tokenize", json=tokenize, timeout=60).status_code == 200
+    assert httpx.post(f"{server.url}/tokenize", json={**tokenize, "emotion": "anger"}, timeout=60).status_code == 400
     server.close()
 
 
