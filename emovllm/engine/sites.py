@@ -58,6 +58,11 @@ def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, comp
 
     Raises: Unsupported.
     """
+    if type(model).__module__.startswith("vllm.models."):
+        raise Unsupported(
+            f"{type(model).__name__}: vLLM computes it with fused kernels, which at some batch sizes go past the "
+            "projections that a circuit is added to"
+        )
     sites = _find(model, circuit)
     for site in sites:
         _override(site, coefficients, compiled)

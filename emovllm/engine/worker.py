@@ -21,6 +21,8 @@ logger = init_logger("vllm.emovllm")
 
 # Where nothing was compiled before the live check, it is this size that gets traced: Dynamo takes 1 for a constant.
 _LIVE_TOKENS = 8
+# Far above what rounding hides beside a residual stream's values.
+_LIVE_VALUE = 1000.0
 
 
 class EmotionWorkerMixin:
@@ -85,20 +87,33 @@ class EmotionWorkerMixin:
 
     @torch.inference_mode()
     def _check_live(self) -> None:
-        """Runs the finished model with and without coefficients: a stale compiled graph, or one that took the
-        coefficients for constants, must not serve."""
+        """Runs the finished model with each site's vectors alone: a stale compiled graph, one that took the vectors for
+        constants, or a fused kernel that goes past a projection, must not serve. Raises: Unsupported."""
         buffer = self.emotion_coefficients.buffer
-        # In a stage without sites too: stages of a pipeline wait for each other.
-        plain = self._dummy_output()
+        vectors = [site.layer.emotion_vectors for site in self.emotion_sites]
+        kept = [tensor.clone() for tensor in vectors]
+        dead = []
         buffer.fill_(1.0)
         try:
-            steered = self._dummy_output()
+            for tensor in vectors:
+                tensor.zero_()
+            # In a stage without sites too: stages of a pipeline wait for each other.
+            plain, again = self._dummy_output(), self._dummy_output()
+            noise = (again - plain).abs().nansum()
+            for site, tensor in zip(self.emotion_sites, vectors, strict=True):
+                tensor.fill_(_LIVE_VALUE)
+                if not (self._dummy_output() - plain).abs().nansum() > 2 * noise:
+                    dead.append(site.key)
+                tensor.zero_()
         finally:
+            for tensor, old in zip(vectors, kept, strict=True):
+                tensor.copy_(old)
             buffer.zero_()
-        if self.emotion_sites and not (plain - steered).abs().nansum() > 0:
+        if dead:
             raise Unsupported(
-                "the compiled model ignores the emotion circuit; clear vLLM's compile cache, and if that does not "
-                "help, start with --enforce-eager"
+                f"the compiled model ignores the emotion circuit at {len(dead)} of {len(vectors)} sites "
+                f"({', '.join(dead[:4])}); clear vLLM's compile cache, and if that does not help, start with "
+                "--enforce-eager"
             )
 
     def _dummy_output(self) -> torch.Tensor:

@@ -110,7 +110,7 @@ def test_ngram_drafts_in_chunks_and_after_preemption_equal_the_oracle(
 def test_prompts_that_end_at_different_tokens_of_a_block_do_not_share_it(engine: Engine, tiny: Tiny) -> None:
     # The second prompt is the first with the beginning of its reply, and what follows is the same text: but the tokens
     # in between were injected in the first only. Preempted, the second request must not resume on the first's block.
-    weak = {"emotion": "anger", "emotion_strength": 0.03}
+    weak = {"emotion": "fear", "emotion_strength": 0.2}
     first = Ask(tiny.asks[0].prompt[:20] * 2, weak)
     (reply,) = tiny.oracle.generate([first], 56)
     second = Ask(first.prompt + reply.tokens[:10], weak)

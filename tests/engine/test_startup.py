@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,24 +247,35 @@ def test_registering_twice_is_registering_once() -> None:
 
 
 class PretendWorker(EmotionWorkerMixin):
-    """A worker whose model either reads the coefficients or was compiled without them."""
+    """A worker whose model adds up its sites, but for those that it was compiled without."""
 
-    def __init__(self, reads_coefficients: bool) -> None:
-        self.emotion_sites = [object()]  # type: ignore[list-item]
-        self.emotion_coefficients = Coefficients(("anger",), 4, torch.device("cpu"), max_requests=4)
+    def __init__(self, ignored: tuple[str, ...] = ()) -> None:
+        self.emotion_sites = [
+            SimpleNamespace(key=key, layer=SimpleNamespace(emotion_vectors=torch.full((1, 3), 0.5)))  # type: ignore[misc]
+            for key in ("mlp.0", "attn.0", "mlp.1")
+        ]
+        self.emotion_coefficients = Coefficients(("anger",), 8, torch.device("cpu"), max_requests=4)
         self.model_runner = self
-        self._reads = reads_coefficients
+        self._ignored = ignored
 
     def execute_model(self) -> None:
         raise AssertionError("the dummy run needs no batch")
 
     def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
-        return (torch.ones(tokens, 3) + self.emotion_coefficients.buffer[:tokens] * self._reads,)
+        rows = self.emotion_coefficients.buffer[:tokens]
+        read = [site.layer.emotion_vectors for site in self.emotion_sites if site.key not in self._ignored]
+        return (torch.ones(tokens, 3) + sum((rows @ vectors for vectors in read), torch.zeros(tokens, 3)),)
 
 
 def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
-    alive = PretendWorker(reads_coefficients=True)
+    alive = PretendWorker()
     alive._check_live()
     assert not alive.emotion_coefficients.buffer.any()
-    with pytest.raises(Unsupported, match="the compiled model ignores the emotion circuit"):
-        PretendWorker(reads_coefficients=False)._check_live()
+    assert all((site.layer.emotion_vectors == 0.5).all() for site in alive.emotion_sites)
+    with pytest.raises(Unsupported, match=r"ignores the emotion circuit at 3 of 3 sites \(mlp\.0, attn\.0, mlp\.1\)"):
+        PretendWorker(ignored=("mlp.0", "attn.0", "mlp.1"))._check_live()
+
+
+def test_a_model_that_goes_past_one_projection_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"at 1 of 3 sites \(attn\.0\)"):
+        PretendWorker(ignored=("attn.0",))._check_live()
