@@ -191,6 +191,10 @@ def test_weights_of_another_model_are_not_reloaded(engine: Engine, tiny: Tiny, t
     stranger = tiny_model(tmp_path, seed=1, **SHAPE)
     with pytest.raises(EngineError, match="weights served here are not that model's"):
         engine.call("collective_rpc", "reload_weights", kwargs={"weights_path": stranger})
+    # They are loaded all the same: nothing is steered with a circuit that is not theirs.
+    engine.generate([Ask([5, 6, 7])], 1)
+    with pytest.raises(EngineError, match="weights served here are not that model's"):
+        engine.generate([Ask([5, 6, 7], {"emotion": "anger"})], 1)
 
 
 @pytest.mark.parametrize("steered", [False, True])
