@@ -51,16 +51,22 @@ def mixed(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
 @pytest.fixture(scope="session")
 def start(default_model: str, strong_circuit: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
     """`start(steered=..., **config)`: an engine of the default model in float32. All share one compile cache, which
-    begins empty: what one engine compiled, another might load."""
+    begins empty: what one engine compiled, another might load. As `emovllm serve` sets it on a CPU: vLLM 0.32 cannot
+    load there what it saves itself, and PyTorch's cache spares the third engine a minute."""
     root = tmp_path_factory.mktemp("engines")
+    caches = {
+        "VLLM_CACHE_ROOT": str(root / "cache"),
+        "VLLM_USE_AOT_COMPILE": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(root / "inductor"),
+    }
 
     def start(*, steered: bool, env: dict[str, str] | None = None, **config: Any) -> Engine:
         if steered:
             config["additional_config"] = {"emovllm": {"circuit": str(strong_circuit)}}
         defaults = {"dtype": "float32", "max_model_len": 512, "block_size": BLOCK, "seed": 0, "max_num_seqs": 64}
         return Engine(
-            root / f"{len(list(root.iterdir()))}.log",
-            {"VLLM_CACHE_ROOT": str(root / "cache"), **(env or {})},
+            root / f"{len(list(root.glob('*.log')))}.log",
+            {**caches, **(env or {})},
             model=default_model,
             disable_log_stats=False,
             **{**defaults, **config},
