@@ -18,11 +18,10 @@ from emovllm.engine.config import Unsupported, adapters_of, settings_of
 # vLLM configures the loggers below its own name only.
 logger = init_logger("vllm.emovllm")
 
-
 # Where nothing was compiled before the live check, it is this size that gets traced: Dynamo takes 1 for a constant.
 _LIVE_TOKENS = 8
-# Far above what rounding hides beside a residual stream's values.
-_LIVE_VALUE = 1000.0
+# Above what rounding hides beside a residual stream's values; a sum over many ranks still fits float16.
+_LIVE_VALUE = 256.0
 
 
 class EmotionWorkerMixin:
@@ -93,7 +92,7 @@ class EmotionWorkerMixin:
         vectors = [site.layer.emotion_vectors for site in self.emotion_sites]
         kept = [tensor.clone() for tensor in vectors]
         dead = []
-        buffer.fill_(1.0)
+        buffer[:, 0] = 1.0
         try:
             for tensor in vectors:
                 tensor.zero_()
