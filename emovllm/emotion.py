@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from emovllm.circuit import CircuitSpec, Scope
 
@@ -17,12 +17,17 @@ FIELDS = ("emotion", "emotion_strength", "emotion_scope")
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
+# Why a request was refused, as counted in metrics.
+Reason = Literal["unknown_emotion", "not_allowed", "over_maximum", "bad_value", "wrong_route"]
+
+
 class EmotionError(ValueError):
     """A request that cannot be served as asked; `parameter` names the field at fault."""
 
-    def __init__(self, parameter: str, message: str) -> None:
+    def __init__(self, parameter: str, message: str, reason: Reason = "bad_value") -> None:
         super().__init__(message)
         self.parameter = parameter
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ def resolve(fields: Mapping[str, Any], circuit: CircuitSpec) -> Emotion | None:
     factor = 1.0 if strength is None else _number("emotion_strength", strength, "a finite number, such as 1.0")
     weights = _weights(emotion, circuit)
     if scope is not None and scope not in SCOPES:
-        raise EmotionError("emotion_scope", f"emotion_scope must be one of {', '.join(SCOPES)}, got {_short(scope)}")
+        raise EmotionError("emotion_scope", f"emotion_scope must be one of {', '.join(SCOPES)}, got {short(scope)}")
     lambdas = {}
     for name, weight in weights.items():
         spec = circuit.emotion(name)
@@ -77,6 +82,7 @@ def resolve(fields: Mapping[str, Any], circuit: CircuitSpec) -> Emotion | None:
                 "emotion" if strength is None else "emotion_strength",
                 f"{name} at strength {weight * factor:g} is over the circuit's maximum of "
                 f"{spec.maximal / spec.recommended:g} (1.0 is the recommended strength)",
+                "over_maximum",
             )
         if value != 0:
             lambdas[name] = value
@@ -88,13 +94,13 @@ def _weights(emotion: Any, circuit: CircuitSpec) -> dict[str, float]:
     if isinstance(emotion, str):
         emotion = {emotion: 1.0}
     if not isinstance(emotion, Mapping):
-        raise EmotionError("emotion", f"emotion must be a name or an object of weights, got {_short(emotion)}; "
+        raise EmotionError("emotion", f"emotion must be a name or an object of weights, got {short(emotion)}; "
                                       f"{_accepted(circuit)}")  # fmt: skip
     if not emotion:
         raise EmotionError("emotion", f"emotion is empty; {_accepted(circuit)}")
     for name in emotion:
         if name not in names:
-            raise EmotionError("emotion", f"unknown emotion {_short(name)}; {_accepted(circuit)}")
+            raise EmotionError("emotion", f"unknown emotion {short(name)}; {_accepted(circuit)}", "unknown_emotion")
     return {
         name: _number("emotion", weight, f'a finite number for each emotion, such as {{"{name}": 0.5}}')
         for name, weight in emotion.items()
@@ -103,13 +109,13 @@ def _weights(emotion: Any, circuit: CircuitSpec) -> dict[str, float]:
 
 def _number(parameter: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EmotionError(parameter, f"{parameter} must be {expected}, got {_short(value)}")
+        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise EmotionError(parameter, f"{parameter} must be {expected}, got {_short(value)}")
+        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
     return number
 
 
@@ -117,7 +123,7 @@ def _accepted(circuit: CircuitSpec) -> str:
     return f"this circuit has {', '.join(spec.name for spec in circuit.emotions)}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A client's value as an error message may repeat it: what it is, and no more than 60 characters of it."""
     text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else str(value)
     return repr(text[:60] + "..." if len(text) > 60 else text)

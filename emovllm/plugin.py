@@ -36,10 +36,10 @@ def register() -> None:
         if isinstance(additional, dict) and additional.get("emovllm") is not None:
             from emovllm.engine import config, frontend
 
-            circuit = config.configure(vllm_config)
-            if circuit is not None:
+            circuits = config.configure(vllm_config)
+            if circuits is not None:
                 name_plugins()
-                frontend.serve(circuit)
+                frontend.serve(vllm_config, circuits)
         return vllm_config
 
     create_engine_config._emovllm = True  # type: ignore[attr-defined]

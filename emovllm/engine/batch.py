@@ -22,21 +22,22 @@ _NEVER = np.iinfo(np.int64).max
 class Coefficients:
     """`buffer`: float32 [max_tokens, columns] on the device; its address never changes.
 
-    A column holds one emotion's weight. With LoRA, each slot for an adapter has a further column per emotion, because
-    the adapter changes the projection that the emotion goes through (`emovllm.engine.lora`).
+    A column holds one emotion's weight; a circuit has as many in a row as it has emotions. With LoRA, each slot for an
+    adapter has `capacity` further columns, because the adapter changes the projection that the emotion goes through
+    (`emovllm.engine.lora`).
     """
 
     def __init__(
-        self, names: Sequence[str], max_tokens: int, device: torch.device, max_requests: int, adapters: int = 0
+        self, capacity: int, max_tokens: int, device: torch.device, max_requests: int, adapters: int = 0
     ) -> None:
-        columns = len(names) * (1 + adapters)
+        columns = capacity * (1 + adapters)
         self.buffer = torch.zeros(max_tokens, columns, dtype=torch.float32, device=device)
         self._in_place = self.buffer.numpy() if device.type == "cpu" else None
-        self._column = {name: column for column, name in enumerate(names)}
+        self._columns: dict[str, dict[str, int]] = {}  # of each emotion, by circuit
         # The steered requests, a slot each.
         self._slots: dict[str, int] = {}
         self._free = list(range(max_requests))
-        self._weights = np.zeros((max_requests, len(names)), np.float32)
+        self._weights = np.zeros((max_requests, capacity), np.float32)
         self._prompt = np.zeros(max_requests, np.int64)
         self._first = np.zeros(max_requests, np.int64)  # first position injected
         self._last = np.zeros(max_requests, np.int64)  # last position injected
@@ -50,6 +51,14 @@ class Coefficients:
         self._written: np.ndarray = np.zeros(0, np.int64)  # tokens
         # Why no emotion can be applied any more, if so.
         self.broken: str | None = None
+
+    def place(self, circuit: str, names: Sequence[str], first: int) -> None:
+        """Gives the emotions of a circuit (its digest) the columns from `first` on."""
+        self._columns[circuit] = {name: first + column for column, name in enumerate(names)}
+
+    def displace(self, circuit: str) -> None:
+        """Forgets a circuit, which no request uses any more."""
+        self._columns.pop(circuit, None)
 
     def join(self, req_id: str, wire: Mapping[str, Any] | None, prompt_len: int) -> None:
         """Takes a request up.
@@ -70,8 +79,9 @@ class Coefficients:
         slot = self._slots[req_id] = self._free.pop()
         self._joined = True
         self._weights[slot] = 0
+        columns = self._columns[wire["circuit"]]
         for name, weight in wire["weights"].items():
-            self._weights[slot, self._column[name]] = weight
+            self._weights[slot, columns[name]] = weight
         self._prompt[slot] = prompt_len
         self._first[slot] = 0 if wire["scope"] == "all" else prompt_len - 1
         self._last[slot] = prompt_len - 1 if wire["scope"] == "prompt_last" else _NEVER

@@ -6,12 +6,13 @@ without emovllm cannot start, rather than serve unsteered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emovllm import __version__
+from emovllm.catalogue import CircuitName, Policy
 from emovllm.circuit import Circuit, load_circuit, resolve_circuit
 
 if TYPE_CHECKING:
@@ -37,16 +38,36 @@ class Unsupported(ValueError):
     """A configuration that we cannot steer exactly, and what to change."""
 
 
-class Settings(BaseModel):
-    """`additional_config["emovllm"]`. A user gives `circuit`; the rest is filled in at start-up."""
+# The name of a circuit that was given without one.
+DEFAULT_NAME = "default"
+
+_Source = Annotated[str, Field(min_length=1)]
+
+
+class Settings(Policy):
+    """`additional_config["emovllm"]`. A user gives `circuit`, and what else is wanted; the rest is filled in at start-up.
+
+    circuit: a folder or a Hugging Face repository id; or several, by the names that requests call them.
+    capacity: emotions that the engine has room for, those of all circuits together; more than they have leaves room for
+        circuits that are loaded later, and adds to every projection of the model.
+    circuit_root: the folder below which circuits may be loaded from later.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    circuit: Annotated[str, Field(min_length=1)]
+    circuit: _Source | Annotated[dict[CircuitName, _Source], Field(min_length=1)]
+    capacity: Annotated[int, Field(gt=0, le=MAX_EMOTIONS)] | None = None
+    circuit_root: _Source | None = None
     allow_untested_vllm: bool = False
-    digest: str = ""
+    # Filled in: each circuit's digest.
+    digests: dict[str, str] = {}
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
     graph: str = ""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Each circuit's folder or repository, by name."""
+        return {DEFAULT_NAME: self.circuit} if isinstance(self.circuit, str) else self.circuit
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings | None:
@@ -58,39 +79,64 @@ def settings_of(vllm_config: VllmConfig) -> Settings | None:
         return Settings.model_validate(additional[KEY])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (KEY, *first["loc"])))
+        # Of the circuit's two forms, the one that was meant; pydantic names both.
+        where = ".".join(map(str, (KEY, *first["loc"][:1])))
         raise Unsupported(f"additional_config {where}: {first['msg']}") from None
 
 
-def configure(vllm_config: VllmConfig) -> Circuit | None:
-    """Makes the engines started from `vllm_config` steer, if it names a circuit. Idempotent.
+def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
+    """Makes the engines started from `vllm_config` steer, if it names circuits. Idempotent.
 
+    Returns: the circuits by name; None where none is configured.
     Raises: Unsupported, CircuitError.
     """
     settings = settings_of(vllm_config)
     if settings is None:
         return None
     _check_version(settings)
-    folder = resolve_circuit(settings.circuit)
-    circuit = load_circuit(folder)
-    _check_model(vllm_config, circuit)
+    folders = {name: resolve_circuit(source) for name, source in settings.sources.items()}
+    circuits = {name: load_circuit(folder) for name, folder in folders.items()}
+    for name, circuit in circuits.items():
+        check_model(vllm_config, name, circuit)
+    capacity = _capacity(settings, circuits.values())
     _check_modes(vllm_config)
     _use_our_classes(vllm_config)
+    digests = {name: circuit.digest() for name, circuit in circuits.items()}
+    if len(set(digests.values())) < len(digests):
+        raise Unsupported(f"of the circuits {', '.join(digests)}, two are the same")
     filled = settings.model_copy(
         update={
-            "circuit": str(folder),
-            "digest": circuit.digest(),
-            "graph": graph_tag(circuit, adapters_of(vllm_config)),
+            "circuit": {name: str(folder) for name, folder in folders.items()},
+            "capacity": capacity,
+            "digests": digests,
+            "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config)),
         }
     )
-    vllm_config.additional_config = {**vllm_config.additional_config, KEY: filled.model_dump()}
-    return circuit
+    vllm_config.additional_config = {**vllm_config.additional_config, KEY: filled.model_dump(mode="json")}
+    return circuits
 
 
-def graph_tag(circuit: Circuit, adapters: int) -> str:
+def has_room(circuits: Iterable[Circuit], capacity: int) -> bool:
+    """Whether circuits may come later, so that every projection of the model must be ready for them."""
+    return capacity > sum(len(circuit.names) for circuit in circuits)
+
+
+def graph_tag(circuits: Iterable[Circuit], capacity: int, adapters: int) -> str:
     """What our part of the compiled graph depends on: the code, the sites, the coefficients' columns."""
-    sites = ",".join(f"{kind}{layer}" for kind, layer in circuit.sites())
-    return f"{__version__}/{len(circuit.names)}x{1 + adapters}/{sites}"
+    circuits = list(circuits)
+    every = {site for circuit in circuits for site in circuit.sites()}
+    sites = ",".join(f"{kind}{layer}" for kind, layer in sorted(every, key=lambda site: (site[1], site[0])))
+    return f"{__version__}/{capacity}x{1 + adapters}/{'all' if has_room(circuits, capacity) else sites}"
+
+
+def _capacity(settings: Settings, circuits: Iterable[Circuit]) -> int:
+    needed = sum(len(circuit.names) for circuit in circuits)
+    if needed > MAX_EMOTIONS:
+        raise Unsupported(f"the circuits have {needed} emotions; at most {MAX_EMOTIONS} can be served")
+    capacity = settings.capacity or needed
+    if needed > capacity:
+        raise Unsupported(f"the circuits have {needed} emotions, and the capacity is {capacity}; raise it")
+    return capacity
 
 
 def adapters_of(vllm_config: VllmConfig) -> int:
@@ -120,8 +166,8 @@ def _check_version(settings: Settings) -> None:
         )
 
 
-def _check_model(vllm_config: VllmConfig, circuit: Circuit) -> None:
-    """Compares dimensions, which is quick; the workers compare weights once they are loaded."""
+def check_model(vllm_config: VllmConfig, name: str, circuit: Circuit) -> None:
+    """Compares dimensions, which is quick; the workers compare weights once they are loaded. Raises: Unsupported."""
     model, spec = vllm_config.model_config, circuit.spec.model
     served = model.hf_text_config
     pairs: dict[str, tuple[Any, Any]] = {
@@ -138,10 +184,9 @@ def _check_model(vllm_config: VllmConfig, circuit: Circuit) -> None:
         if ours is not None and ours != theirs
     ]
     if wrong:
-        raise Unsupported(f"the circuit was made for {spec.id}, which is not the model {model.model}: "
+        which = "the circuit" if name == DEFAULT_NAME else f"the circuit {name}"
+        raise Unsupported(f"{which} was made for {spec.id}, which is not the model {model.model}: "
                           f"{'; '.join(wrong)}")  # fmt: skip
-    if len(circuit.names) > MAX_EMOTIONS:
-        raise Unsupported(f"the circuit has {len(circuit.names)} emotions; at most {MAX_EMOTIONS} can be served")
 
 
 def _check_modes(vllm_config: VllmConfig) -> None:

@@ -7,61 +7,89 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from emovllm import __version__
-from emovllm.circuit import Circuit, CircuitSpec, site_key
-from emovllm.emotion import FIELDS, Emotion, EmotionError, resolve
+from emovllm.catalogue import Applied, Catalogue, Policy, Served
+from emovllm.circuit import Circuit
+from emovllm.emotion import FIELDS, EmotionError, Reason
 from emovllm.engine.config import KEY, Unsupported, settings_of
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A circuit that engines of this process serve."""
-
-    spec: CircuitSpec
-    digest: str
-    sites: frozenset[str]
+_catalogues: dict[str, Catalogue] = {}  # by their settings
 
 
-_served: dict[str, Served] = {}  # by digest
+def serve(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
+    """Makes this process take requests with an emotion for engines of this configuration. Idempotent.
 
-
-def serve(circuit: Circuit) -> None:
-    """Makes this process take requests with an emotion for engines of this circuit. Idempotent."""
-    digest = circuit.digest()
-    sites = frozenset(site_key(kind, layer) for kind, layer in circuit.sites())
-    _served.pop(digest, None)
-    _served[digest] = Served(circuit.spec, digest, sites)
+    Raises: Unsupported where the policy names what no circuit has.
+    """
+    settings = settings_of(vllm_config)
+    assert settings is not None
+    key = settings.model_dump_json()
+    catalogue = _catalogues.pop(key, None)
+    if catalogue is None:
+        policy = Policy(**{name: getattr(settings, name) for name in Policy.model_fields})
+        catalogue = Catalogue.of(policy, circuits)
+        try:
+            catalogue.check_policy()
+        except EmotionError as error:
+            raise Unsupported(str(error)) from None
+    _catalogues[key] = catalogue
     _wrap_protocols()
     _wrap_input_processor()
     _wrap_engines()
 
 
-def served_by(vllm_config: Any) -> Served | None:
-    """The circuit of an engine, or None where it has none. Raises: Unsupported."""
+def served_by(vllm_config: Any) -> Catalogue | None:
+    """What an engine offers, or None where it has no circuit. Raises: Unsupported."""
     settings = settings_of(vllm_config)
     if settings is None:
         return None
-    if settings.digest not in _served:
+    try:
+        return _catalogues[settings.model_dump_json()]
+    except KeyError:
         # A configuration that our plugin did not see names none of our classes: its engine would not steer.
-        raise Unsupported("the configuration names a circuit and was not made by EngineArgs.create_engine_config")
-    return _served[settings.digest]
+        raise Unsupported(
+            "the configuration names a circuit and was not made by EngineArgs.create_engine_config"
+        ) from None
 
 
-def check(fields: Mapping[str, Any], spec: CircuitSpec) -> Emotion | None:
-    """`resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape."""
+def served_last() -> Catalogue:
+    """A server process serves one engine: what was configured last. Engines check again."""
+    return next(reversed(_catalogues.values()))
+
+
+def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Applied | None:
+    """`Catalogue.resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape."""
     from vllm.exceptions import VLLMValidationError
 
     try:
-        return resolve(fields, spec)
+        return catalogue.resolve(fields)
     except EmotionError as error:
+        if (record := current.get()) is not None:
+            record.refused = error.reason
         raise VLLMValidationError(str(error), parameter=error.parameter) from None
 
 
-def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+@dataclass(slots=True)
+class Record:
+    """What became of one HTTP request's emotion, for whoever answers it."""
+
+    resolved: bool = False
+    applied: Applied | None = None
+    refused: Reason | None = None
+
+
+# Set around each HTTP request by the server's middleware; the handler runs in a copy of its context.
+current: ContextVar[Record | None] = ContextVar("emotion_record", default=None)
+
+
+def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replaces a method by what `make` makes of it. Idempotent."""
     original = getattr(owner, name)
     if hasattr(original, "_emovllm"):
         return
@@ -75,15 +103,17 @@ def _wrap_protocols() -> None:
     from vllm.entrypoints.generate.beam_search.utils import BeamSearchSequence
     from vllm.entrypoints.openai.chat_completion.protocol import BatchChatCompletionRequest, ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
     for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
-        _wrap(request, "to_sampling_params", _with_emotion)
+        wrap(request, "to_sampling_params", _with_emotion)
         if hasattr(request, "to_beam_search_params"):
-            _wrap(request, "to_beam_search_params", _with_beam_emotion)
-    _wrap(BeamSearchOnlineMixin, "beam_search", _with_beams_of_prompt)
-    _wrap(BeamSearchSequence, "get_prompt", _keeping_prompt_len)
-    _wrap(BatchChatCompletionRequest, "to_chat_completion_request", _keeping_emotion)
+            wrap(request, "to_beam_search_params", _with_beam_emotion)
+    wrap(BeamSearchOnlineMixin, "beam_search", _with_beams_of_prompt)
+    wrap(BeamSearchSequence, "get_prompt", _keeping_prompt_len)
+    wrap(BatchChatCompletionRequest, "to_chat_completion_request", _keeping_emotion)
+    wrap(OpenAIServingModels, "show_available_models", _with_emotion_models)
 
 
 def _asked(request: Any) -> dict[str, Any]:
@@ -93,13 +123,23 @@ def _asked(request: Any) -> dict[str, Any]:
     return {**xargs, **top}
 
 
+def _checked(request: Any) -> dict[str, Any]:
+    """An HTTP request's emotion fields, once they are known to be good, and noted for its answer."""
+    asked = _asked(request)
+    applied = check(asked, served_last())
+    if (record := current.get()) is not None:
+        record.resolved, record.applied = True, applied
+    if applied is not None and asked.get("emotion") is None:
+        # The operator's default, so that a beam's steps know it too.
+        asked["emotion"] = {f"{applied.served.name}/{name}": weight for name, weight in applied.mix.items()}
+    return asked
+
+
 def _with_emotion(to_sampling_params: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = to_sampling_params(self, *args, **kwargs)
-        asked = _asked(self)
+        asked = _checked(self)
         if asked:
-            # A server process serves one engine: the circuit configured last. Engines check again.
-            check(asked, next(reversed(_served.values())).spec)
             params.extra_args = {**(params.extra_args or {}), **asked}
         return params
 
@@ -109,9 +149,8 @@ def _with_emotion(to_sampling_params: Callable[..., Any]) -> Callable[..., Any]:
 def _with_beam_emotion(to_beam_search_params: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = to_beam_search_params(self, *args, **kwargs)
-        asked = _asked(self)
+        asked = _checked(self)
         if asked:
-            check(asked, next(reversed(_served.values())).spec)
             params.emotion = asked
         return params
 
@@ -151,10 +190,26 @@ def _keeping_emotion(to_chat_completion_request: Callable[..., Any]) -> Callable
     return wrapped
 
 
+def _with_emotion_models(show_available_models: Callable[..., Any]) -> Callable[..., Any]:
+    """Lists `MODEL:anger` and the like, for clients that can choose a model and send no other field."""
+
+    async def wrapped(self: Any) -> Any:
+        models = await show_available_models(self)
+        names = [name for _, _, name in served_last().offers()]
+        models.data += [
+            card.model_copy(update={"id": f"{card.id}:{name}", "parent": card.id})
+            for card in list(models.data)
+            for name in names
+        ]
+        return models
+
+    return wrapped
+
+
 def _wrap_input_processor() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
-    _wrap(InputProcessor, "process_inputs", _resolving)
+    wrap(InputProcessor, "process_inputs", _resolving)
     InputProcessor.assign_request_id = staticmethod(_refusing_unresolved(InputProcessor.assign_request_id))
 
 
@@ -165,9 +220,10 @@ def _resolving(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         params = request.sampling_params
         prompt = kwargs["prompt"] if "prompt" in kwargs else args[1]
         beam = prompt.get(KEY) if isinstance(prompt, dict) else None
-        if served is None or params is None or not (params.extra_args or beam):
+        if served is None or params is None:
             return request
-        _resolve_params(params, served, bool(request.resumable), **(beam or {}))
+        if params.extra_args or beam or served.policy.default_emotion is not None:
+            _resolve_params(params, served, bool(request.resumable), **(beam or {}))
         return request
 
     return wrapped
@@ -191,7 +247,11 @@ def _refusing_unresolved(assign_request_id: Callable[..., Any]) -> Callable[...,
 
 
 def _resolve_params(
-    params: Any, served: Served, resumable: bool, asked: Mapping[str, Any] | None = None, prompt_len: int | None = None
+    params: Any,
+    catalogue: Catalogue,
+    resumable: bool,
+    asked: Mapping[str, Any] | None = None,
+    prompt_len: int | None = None,
 ) -> None:
     """Replaces what was asked in `extra_args` by what it resolves to: engine and workers read that alone."""
     from vllm.exceptions import VLLMValidationError
@@ -199,12 +259,13 @@ def _resolve_params(
     extra = {**(params.extra_args or {}), **(asked or {})}
     if KEY in extra:
         raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
-    emotion = check(extra, served.spec)
-    if emotion is not None and resumable:
+    applied = check(extra, catalogue)
+    wire = applied.wire() if applied is not None else None
+    if wire is not None and resumable:
         raise VLLMValidationError("emotion cannot be combined with a resumable session", parameter="emotion")
     rest = {name: value for name, value in extra.items() if name not in FIELDS}
-    if emotion is not None:
-        rest[KEY] = emotion.to_wire(served.digest)
+    if wire is not None:
+        rest[KEY] = wire
         if prompt_len is not None:
             rest[KEY]["prompt_len"] = prompt_len
     params.extra_args = rest or None
@@ -215,22 +276,16 @@ def _wrap_engines() -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # Both servers and `LLM` ask an engine for its tasks before the first request.
-    _wrap(AsyncLLM, "get_supported_tasks", _shaking_hands_async)
-    _wrap(LLMEngine, "get_supported_tasks", _shaking_hands)
+    wrap(AsyncLLM, "get_supported_tasks", _shaking_hands_async)
+    wrap(LLMEngine, "get_supported_tasks", _shaking_hands)
 
 
 def _shaking_hands_async(get_supported_tasks: Callable[..., Any]) -> Callable[..., Any]:
     async def wrapped(self: Any) -> Any:
-        served = served_by(self.vllm_config)
-        if served is not None and not getattr(self, "_emotion_checked", False):
-            # Of several engines (data parallelism), `collective_rpc` answers for the first alone.
-            core = self.engine_core
-            asked = [
-                core._call_utility_async("collective_rpc", "emotion_report", None, (), None, engine=engine)
-                for engine in core.core_engines
-            ]
-            for reports in await asyncio.gather(*asked):
-                check_workers(reports, served)
+        catalogue = served_by(self.vllm_config)
+        if catalogue is not None and not getattr(self, "_emotion_checked", False):
+            for reports in await ask_engines(self, "emotion_report"):
+                check_workers(reports, catalogue.circuits.values())
             self._emotion_checked = True
         return await get_supported_tasks(self)
 
@@ -239,29 +294,41 @@ def _shaking_hands_async(get_supported_tasks: Callable[..., Any]) -> Callable[..
 
 def _shaking_hands(get_supported_tasks: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any) -> Any:
-        served = served_by(self.vllm_config)
-        if served is not None and not getattr(self, "_emotion_checked", False):
-            check_workers(self.collective_rpc("emotion_report"), served)
+        catalogue = served_by(self.vllm_config)
+        if catalogue is not None and not getattr(self, "_emotion_checked", False):
+            check_workers(self.collective_rpc("emotion_report"), catalogue.circuits.values())
             self._emotion_checked = True
         return get_supported_tasks(self)
 
     return wrapped
 
 
-def check_workers(reports: list[dict[str, Any]], served: Served) -> None:
-    """The start-up handshake: all workers run this code and this circuit, and together hold each of its sites.
+async def ask_engines(client: Any, method: str, *args: Any) -> list[list[Any]]:
+    """What each worker of each engine answers: of several (data parallelism), `collective_rpc` asks the first alone."""
+    core = client.engine_core
+    asked = [
+        core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+        for engine in core.core_engines
+    ]
+    return list(await asyncio.gather(*asked))
+
+
+def check_workers(reports: list[dict[str, Any]], circuits: Iterable[Served]) -> None:
+    """All workers run this code and these circuits, and together hold each of their sites.
 
     Raises: Unsupported.
     """
+    sites = {site for report in reports for site in report["sites"]}
     for report in reports:
         if report["version"] != __version__:
             raise Unsupported(f"a worker runs emovllm {report['version']}, the server {__version__}")
-        if report["digest"] != served.digest:
+    for served in circuits:
+        if any(served.digest not in report["digests"] for report in reports):
             raise Unsupported("a worker holds another circuit than the server")
-    missing = served.sites - {site for report in reports for site in report["sites"]}
-    if missing:
-        raise Unsupported(
-            f"the model has no layer to steer for {len(missing)} of the circuit's {len(served.sites)} sites "
-            f"({', '.join(sorted(missing)[:4])}): experts of a mixture have no such site, and other names than "
-            "mlp.down_proj and self_attn.o_proj may be missing in emovllm/sites.py"
-        )
+        missing = served.sites - sites
+        if missing:
+            raise Unsupported(
+                f"the model has no layer to steer for {len(missing)} of the circuit's {len(served.sites)} sites "
+                f"({', '.join(sorted(missing)[:4])}): experts of a mixture have no such site, and other names than "
+                "mlp.down_proj and self_attn.o_proj may be missing in emovllm/sites.py"
+            )

@@ -29,27 +29,38 @@ def adapter_slots(runner: Any, lora_ids: np.ndarray) -> np.ndarray | None:
 
 
 def follow_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:
-    """Folds the circuit through each adapter that is put into a slot of a layer.
+    """Folds the circuits through each adapter that is put into a slot of a layer.
 
     Args:
         wrapper: vLLM's RowParallelLinearWithLoRA.
-        delta: float32 [emotions, input_size_per_partition].
+        delta: float32 [emotions, input_size_per_partition], read whenever an adapter comes.
         vectors: float32 [emotions * (1 + slots), hidden], written in place.
     """
     set_lora, reset_lora = type(wrapper).set_lora, type(wrapper).reset_lora
 
-    def of(slot: int) -> Tensor:
-        return vectors[len(delta) * (1 + slot) : len(delta) * (2 + slot)]
-
     def reset_lora_folded(index: int) -> None:
         reset_lora(wrapper, index)
-        of(index).zero_()
+        _of_slot(vectors, delta, index).zero_()
 
-    @torch.inference_mode()
     def set_lora_folded(index: int, lora_a: Tensor, lora_b: Tensor) -> None:
         set_lora(wrapper, index, lora_a, lora_b)
-        a, b = wrapper.lora_a_stacked[0][index, 0].float(), wrapper.lora_b_stacked[0][index, 0].float()
-        of(index).copy_(delta @ a.T @ b.T)
+        _fold_adapter(wrapper, delta, vectors, index)
 
     wrapper.reset_lora = reset_lora_folded
     wrapper.set_lora = set_lora_folded
+
+
+def fold_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:
+    """Folds changed circuits through the adapters that are in their slots; an empty slot's matrices are zero."""
+    for slot in range(len(wrapper.lora_a_stacked[0])):
+        _fold_adapter(wrapper, delta, vectors, slot)
+
+
+@torch.inference_mode()
+def _fold_adapter(wrapper: Any, delta: Tensor, vectors: Tensor, slot: int) -> None:
+    a, b = wrapper.lora_a_stacked[0][slot, 0].float(), wrapper.lora_b_stacked[0][slot, 0].float()
+    _of_slot(vectors, delta, slot).copy_(delta @ a.T @ b.T)
+
+
+def _of_slot(vectors: Tensor, delta: Tensor, slot: int) -> Tensor:
+    return vectors[len(delta) * (1 + slot) : len(delta) * (2 + slot)]

@@ -7,7 +7,7 @@ per emotion, added at the layer's output and before the all-reduce: each tensor-
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries, 
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import Unsupported
-from emovllm.engine.lora import follow_adapters
+from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.sites import Kind, parse_site
 
 # One-hot rows that go through a projection at once while folding.
@@ -40,7 +40,9 @@ class Site:
     number: int
     layer: RowParallelLinear
     apply: Callable[..., Tensor]
-    lora: Any = None  # vLLM's wrapper of the layer, where LoRA is enabled
+    # Where LoRA is enabled: vLLM's wrapper of the layer, and what to fold through its adapters, [capacity, width].
+    lora: Any = None
+    delta: Tensor | None = None
 
     @property
     def key(self) -> str:
@@ -53,8 +55,14 @@ class Site:
         return np.ascontiguousarray(delta[:, self.layer.tp_rank * width : (self.layer.tp_rank + 1) * width])
 
 
-def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, compiled: bool) -> list[Site]:
-    """Puts the circuit into every site that this rank holds, and checks that the weights are those it was made for.
+def install(
+    model: nn.Module,
+    wanted: Container[tuple[str, int]] | None,
+    coefficients: Coefficients,
+    capacity: int,
+    compiled: bool,
+) -> list[Site]:
+    """Makes the projections that this rank holds ready for circuits: those `wanted`, or all of them.
 
     Raises: Unsupported.
     """
@@ -63,23 +71,34 @@ def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, comp
             f"{type(model).__name__}: vLLM computes it with fused kernels, which at some batch sizes go past the "
             "projections that a circuit is added to"
         )
-    sites = _find(model, circuit)
+    sites = _find(model, wanted)
     for site in sites:
         _override(site, coefficients, compiled)
         if site.lora is not None:
-            delta = torch.from_numpy(site.shard(circuit)).to(coefficients.buffer.device)
-            follow_adapters(site.lora, delta, site.layer.emotion_vectors)
-    fill(sites, circuit)
+            width = site.layer.input_size_per_partition
+            site.delta = torch.zeros(capacity, width, dtype=torch.float32, device=coefficients.buffer.device)
+            follow_adapters(site.lora, site.delta, site.layer.emotion_vectors)
     return sites
 
 
-def fill(sites: list[Site], circuit: Circuit) -> None:
-    """Folds the circuit through the current weights; again after these were reloaded. Raises: Unsupported."""
+def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
+    """Folds a circuit through the current weights, into the vectors from `first` on; again after weights were reloaded.
+
+    Raises: Unsupported where the weights are not those it was made for; its vectors are in place all the same.
+    """
+    columns = slice(first, first + len(circuit.names))
+    here = set(circuit.sites())
     measured = {}
     for site in sites:
         layer = site.layer
-        folded = fold(site, site.shard(circuit))
-        layer.emotion_vectors[: len(folded)] = folded
+        if (site.kind, site.number) not in here:
+            continue
+        shard = site.shard(circuit)
+        folded = fold(site, shard)
+        layer.emotion_vectors[columns] = folded
+        if site.delta is not None:
+            site.delta[columns] = torch.from_numpy(shard).to(site.delta.device)
+            fold_adapters(site.lora, site.delta, layer.emotion_vectors)
         whole = tensor_model_parallel_all_reduce(folded) if layer.tp_size > 1 else folded
         measured[site.key] = fingerprint_entries(whole.cpu().numpy())
     quantized = any(not isinstance(site.layer.quant_method, UnquantizedLinearMethod) for site in sites)
@@ -90,6 +109,15 @@ def fill(sites: list[Site], circuit: Circuit) -> None:
             f"the circuit was made for {circuit.spec.model.id}, and the weights served here are not that model's: "
             f"the folded circuit differs by {distance:.3g} (relative), the limit is {limit}"
         )
+
+
+def clear(sites: list[Site], columns: slice) -> None:
+    """Takes a circuit out of its columns."""
+    for site in sites:
+        site.layer.emotion_vectors[columns] = 0
+        if site.delta is not None:
+            site.delta[columns] = 0
+            fold_adapters(site.lora, site.delta, site.layer.emotion_vectors)
 
 
 @torch.inference_mode()
@@ -114,13 +142,12 @@ def fold(site: Site, delta: np.ndarray) -> Tensor:
     return folded
 
 
-def _find(model: nn.Module, circuit: Circuit) -> list[Site]:
-    wanted = set(circuit.sites())
+def _find(model: nn.Module, wanted: Container[tuple[str, int]] | None) -> list[Site]:
     found: dict[tuple[str, int], Site] = {}
     wrappers = {id(module.base_layer): module for module in model.modules() if hasattr(module, "lora_a_stacked")}
     for name, module in model.named_modules():
         parsed = parse_site(name)
-        if parsed not in wanted or not isinstance(module, RowParallelLinear):
+        if parsed is None or not isinstance(module, RowParallelLinear) or (wanted is not None and parsed not in wanted):
             continue
         if parsed in found:
             raise Unsupported(f"{name}: two layers answer to {site_key(*parsed)}; this architecture is not supported")

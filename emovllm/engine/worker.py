@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm.config import CompilationMode
@@ -10,10 +10,10 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
-from emovllm.circuit import load_circuit
+from emovllm.circuit import Circuit, CircuitError, load_circuit
 from emovllm.engine import runner_v1, runner_v2, sites
 from emovllm.engine.batch import Coefficients
-from emovllm.engine.config import Unsupported, adapters_of, settings_of
+from emovllm.engine.config import Unsupported, adapters_of, has_room, settings_of
 
 # vLLM configures the loggers below its own name only.
 logger = init_logger("vllm.emovllm")
@@ -24,47 +24,115 @@ _LIVE_TOKENS = 8
 _LIVE_VALUE = 256.0
 
 
+class _Placed(NamedTuple):
+    circuit: Circuit
+    first: int
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.first, self.first + len(self.circuit.names))
+
+
+def _load(source: str, digest: str) -> Circuit:
+    """Raises: CircuitError, Unsupported."""
+    circuit = load_circuit(source)
+    if circuit.digest() != digest:
+        raise Unsupported(f"{source}: not the circuit that the server read; give every node the same")
+    return circuit
+
+
 class EmotionWorkerMixin:
     """Before any class of vLLM's in the order of resolution."""
+
+    emotion_circuits: dict[str, _Placed]  # by digest
+    emotion_pending: Circuit
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config  # type: ignore[attr-defined]
         settings = settings_of(config)
         assert settings is not None, "this worker class is only named where a circuit is configured"
-        circuit = load_circuit(settings.circuit)
-        if circuit.digest() != settings.digest:
-            raise Unsupported(f"{settings.circuit}: not the circuit that the server read; give every node the same")
+        assert settings.capacity is not None
+        circuits = {name: _load(source, settings.digests[name]) for name, source in settings.sources.items()}
         runner = self.model_runner  # type: ignore[attr-defined]
         capture = config.compilation_config.max_cudagraph_capture_size or 0
-        self.emotion_circuit = circuit
         self.emotion_coefficients = Coefficients(
-            circuit.names,
+            settings.capacity,
             max(config.scheduler_config.max_num_batched_tokens, capture),
             runner.device,
             max_requests=config.scheduler_config.max_num_seqs,
             adapters=adapters_of(config),
         )
+        room = has_room(circuits.values(), settings.capacity)
         self.emotion_sites = sites.install(
             runner.get_model(),
-            circuit,
+            None if room else {site for circuit in circuits.values() for site in circuit.sites()},
             self.emotion_coefficients,
+            settings.capacity,
             compiled=config.compilation_config.mode != CompilationMode.NONE,
         )
+        self.emotion_circuits = {}
+        first = 0
+        for circuit in circuits.values():
+            self._place(circuit, first)
+            first += len(circuit.names)
         attach = runner_v2.attach if hasattr(runner, "model_state") else runner_v1.attach
         attach(runner, self.emotion_coefficients)
-        logger.info(
-            "Emotion circuit of %s: %s, at %d sites of this rank, digest %.12s",
-            circuit.spec.model.id,
-            ", ".join(circuit.names),
-            len(self.emotion_sites),
-            settings.digest,
-        )
+        for name, circuit in circuits.items():
+            logger.info(
+                "Emotion circuit %s of %s: %s, at %d sites of this rank, digest %.12s",
+                name,
+                circuit.spec.model.id,
+                ", ".join(circuit.names),
+                len(self.emotion_sites),
+                settings.digests[name],
+            )
+
+    def _place(self, circuit: Circuit, first: int) -> None:
+        """Raises: Unsupported."""
+        sites.fill(self.emotion_sites, circuit, first)
+        digest = circuit.digest()
+        self.emotion_circuits[digest] = _Placed(circuit, first)
+        self.emotion_coefficients.place(digest, circuit.names, first)
+
+    def emotion_read(self, source: str, digest: str) -> str | None:
+        """Reads a circuit that is to be loaded while serving (`collective_rpc`). A step of its own: ranks fold
+        together, and one that lacks the folder must not leave the others waiting.
+
+        Returns: what is wrong, if anything.
+        """
+        try:
+            self.emotion_pending = _load(source, digest)
+        except (CircuitError, Unsupported) as error:
+            return str(error)
+        return None
+
+    def emotion_load(self, first: int) -> dict[str, Any]:
+        """Takes up the circuit that was read, into the columns from `first` on (`collective_rpc`).
+
+        Returns: `emotion_report`, with what is wrong as `error`, if anything; nothing is in place then.
+        """
+        error = None
+        circuit = self.emotion_pending
+        try:
+            self._place(circuit, first)
+        except Unsupported as reason:
+            error = str(reason)
+            sites.clear(self.emotion_sites, slice(first, first + len(circuit.names)))
+        return {**self.emotion_report(), "error": error}
+
+    def emotion_unload(self, digest: str) -> None:
+        """Drops a circuit that no request uses any more (`collective_rpc`)."""
+        placed = self.emotion_circuits.pop(digest, None)
+        if placed is not None:
+            self.emotion_coefficients.displace(digest)
+            sites.clear(self.emotion_sites, placed.columns)
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]
         try:
-            sites.fill(self.emotion_sites, self.emotion_circuit)
+            for placed in self.emotion_circuits.values():
+                sites.fill(self.emotion_sites, placed.circuit, placed.first)
         except Unsupported as error:
             # The weights are in place all the same, and plain requests may go on.
             self.emotion_coefficients.broken = str(error)
@@ -77,10 +145,10 @@ class EmotionWorkerMixin:
         return times
 
     def emotion_report(self) -> dict[str, Any]:
-        """What the front end compares at start-up (`collective_rpc`): version, circuit, and this rank's sites."""
+        """What the front end compares at start-up (`collective_rpc`): version, circuits, and this rank's sites."""
         return {
             "version": __version__,
-            "digest": self.emotion_circuit.digest(),
+            "digests": sorted(self.emotion_circuits),
             "sites": [site.key for site in self.emotion_sites],
         }
 

@@ -2,30 +2,93 @@
 
 from __future__ import annotations
 
-import json
+import os
+import secrets
 from argparse import Namespace
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
 
-from emovllm.emotion import FIELDS
+from emovllm.catalogue import Catalogue, Served
+from emovllm.circuit import Scope
+from emovllm.engine.admin import Admin, AdminError
 from emovllm.engine.config import Unsupported
-from emovllm.engine.frontend import Served, served_by
+from emovllm.engine.frontend import served_by
+from emovllm_server.middleware import EmotionMiddleware
+from emovllm_server.openapi import describe_emotions
 
-# Where the emotion fields take effect. Everywhere else they are refused: vLLM would drop them without a word.
-_STEERED = ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses")
+# The key of the routes that load and unload circuits. In the environment, for vLLM logs its arguments.
+ADMIN_KEY = "EMOVLLM_ADMIN_KEY"
+ADMIN_HEADER = "x-emovllm-admin-key"
+
+
+class EmotionCard(BaseModel):
+    """An emotion that requests may ask for. Strengths are those of `emotion_strength`: 1.0 is the recommended one."""
+
+    id: str
+    object: Literal["emotion"] = "emotion"
+    circuit: str
+    recommended_strength: float = 1.0
+    max_strength: float
+    scores: dict[str, float]
+
+
+class CircuitCard(BaseModel):
+    """A circuit that is served."""
+
+    id: str
+    object: Literal["circuit"] = "circuit"
+    digest: str
+    model: str
+    scope: Scope
+    emotions: list[str]
+
+    @classmethod
+    def of(cls, served: Served) -> CircuitCard:
+        names = [emotion.name for emotion in served.spec.emotions]
+        spec = served.spec
+        return cls(id=served.name, digest=served.digest, model=spec.model.id, scope=spec.scope, emotions=names)
+
+
+class EmotionList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[EmotionCard]
+    circuits: list[CircuitCard]
+
+
+class CircuitList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[CircuitCard]
+
+
+class LoadCircuit(BaseModel):
+    """path: a folder under the circuit root that the server was started with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    path: str
 
 
 class EmotionRoutes:
-    """`GET /v1/emotions`, and a guard on the routes that do not know of emotions."""
+    """`GET /v1/emotions`, the routes that load and unload circuits, and the middleware around vLLM's own routes."""
 
     name = "emovllm"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        app.add_api_route("/v1/emotions", list_emotions, methods=["GET"], tags=["emovllm"])
-        app.add_middleware(RefuseElsewhere)
+        tags: Any = ["emovllm"]
+        app.add_api_route("/v1/emotions", list_emotions, methods=["GET"], tags=tags, response_model=EmotionList)
+        circuits = "/v1/emotions/circuits"
+        app.add_api_route(circuits, list_circuits, methods=["GET"], tags=tags, response_model=CircuitList)
+        app.add_api_route(circuits, load_circuit, methods=["POST"], tags=tags, response_model=CircuitCard)
+        app.add_api_route(
+            circuits + "/{name}", unload_circuit, methods=["DELETE"], tags=tags, response_model=CircuitCard
+        )
+        app.add_middleware(EmotionMiddleware)
+        describe_emotions(app)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         served = served_by(engine_client.vllm_config) if engine_client is not None else None
@@ -33,68 +96,64 @@ class EmotionRoutes:
         if configured and served is None:
             raise Unsupported("a circuit is configured, but this server's engine has none")
         state.emotions = served
+        state.emotion_admin_key = os.environ.get(ADMIN_KEY) or None
+        state.emotion_admin = None
+        if served is not None and state.emotion_admin_key is not None:
+            state.emotion_admin = Admin(engine_client, served)
 
 
-async def list_emotions(request: Request) -> JSONResponse:
+async def list_emotions(request: Request) -> EmotionList:
     """The emotions that requests may ask for, with their strengths and measured scores."""
-    served: Served | None = request.app.state.emotions
-    if served is None:
-        return JSONResponse({"object": "list", "data": []})
-    data = [
-        {
-            "id": emotion.name,
-            "object": "emotion",
-            # As `emotion_strength` takes it: 1.0 is the recommended strength.
-            "recommended_strength": 1.0,
-            "max_strength": emotion.maximal / emotion.recommended,
-            "scores": emotion.scores,
-        }
-        for emotion in served.spec.emotions
+    catalogue: Catalogue | None = request.app.state.emotions
+    if catalogue is None:
+        return EmotionList(data=[], circuits=[])
+    cards = [
+        EmotionCard(
+            id=name, circuit=served.name, max_strength=catalogue.max_strength(emotion), scores=dict(emotion.scores)
+        )
+        for served, emotion, name in catalogue.offers()
     ]
-    circuit = {"digest": served.digest, "model": served.spec.model.id, "scope": served.spec.scope}
-    return JSONResponse({"object": "list", "data": data, "circuit": circuit})
+    return EmotionList(data=cards, circuits=[CircuitCard.of(served) for served in catalogue.circuits.values()])
 
 
-class RefuseElsewhere:
-    """ASGI middleware: a POST with an emotion field to a route that would ignore it gets a 400."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path") or "")
-        if scope["type"] != "http" or scope["method"] != "POST" or path.rstrip("/") in _STEERED:
-            await self.app(scope, receive, send)
-            return
-        messages = []
-        body = b""
-        while True:
-            message = await receive()
-            messages.append(message)
-            body += message.get("body", b"")
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
-        if field := _emotion_field(body):
-            await _refusal(field, path)(scope, receive, send)
-            return
-
-        async def replay() -> Any:
-            return messages.pop(0) if messages else await receive()
-
-        await self.app(scope, replay, send)
+async def list_circuits(request: Request) -> Response | CircuitList:
+    """The circuits that are served (with the admin key)."""
+    if (refusal := _refusal(request)) is not None:
+        return refusal
+    return CircuitList(data=[CircuitCard.of(served) for served in request.app.state.emotions.circuits.values()])
 
 
-def _emotion_field(body: bytes) -> str | None:
-    if b"emotion" not in body and b"\\u" not in body:
-        return None
+async def load_circuit(request: Request, asked: LoadCircuit) -> Response | CircuitCard:
+    """Loads a circuit from a folder under the circuit root, while serving (with the admin key)."""
+    if (refusal := _refusal(request)) is not None:
+        return refusal
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return next((field for field in FIELDS if data.get(field) is not None), None) if isinstance(data, dict) else None
+        return CircuitCard.of(await request.app.state.emotion_admin.load(asked.name, asked.path))
+    except AdminError as error:
+        return _error(error.status, str(error))
 
 
-def _refusal(field: str, path: str) -> JSONResponse:
-    message = f"{field} has no effect on {path[:100]}; it works on {', '.join(_STEERED)}"
-    error = {"message": message, "type": "BadRequestError", "param": field, "code": 400}
-    return JSONResponse({"error": error}, status_code=400)
+async def unload_circuit(request: Request, name: str) -> Response | CircuitCard:
+    """Unloads a circuit once no request uses it any more (with the admin key)."""
+    if (refusal := _refusal(request)) is not None:
+        return refusal
+    try:
+        return CircuitCard.of(await request.app.state.emotion_admin.unload(name))
+    except AdminError as error:
+        return _error(error.status, str(error))
+
+
+def _refusal(request: Request) -> JSONResponse | None:
+    state = request.app.state
+    if state.emotion_admin is None:
+        return _error(403, "this server loads no circuits at run time; start it with --admin-key and --circuit-root")
+    given = request.headers.get(ADMIN_HEADER, "")
+    if not secrets.compare_digest(given.encode(), state.emotion_admin_key.encode()):
+        return _error(401, f"the header {ADMIN_HEADER} does not hold the admin key")
+    return None
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    kinds = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError", 409: "ConflictError"}
+    error = {"message": message, "type": kinds.get(status, "BadRequestError"), "param": None, "code": status}
+    return JSONResponse({"error": error}, status_code=status)

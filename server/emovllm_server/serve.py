@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import emovllm
-from emovllm.circuit import CircuitError, resolve_circuit
+from emovllm.circuit import CircuitError
 from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
@@ -19,24 +19,26 @@ _DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 
 def main(argv: Sequence[str]) -> int:
     """Serves until interrupted. `argv` is what follows `emovllm serve`."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--circuit")
-    ours, rest = own.parse_known_args(list(argv))
+    # Before vLLM is imported, which the options' module does.
     prepare_environment()
+    from emovllm_server.options import parse_options, settings
+
+    options, rest = parse_options(argv)
     args = _parse(rest)
     model = args.model_tag
-    circuit = ours.circuit or shipped_circuit(model, args.additional_config)
+    ours = settings(options)
+    if "circuit" not in ours and (shipped := shipped_circuit(model, args.additional_config)) is not None:
+        ours["circuit"] = shipped
     if model in _DEFAULT:
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         args.model_tag = resolve_model(model)
         if not args.served_model_name:
             args.served_model_name = [NAME]
-    if circuit is not None:
-        # Absolute, for workers may run elsewhere in the file system.
-        settings = {**args.additional_config.get(KEY, {}), "circuit": str(resolve_circuit(circuit))}
-        args.additional_config = {**args.additional_config, KEY: settings}
-    if KEY not in args.additional_config:
+    ours = {**args.additional_config.get(KEY, {}), **ours}
+    if ours:
+        args.additional_config = {**args.additional_config, KEY: ours}
+    if "circuit" not in ours:
         raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
                            "(`emovllm discover` makes one)")  # fmt: skip
     _run(args)
@@ -80,13 +82,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from emovllm_server.options import add_options
+
     parser = FlexibleArgumentParser(
         prog="emovllm serve",
         description="vLLM's OpenAI-compatible server with an `emotion` parameter. Without a model, serves "
         f"{NAME} with its circuit. Takes every argument of `vllm serve`.",
-        usage="emovllm serve [model] [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
+        usage="emovllm serve [model] [--circuit [NAME=]DIR_OR_REPO_ID] [options]",
     )
-    parser.add_argument("--circuit", help="The circuit: a folder, or a Hugging Face repository id.")
+    add_options(parser)
     # Through the subcommand's module, for the function's own has moved between versions.
     parser = vllm_serve.make_arg_parser(parser)
     args = parser.parse_args(argv)

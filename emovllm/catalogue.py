@@ -1,0 +1,240 @@
+"""What a server offers: one or several circuits, and the operator's limits on what requests may ask of them.
+
+Needs neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, site_key
+from emovllm.emotion import FIELDS, Emotion, EmotionError, resolve, short
+
+# Asks for the plain model, where the operator has set a default emotion.
+NONE = "none"
+
+CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A circuit that engines of this process serve; its emotions have the columns of coefficients from `first` on."""
+
+    name: str
+    spec: CircuitSpec
+    digest: str
+    sites: frozenset[str]
+    first: int
+
+    @classmethod
+    def of(cls, name: str, circuit: Circuit, first: int) -> Served:
+        sites = frozenset(site_key(kind, layer) for kind, layer in circuit.sites())
+        return cls(name, circuit.spec, circuit.digest(), sites, first)
+
+    @property
+    def columns(self) -> range:
+        return range(self.first, self.first + len(self.spec.emotions))
+
+
+class Policy(BaseModel):
+    """What the operator allows beyond what the circuits do.
+
+    emotions: the names that requests may use, each as in a request, `anger` or `a/anger`; None for all.
+    max_strength: the largest |weight x strength|, 1.0 being a circuit's recommendation, where that is below the
+        circuit's own.
+    default_emotion: for requests that name none: as `emotion` in a request.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    emotions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    max_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    default_emotion: str | dict[str, float] | None = None
+
+
+class Applied(NamedTuple):
+    """A request's emotion as it is served. `emotion` is None where nothing is injected, as at strength 0."""
+
+    served: Served
+    mix: Mapping[str, float]
+    strength: float
+    emotion: Emotion | None
+    scope: str
+
+    def body(self) -> dict[str, Any]:
+        """For the response: `mix` and `strength` as asked, 1.0 being the recommendation, and what they apply to."""
+        circuit = {"name": self.served.name, "digest": self.served.digest}
+        return {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
+
+    def header(self) -> str:
+        """The same in a line: `anger=0.7, fear=0.3; strength=1; scope=generation; circuit=default/451b4aea3bfa`."""
+        mix = ", ".join(f"{name}={weight:g}" for name, weight in self.mix.items())
+        circuit = f"{self.served.name}/{self.served.digest[:12]}"
+        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}"
+
+    def wire(self) -> dict[str, Any] | None:
+        """For engine and workers (`Emotion.to_wire`)."""
+        return self.emotion.to_wire(self.served.digest) if self.emotion is not None else None
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """The circuits of one server, by name; they come and go while it runs.
+
+    leaving: those that take no more requests, and have not given up their columns yet.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    circuits: dict[str, Served] = field(default_factory=dict)
+    leaving: dict[str, Served] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, policy: Policy, circuits: Mapping[str, Circuit]) -> Catalogue:
+        """Circuits side by side, in their order: as workers place them at start-up."""
+        catalogue = cls(policy)
+        for name, circuit in circuits.items():
+            first = sum(len(served.columns) for served in catalogue.circuits.values())
+            catalogue.circuits[name] = Served.of(name, circuit, first)
+        return catalogue
+
+    def resolve(self, fields: Mapping[str, Any]) -> Applied | None:
+        """Checks a request's fields (`emovllm.emotion.resolve`), with the names of circuits and the policy.
+
+        `emotion` may name a circuit, `a/anger`, and must where several have that emotion; a blend is of one circuit.
+
+        Returns: None where the request gets the plain model and asked for no emotion.
+        Raises: EmotionError, with the accepted values in its message.
+        """
+        asked = dict(fields)
+        if asked.get("emotion") is None and self.policy.default_emotion is not None:
+            asked["emotion"] = self.policy.default_emotion
+        emotion = asked.get("emotion")
+        if emotion == NONE:
+            for name in FIELDS[1:]:
+                if asked.get(name) is not None:
+                    raise EmotionError(name, f"{name} has no meaning with emotion {NONE!r}")
+            return None
+        if emotion is None and all(asked.get(name) is None for name in FIELDS[1:]):
+            return None
+        if isinstance(emotion, str):
+            emotion = {emotion: 1.0}
+        if not isinstance(emotion, Mapping) or not emotion:
+            resolve(asked, self._offered())
+            raise AssertionError("what names no emotion is refused")
+        served, mix = self._locate(emotion)
+        resolved = resolve({**asked, "emotion": mix}, served.spec)
+        strength = asked.get("emotion_strength")
+        strength = 1.0 if strength is None else float(strength)
+        weights = {name: float(weight) for name, weight in mix.items()}
+        self._within_limits(served, weights, strength, asked)
+        scope = asked.get("emotion_scope") or served.spec.scope
+        return Applied(served, weights, strength, resolved, scope)
+
+    def offers(self) -> Iterator[tuple[Served, EmotionSpec, str]]:
+        """Each emotion that requests may use, with its circuit and the shortest name it answers to."""
+        for served in self.circuits.values():
+            for emotion in served.spec.emotions:
+                if self._allowed(served, emotion.name):
+                    alone = len(self._having(emotion.name)) == 1
+                    yield served, emotion, emotion.name if alone else f"{served.name}/{emotion.name}"
+
+    def max_strength(self, emotion: EmotionSpec) -> float:
+        """The largest |weight x strength| of an emotion, 1.0 being its recommendation."""
+        own = emotion.maximal / emotion.recommended
+        return min(own, self.policy.max_strength or own)
+
+    def check_policy(self) -> None:
+        """Raises: EmotionError where the policy names what no circuit has."""
+        for name in self.policy.emotions or ():
+            try:
+                self._parse(name)
+            except EmotionError as error:
+                raise EmotionError("emotions", f"allowed emotions: {error}") from None
+        if self.policy.default_emotion is not None:
+            try:
+                self.resolve({})
+            except EmotionError as error:
+                raise EmotionError("default_emotion", f"default emotion: {error}") from None
+
+    def parse_suffix(self, suffix: str) -> dict[str, float]:
+        """The weights that a model's name stands for: `anger`, `a/anger`, or a blend in equal parts, `anger+fear`.
+
+        Raises: EmotionError.
+        """
+        names = suffix.split("+")
+        mix = {name: 1.0 / len(names) for name in names}
+        if len(mix) != len(names):
+            raise EmotionError("model", f"{short(suffix)} names an emotion twice")
+        self._locate(mix)
+        return mix
+
+    def room(self, emotions: int, capacity: int) -> int | None:
+        """The first of as many free columns in a row, or None."""
+        taken = {column for served in (*self.circuits.values(), *self.leaving.values()) for column in served.columns}
+        starts = range(capacity - emotions + 1)
+        return next((first for first in starts if taken.isdisjoint(range(first, first + emotions))), None)
+
+    def _offered(self) -> CircuitSpec:
+        """A specification with all that is offered, for messages."""
+        specs = [served.spec for served in self.circuits.values()]
+        named = {name: emotion.model_copy(update={"name": name}) for _, emotion, name in self.offers()}
+        return specs[0].model_copy(update={"emotions": tuple(named.values())})
+
+    def _locate(self, emotion: Mapping[Any, Any]) -> tuple[Served, dict[str, Any]]:
+        mix: dict[str, Any] = {}
+        found: Served | None = None
+        for key, weight in emotion.items():
+            served, name = self._parse(key)
+            if not self._allowed(served, name):
+                message = f"emotion {short(key)} is not allowed on this server; {self._accepted()}"
+                raise EmotionError("emotion", message, "not_allowed")
+            if found is not None and served is not found:
+                raise EmotionError("emotion", f"a blend is of one circuit, and this one is of {found.name} and "
+                                              f"{served.name}")  # fmt: skip
+            if name in mix:
+                raise EmotionError("emotion", f"emotion {short(name)} is named twice")
+            found, mix[name] = served, weight
+        assert found is not None
+        return found, mix
+
+    def _parse(self, key: Any) -> tuple[Served, str]:
+        circuit, slash, name = key.rpartition("/") if isinstance(key, str) else ("", "", key)
+        having = self._having(name)
+        if slash:
+            having = [served for served in having if served.name == circuit]
+        if not having:
+            raise EmotionError("emotion", f"unknown emotion {short(key)}; {self._accepted()}", "unknown_emotion")
+        if len(having) > 1:
+            choices = ", ".join(f"{served.name}/{name}" for served in having)
+            raise EmotionError("emotion", f"emotion {short(name)} is ambiguous: choose one of {choices}")
+        return having[0], name
+
+    def _having(self, name: Any) -> list[Served]:
+        return [
+            served for served in self.circuits.values() if any(emotion.name == name for emotion in served.spec.emotions)
+        ]
+
+    def _allowed(self, served: Served, name: str) -> bool:
+        names = self.policy.emotions
+        return names is None or name in names or f"{served.name}/{name}" in names
+
+    def _accepted(self) -> str:
+        offered = [name for _, _, name in self.offers()]
+        which = "this circuit has" if len(self.circuits) == 1 else "these circuits have"
+        return f"{which} {', '.join(offered)}"
+
+    def _within_limits(
+        self, served: Served, mix: Mapping[str, float], strength: float, asked: Mapping[str, Any]
+    ) -> None:
+        limit = self.policy.max_strength
+        if limit is None:
+            return
+        for name, weight in mix.items():
+            if abs(weight * strength) > limit * (1 + 1e-9):
+                parameter = "emotion" if asked.get("emotion_strength") is None else "emotion_strength"
+                message = f"{name} at strength {weight * strength:g} is over this server's maximum of {limit:g}"
+                raise EmotionError(parameter, message, "over_maximum")

@@ -1,0 +1,101 @@
+"""The options of `emovllm serve` that are not vLLM's, and the settings that they make."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emovllm.circuit import CircuitError, resolve_circuit
+from emovllm.engine.config import DEFAULT_NAME
+from emovllm_server.routes import ADMIN_KEY
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
+
+
+def add_options(parser: Any) -> None:
+    """parser: argparse's, or vLLM's."""
+    parser.add_argument(
+        "--circuit",
+        action="append",
+        metavar="[NAME=]DIR_OR_REPO_ID",
+        help="The circuit: a folder, or a Hugging Face repository id. Several, each with a name, are served side by side.",
+    )
+    parser.add_argument(
+        "--emotions", metavar="NAME,...", help="The only emotions that requests may ask for (default: all)."
+    )
+    parser.add_argument(
+        "--max-strength",
+        type=float,
+        help="The largest emotion_strength, where the circuit's own maximum is not lower; 1.0 is the recommended one.",
+    )
+    parser.add_argument(
+        "--default-emotion",
+        help='For requests that name none: an emotion, or weights as JSON. A request opts out with "none".',
+    )
+    parser.add_argument(
+        "--emotion-capacity",
+        type=int,
+        help="Room for as many emotions of all circuits together, so that circuits can be loaded later (default: those "
+        "of the circuits given).",
+    )
+    parser.add_argument(
+        "--admin-key",
+        help=f"The key of the routes that load and unload circuits (default: ${ADMIN_KEY}; without one they are closed).",
+    )
+    parser.add_argument("--circuit-root", metavar="DIR", help="The folder below which circuits may be loaded later.")
+
+
+def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our options, and the arguments that are left for vLLM."""
+    parser = argparse.ArgumentParser(prog="emovllm serve", add_help=False, allow_abbrev=False)
+    add_options(parser)
+    return parser.parse_known_args(list(argv))
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options add to `additional_config["emovllm"]`. Sets the admin key in the environment.
+
+    Raises: CircuitError.
+    """
+    found: dict[str, Any] = {
+        "emotions": _names(options.emotions),
+        "max_strength": options.max_strength,
+        "default_emotion": _emotion(options.default_emotion),
+        "capacity": options.emotion_capacity,
+        "circuit_root": str(Path(options.circuit_root).resolve()) if options.circuit_root is not None else None,
+        "circuit": _circuits(options.circuit or []),
+    }
+    if options.admin_key is not None:
+        os.environ[ADMIN_KEY] = options.admin_key
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _circuits(given: Sequence[str]) -> dict[str, str] | None:
+    circuits: dict[str, str] = {}
+    for text in given:
+        named = None if Path(text).is_dir() else _NAMED.fullmatch(text)
+        name, source = named.groups() if named else (DEFAULT_NAME, text)
+        if name in circuits:
+            raise CircuitError(f"--circuit {text}: {name} is given twice; several circuits need a name each, "
+                               "--circuit NAME=DIR")  # fmt: skip
+        # Absolute, for workers may run elsewhere in the file system.
+        circuits[name] = str(resolve_circuit(source))
+    return circuits or None
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",") if name.strip()] if text is not None else None
+
+
+def _emotion(text: str | None) -> Any:
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CircuitError(f"--default-emotion: not a name, nor JSON ({error})") from None
