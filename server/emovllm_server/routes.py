@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from emovllm.emotion import FIELDS
 from emovllm.engine.config import Unsupported
 from emovllm.engine.frontend import Served, served_by
+from emovllm_server import metrics
 
 # Where the emotion fields take effect. Everywhere else they are refused: vLLM would drop them without a word.
 _STEERED = ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses")
@@ -33,6 +34,7 @@ class EmotionRoutes:
         if configured and served is None:
             raise Unsupported("a circuit is configured, but this server's engine has none")
         state.emotions = served
+        metrics.install(engine_client, {"default": served} if served else {})
 
 
 async def list_emotions(request: Request) -> JSONResponse:
