@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from emovllm import __version__
 
 _COMMANDS = {
+    "top": ("emovllm_server.top.cli", "watch a server: rates, latencies and running requests by emotion"),
     "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
     "elicit": ("emovllm_offline.elicit_cli", "generate and judge replies in each emotion"),
     "discover": ("emovllm_offline.discover_cli", "find a model's emotion circuit"),

@@ -104,8 +104,8 @@ class Admin:
         if first is None:
             raise AdminError(
                 409,
-                f"no room for {len(circuit.names)} emotions in a row among {self._capacity}; unload a circuit, or start "
-                "with a larger --emotion-capacity",
+                f"no room for {len(circuit.names)} emotions in a row among {self._capacity}; unload a circuit, or "
+                "start with a larger --emotion-capacity",
             )
         served = Served.of(name, circuit, first)
         if any(served.digest == other.digest for other in self._catalogue.circuits.values()):

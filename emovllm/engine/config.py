@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from emovllm import __version__
 from emovllm.catalogue import CircuitName, Policy
@@ -45,7 +45,7 @@ _Source = Annotated[str, Field(min_length=1)]
 
 
 class Settings(Policy):
-    """`additional_config["emovllm"]`. A user gives `circuit`, and what else is wanted; the rest is filled in at start-up.
+    """`additional_config["emovllm"]`. A user gives `circuit` and what else is wanted; the rest is filled in.
 
     circuit: a folder or a Hugging Face repository id; or several, by the names that requests call them.
     capacity: emotions that the engine has room for, those of all circuits together; more than they have leaves room for
@@ -60,7 +60,7 @@ class Settings(Policy):
     circuit_root: _Source | None = None
     allow_untested_vllm: bool = False
     # Filled in: each circuit's digest.
-    digests: dict[str, str] = {}
+    digests: Annotated[dict[str, str], Field(default_factory=dict)]
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
     graph: str = ""
 

@@ -18,7 +18,6 @@ from emovllm.circuit import Circuit
 from emovllm.emotion import FIELDS, EmotionError, Reason
 from emovllm.engine.config import KEY, Unsupported, settings_of
 
-
 _catalogues: dict[str, Catalogue] = {}  # by their settings
 
 

@@ -1,7 +1,7 @@
 """ASGI middleware around vLLM's own routes: model names that carry an emotion, and answers that tell what was applied.
 
-What the emotion fields mean is decided where vLLM turns a request into sampling parameters (`emovllm.engine.frontend`), which
-leaves a record for whoever answers. The bytes of requests and answers without an emotion pass through unchanged.
+What the emotion fields mean is decided where vLLM turns a request into sampling parameters (`emovllm.engine.frontend`),
+which leaves a record for whoever answers. The bytes of requests and answers without an emotion pass unchanged.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Answer:
 
 async def _read(receive: Receive) -> tuple[bytes, Message | None]:
     """A request's body, and what came in place of its end, if its client went away."""
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] != "http.request":

@@ -23,7 +23,7 @@ def add_options(parser: Any) -> None:
         "--circuit",
         action="append",
         metavar="[NAME=]DIR_OR_REPO_ID",
-        help="The circuit: a folder, or a Hugging Face repository id. Several, each with a name, are served side by side.",
+        help="The circuit: a folder, or a Hugging Face repository id. Several, with a name each, are served together.",
     )
     parser.add_argument(
         "--emotions", metavar="NAME,...", help="The only emotions that requests may ask for (default: all)."
@@ -45,7 +45,7 @@ def add_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--admin-key",
-        help=f"The key of the routes that load and unload circuits (default: ${ADMIN_KEY}; without one they are closed).",
+        help=f"Opens the routes that load and unload circuits to whoever has this key (default: ${ADMIN_KEY}).",
     )
     parser.add_argument("--circuit-root", metavar="DIR", help="The folder below which circuits may be loaded later.")
 

@@ -16,6 +16,7 @@ from emovllm.circuit import Scope
 from emovllm.engine.admin import Admin, AdminError
 from emovllm.engine.config import Unsupported
 from emovllm.engine.frontend import served_by
+from emovllm_server import metrics
 from emovllm_server.middleware import EmotionMiddleware
 from emovllm_server.openapi import describe_emotions
 
@@ -96,6 +97,7 @@ class EmotionRoutes:
         if configured and served is None:
             raise Unsupported("a circuit is configured, but this server's engine has none")
         state.emotions = served
+        metrics.install(engine_client, served.circuits if served is not None else {})
         state.emotion_admin_key = os.environ.get(ADMIN_KEY) or None
         state.emotion_admin = None
         if served is not None and state.emotion_admin_key is not None:
@@ -128,9 +130,11 @@ async def load_circuit(request: Request, asked: LoadCircuit) -> Response | Circu
     if (refusal := _refusal(request)) is not None:
         return refusal
     try:
-        return CircuitCard.of(await request.app.state.emotion_admin.load(asked.name, asked.path))
+        served = await request.app.state.emotion_admin.load(asked.name, asked.path)
     except AdminError as error:
         return _error(error.status, str(error))
+    metrics.circuit_info(served.name, served.digest, served.spec)
+    return CircuitCard.of(served)
 
 
 async def unload_circuit(request: Request, name: str) -> Response | CircuitCard:
@@ -138,9 +142,11 @@ async def unload_circuit(request: Request, name: str) -> Response | CircuitCard:
     if (refusal := _refusal(request)) is not None:
         return refusal
     try:
-        return CircuitCard.of(await request.app.state.emotion_admin.unload(name))
+        served = await request.app.state.emotion_admin.unload(name)
     except AdminError as error:
         return _error(error.status, str(error))
+    metrics.circuit_info(served.name, served.digest, served.spec, loaded=False)
+    return CircuitCard.of(served)
 
 
 def _refusal(request: Request) -> JSONResponse | None:

@@ -1,0 +1,1 @@
+"""`emovllm top`: a server's metrics, live in a terminal."""

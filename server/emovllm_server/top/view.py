@@ -1,0 +1,59 @@
+"""A frame as a table."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from emovllm_server.top.frame import Frame, Quantiles, Row
+
+
+def view(frame: Frame, url: str, trouble: str | None = None) -> RenderableType:
+    """What to print; `trouble` is why the frame is an old one."""
+    span = "since the server's start" if frame.seconds is None else f"over the last {frame.seconds:.0f} s"
+    head = Text.assemble((url, "bold"), f"  {frame.version}  circuits: {', '.join(frame.circuits) or 'none'}")
+    table = Table(caption=f"p50 / p95 {span}; a request counts when it ends", caption_justify="left")
+    for name in ("emotion", "running", "requests", "tokens", "req/s", "tok/s", "TTFT ms", "TPOT ms", "end to end s"):
+        table.add_column(name, justify="left" if name == "emotion" else "right", no_wrap=True)
+    for row in frame.rows:
+        table.add_row(*_cells(row), style="" if row.running or row.requests else "dim")
+    refused = ", ".join(f"{reason} {count}" for reason, count in frame.refusals.items()) or "none"
+    foot = (
+        f"KV cache used {_percent(frame.kv_use)}   prefix cache hits {_percent(frame.hit_rate)}   "
+        f"waiting {frame.waiting}   refusals: {refused}"
+    )
+    parts: list[RenderableType] = [head, table, Text(foot)]
+    if trouble:
+        parts.append(Text(trouble, style="bold red"))
+    return Group(*parts)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.emotion,
+        str(row.running),
+        str(row.requests),
+        str(row.tokens),
+        _rate(row.request_rate),
+        _rate(row.token_rate),
+        _pair(row.ttft, 1000, 0),
+        _pair(row.tpot, 1000, 1),
+        _pair(row.e2e, 1, 2),
+    ]
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _pair(quantiles: Quantiles, scale: float, digits: int) -> str:
+    if math.isnan(quantiles.median):
+        return "-"
+    return f"{quantiles.median * scale:.{digits}f} / {quantiles.p95 * scale:.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
