@@ -26,7 +26,8 @@ class Steps:
     """A batch of `requests`, all but the plain ones steered, past its prompts."""
 
     def __init__(self, requests: int, steered: bool = True) -> None:
-        self.coefficients = Coefficients(NAMES, 8192, torch.device("cpu"), max_requests=requests)
+        self.coefficients = Coefficients(len(NAMES), 8192, torch.device("cpu"), max_requests=requests)
+        self.coefficients.place("circuit", NAMES, 0)
         self.req_ids = [f"request-{number}" for number in range(requests)]
         self.scheduled = np.ones(requests, np.int32)
         self.computed = np.full(requests, PROMPT, np.int32)
@@ -38,7 +39,7 @@ class Steps:
 
     def join(self, req_id: str) -> None:
         weights = {NAMES[self.number % 6]: 0.5, NAMES[(self.number + 1) % 6]: 0.25}
-        wire = {"weights": weights, "scope": "generation"} if self.steered else None
+        wire = {"circuit": "circuit", "weights": weights, "scope": "generation"} if self.steered else None
         self.coefficients.join(req_id, wire, PROMPT)
 
     def decode(self) -> None:

@@ -2,7 +2,8 @@
 
 Driven like worker.py, without adapters. A request's parameters may hold `data_parallel_rank`, the engine that is to
 take it; the metrics are {"name/engine": value}. {"beams": {"prompt", "fields", "width", "max_tokens"}} answers
-{"beams": [[token ids, cumulative logprob]]}, by the beam search of vLLM's servers.
+{"beams": [[token ids, cumulative logprob]]}, by the beam search of vLLM's servers. {"admin": ["load", name, path]} or
+["unload", name] answers {"refusal": text}, empty where it was done; with "requests" beside it, these are under way.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ async def serve(replies: Any) -> None:
         replies.write(json.dumps({"ready": True}) + "\n")
         while line := await asyncio.to_thread(sys.stdin.readline):
             request = json.loads(line)
-            reply = await beams(engine, **request["beams"]) if "beams" in request else await answer(engine, **request)
+            if "beams" in request:
+                reply = await beams(engine, **request["beams"])
+            elif "admin" in request:
+                reply = await administer(engine, request["admin"], request.get("requests"))
+            else:
+                reply = await answer(engine, **request)
             replies.write(json.dumps(reply) + "\n")
     except Exception as error:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
@@ -69,6 +75,27 @@ async def answer(
             if hasattr(metric, "value") and "engine" in metric.labels
         },
     }
+
+
+_admins: dict[Any, Any] = {}
+
+
+async def administer(engine: Any, asked: list[str], requests: dict[str, Any] | None) -> dict[str, Any]:
+    from emovllm.engine.admin import Admin, AdminError
+    from emovllm.engine.frontend import served_by
+
+    if engine not in _admins:
+        _admins[engine] = Admin(engine, served_by(engine.vllm_config))
+    running = asyncio.create_task(answer(engine, **requests)) if requests is not None else None
+    while running is not None and not engine.output_processor.has_unfinished_requests():
+        await asyncio.sleep(0.001)
+    refusal = ""
+    try:
+        await getattr(_admins[engine], asked[0])(*asked[1:])
+    except AdminError as error:
+        refusal = str(error)
+    done = running is not None and running.done()
+    return {"refusal": refusal, "waited": done, **(await running if running is not None else {})}
 
 
 async def beams(engine: Any, prompt: list[int], fields: dict[str, Any], width: int, max_tokens: int) -> dict[str, Any]:

@@ -92,19 +92,9 @@ class Engine:
 
     def generate(self, asks: list[Ask], max_tokens: int) -> list[Reply]:
         """Sends one batch. Greedy, past the end-of-sequence token, so that each reply has `max_tokens` tokens."""
-        reply = self._ask(
-            {
-                "prompts": [ask.prompt for ask in asks],
-                "fields": [ask.fields for ask in asks],
-                "params": [ask.params for ask in asks],
-                "loras": [ask.lora for ask in asks],
-                "max_tokens": max_tokens,
-            }
-        )
+        reply = self._ask(self._requests(asks, max_tokens))
         self._metrics = reply["metrics"]
-        return [
-            Reply(**{**output, "others": [Reply(**other) for other in output["others"]]}) for output in reply["outputs"]
-        ]
+        return self._replies(reply)
 
     def restart(self, **config: Any) -> None:
         """Another engine in the same process, which spares vLLM's imports; in-process engines only. After an
@@ -119,6 +109,9 @@ class Engine:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of vLLM's `LLM`, with plain data in and out."""
         return self._ask({"method": method, "args": args, "kwargs": kwargs})["result"]
+
+    def log(self) -> str:
+        return Path(self._log.name).read_text()
 
     def metric(self, name: str) -> float:
         """A counter of vLLM's, as of the last batch."""
@@ -142,6 +135,22 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @staticmethod
+    def _requests(asks: list[Ask], max_tokens: int) -> dict[str, Any]:
+        return {
+            "prompts": [ask.prompt for ask in asks],
+            "fields": [ask.fields for ask in asks],
+            "params": [ask.params for ask in asks],
+            "loras": [ask.lora for ask in asks],
+            "max_tokens": max_tokens,
+        }
+
+    @staticmethod
+    def _replies(reply: dict[str, Any]) -> list[Reply]:
+        return [
+            Reply(**{**output, "others": [Reply(**other) for other in output["others"]]}) for output in reply["outputs"]
+        ]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -36,6 +36,15 @@ class AsyncEngine(Engine):
         asked = {"prompt": ask.prompt, "fields": ask.fields, "width": width, "max_tokens": max_tokens}
         return [tuple(beam) for beam in self._ask({"beams": asked})["beams"]]
 
+    def admin(self, *asked: str) -> str:
+        """Loads or unloads a circuit: `load`, name, path, or `unload`, name. Returns: why not, or nothing."""
+        return str(self._ask({"admin": asked})["refusal"])
+
+    def generate_while(self, asks: list[Ask], max_tokens: int, *asked: str) -> tuple[list[Reply], str, bool]:
+        """The replies to requests during which a circuit is loaded or unloaded, why not, and whether that waited."""
+        reply = self._ask({"admin": asked, "requests": self._requests(asks, max_tokens)})
+        return self._replies(reply), reply["refusal"], reply["waited"]
+
 
 def assert_same(replies: list[Reply], expected: list[Reply]) -> None:
     for number, (reply, wanted) in enumerate(zip(replies, expected, strict=True)):

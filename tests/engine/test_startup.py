@@ -16,10 +16,11 @@ import torch
 
 from circuits import SIX, random_circuit
 from emovllm import __version__
+from emovllm.catalogue import Served
 from emovllm.circuit import CircuitError, load_circuit
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import KEY, Unsupported, configure, graph_tag, settings_of
-from emovllm.engine.frontend import Served, check_workers
+from emovllm.engine.frontend import check_workers
 from emovllm.engine.worker import EmotionWorkerMixin
 from harness import Ask, Engine, EngineError
 from models import tiny_model
@@ -72,8 +73,8 @@ def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[...
     assert config.scheduler_config.scheduler_cls == "emovllm.engine.scheduler.EmotionScheduler"
     settings = settings_of(config)
     assert settings is not None
-    assert settings.digest == load_circuit(circuit).digest()
-    assert settings.graph == graph_tag(load_circuit(circuit), 0)
+    assert settings.digests == {"default": load_circuit(circuit).digest()}
+    assert settings.graph == graph_tag([load_circuit(circuit)], 6, 0)
     assert config.compute_hash() != plain_hash
     again = config.additional_config
     configure(config)
@@ -82,7 +83,7 @@ def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[...
 
 def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_path: Path) -> None:
     tags = {
-        graph_tag(load_circuit(random_circuit(tiny, tmp_path / str(number), **units)), adapters)
+        graph_tag([load_circuit(random_circuit(tiny, tmp_path / str(number), **units))], 6, adapters)
         for number, units in enumerate(
             [{}, {"neurons": 0}, {"heads": 0}, {"names": ("anger", "fear")}, {"names": tuple(SIX[:5])}]
         )
@@ -96,6 +97,10 @@ def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_
     [
         ({}, "emovllm.circuit: Field required"),
         ({"circuit": ""}, "emovllm.circuit: String should have at least 1"),
+        ({"circuit": {}}, "emovllm.circuit"),
+        ({"circuit": {"a/b": "x"}}, "emovllm.circuit"),
+        ({"circuit": "x", "capacity": 0}, "emovllm.capacity: Input should be greater than 0"),
+        ({"circuit": "x", "max_strength": -1}, "emovllm.max_strength: Input should be greater than 0"),
         ({"circuit": "x", "circiut": "y"}, "emovllm.circiut: Extra inputs"),
         ("x", "emovllm: Input should be"),
     ],
@@ -168,15 +173,15 @@ def test_an_untested_vllm_is_refused_unless_the_user_insists(
 
 def test_workers_must_agree_and_hold_every_site(circuit: Path) -> None:
     loaded = load_circuit(circuit)
-    served = Served(loaded.spec, loaded.digest(), frozenset({"mlp.0", "attn.0", "mlp.1"}))
-    first = {"version": __version__, "digest": served.digest, "sites": ["mlp.0", "attn.0"]}
-    check_workers([first, {**first, "sites": ["mlp.1"]}], served)
+    served = Served("default", loaded.spec, loaded.digest(), frozenset({"mlp.0", "attn.0", "mlp.1"}), 0)
+    first = {"version": __version__, "digests": [served.digest, "another"], "sites": ["mlp.0", "attn.0"]}
+    check_workers([first, {**first, "sites": ["mlp.1"]}], [served])
     with pytest.raises(Unsupported, match=r"1 of the circuit's 3 sites \(mlp\.1\)"):
-        check_workers([first, first], served)
+        check_workers([first, first], [served])
     with pytest.raises(Unsupported, match="another circuit"):
-        check_workers([{**first, "digest": "other"}], served)
+        check_workers([{**first, "digests": ["another"]}], [served])
     with pytest.raises(Unsupported, match=r"emovllm 0\.0\.1"):
-        check_workers([{**first, "version": "0.0.1"}], served)
+        check_workers([{**first, "version": "0.0.1"}], [served])
 
 
 @pytest.mark.engine
@@ -254,7 +259,7 @@ class PretendWorker(EmotionWorkerMixin):
             SimpleNamespace(key=key, layer=SimpleNamespace(emotion_vectors=torch.full((1, 3), 0.5)))  # type: ignore[misc]
             for key in ("mlp.0", "attn.0", "mlp.1")
         ]
-        self.emotion_coefficients = Coefficients(("anger",), 8, torch.device("cpu"), max_requests=4)
+        self.emotion_coefficients = Coefficients(1, 8, torch.device("cpu"), max_requests=4)
         self.model_runner = self
         self._ignored = ignored
 

@@ -22,7 +22,8 @@ class Batch:
     """Requests on their way through a scheduler: (wire, prompt length, tokens computed so far)."""
 
     def __init__(self, max_tokens: int = 64) -> None:
-        self.coefficients = Coefficients(NAMES, max_tokens, torch.device("cpu"), max_requests=2)
+        self.coefficients = Coefficients(len(NAMES), max_tokens, torch.device("cpu"), max_requests=2)
+        self.coefficients.place("d", NAMES, 0)
         self.wires: dict[str, dict[str, Any] | None] = {}
         self.prompt: dict[str, int] = {}
         self.computed: dict[str, int] = {}
@@ -145,7 +146,8 @@ def test_a_composition_known_before_is_not_taken_for_the_last_one() -> None:
 
 
 def test_an_adapter_adds_its_own_columns() -> None:
-    coefficients = Coefficients(NAMES, 8, torch.device("cpu"), max_requests=4, adapters=2)
+    coefficients = Coefficients(len(NAMES), 8, torch.device("cpu"), max_requests=4, adapters=2)
+    coefficients.place("d", NAMES, 0)
     asked = {"a": wire(anger=1.0), "b": wire(fear=2.0), "c": None, "d": wire(calm=3.0)}
     for name, emotion in asked.items():
         coefficients.join(name, emotion, 1)
@@ -156,6 +158,20 @@ def test_an_adapter_adds_its_own_columns() -> None:
     expected[1, 1] = 2
     expected[3, [2, 5]] = 3
     np.testing.assert_array_equal(coefficients.buffer.numpy(), expected)
+
+
+def test_circuits_have_columns_side_by_side() -> None:
+    coefficients = Coefficients(5, 8, torch.device("cpu"), max_requests=4)
+    coefficients.place("d", NAMES, 2)
+    coefficients.place("other", ("anger", "joy"), 0)
+    coefficients.join("a", wire(anger=1.0, calm=2.0), 1)
+    coefficients.join("b", {**wire(anger=3.0), "circuit": "other"}, 1)
+    one = np.ones(2, np.int64)
+    coefficients.update(["a", "b"], one, 0 * one)
+    np.testing.assert_array_equal(coefficients.buffer.numpy()[:2], [[0, 0, 1, 0, 2], [3, 0, 0, 0, 0]])
+    coefficients.displace("other")
+    with pytest.raises(KeyError):
+        coefficients.join("c", {**wire(anger=3.0), "circuit": "other"}, 1)
 
 
 def test_nothing_is_written_while_nothing_changes() -> None:

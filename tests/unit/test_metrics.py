@@ -251,7 +251,7 @@ def test_circuits_and_versions_are_told(counted: Counted, engine: Engine) -> Non
     class Client:
         log_stats = True
 
-    metrics.install(Client(), {"first": Served(SPEC, DIGEST, frozenset())})
+    metrics.install(Client(), {"first": Served("first", SPEC, DIGEST, frozenset(), 0)})
     metrics.install(None, {})
     assert counted.value("emovllm_build_info", version=__version__, vllm_version=vllm.__version__) == 1
     info = {"name": "first", "digest": DIGEST, "model": "a/model", "emotions": "anger,fear"}
