@@ -82,14 +82,17 @@ def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[...
 
 
 def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_path: Path) -> None:
-    tags = {
-        graph_tag([load_circuit(random_circuit(tiny, tmp_path / str(number), **units))], 6, adapters)
+    circuits = [
+        load_circuit(random_circuit(tiny, tmp_path / str(number), **units))
         for number, units in enumerate(
             [{}, {"neurons": 0}, {"heads": 0}, {"names": ("anger", "fear")}, {"names": tuple(SIX[:5])}]
         )
-        for adapters in (0, 1)
-    }
+    ]
+    tags = {graph_tag([circuit], len(circuit.names), adapters) for circuit in circuits for adapters in (0, 1)}
     assert len(tags) == 10
+    # With room for more, every projection is ready, whatever the circuits.
+    assert len({graph_tag([circuit], 7, 0) for circuit in circuits}) == 1
+    assert graph_tag(circuits[:1], 7, 0) not in tags
 
 
 @pytest.mark.parametrize(
