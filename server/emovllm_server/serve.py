@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import emovllm
@@ -14,18 +14,32 @@ from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_mo
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
 
+_COMMANDS = {
+    "serve": ("vLLM's OpenAI-compatible server with an `emotion` parameter.", "[model]"),
+    "run-batch": (
+        "Answers an OpenAI Batch file, whose lines may ask for an `emotion`; given again, an interrupted command goes on.",
+        "-i INPUT.jsonl -o OUTPUT.jsonl [model]",
+    ),
+}
 _DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 
 
 def main(argv: Sequence[str]) -> int:
     """Serves until interrupted. `argv` is what follows `emovllm serve`."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--circuit")
-    ours, rest = own.parse_known_args(list(argv))
     prepare_environment()
-    args = _parse(rest)
+    ours, args = parse(argv, "serve")
+    fill_in(args, ours.circuit)
+    _run(args)
+    return 0
+
+
+def fill_in(args: argparse.Namespace, circuit: str | None) -> None:
+    """The default model, and the circuit, into vLLM's arguments. `args.model_tag` is the model asked for, or None.
+
+    Raises: CircuitError, DefaultModelError.
+    """
     model = args.model_tag
-    circuit = ours.circuit or shipped_circuit(model, args.additional_config)
+    circuit = circuit or shipped_circuit(model, args.additional_config)
     if model in _DEFAULT:
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
@@ -39,8 +53,6 @@ def main(argv: Sequence[str]) -> int:
     if KEY not in args.additional_config:
         raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
                            "(`emovllm discover` makes one)")  # fmt: skip
-    _run(args)
-    return 0
 
 
 def prepare_environment() -> None:
@@ -75,28 +87,37 @@ def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> 
     return str(shipped_circuits() / NAME)
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str], command: str, *options: tuple[str, str, str]
+) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """Our options of a command, and vLLM's arguments; `options` (flags and help) are those beside --circuit."""
     import vllm.logger
     from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    options = (("", "--circuit", "The circuit: a folder, or a Hugging Face repository id."), *options)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    description, usage = _COMMANDS[command]
     parser = FlexibleArgumentParser(
-        prog="emovllm serve",
-        description="vLLM's OpenAI-compatible server with an `emotion` parameter. Without a model, serves "
-        f"{NAME} with its circuit. Takes every argument of `vllm serve`.",
-        usage="emovllm serve [model] [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
+        prog=f"emovllm {command}",
+        description=f"{description} Without a model, takes {NAME} with its circuit. Takes every argument of `vllm serve`.",
+        usage=f"emovllm {command} {usage} [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
     )
-    parser.add_argument("--circuit", help="The circuit: a folder, or a Hugging Face repository id.")
+    for short, flag, told in options:
+        # Ours are read by our own parser; vLLM's has them for its --help.
+        for each in (own, parser):
+            each.add_argument(*filter(None, (short, flag)), help=told)
+    ours, rest = own.parse_known_args(list(argv))
     # Through the subcommand's module, for the function's own has moved between versions.
     parser = vllm_serve.make_arg_parser(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(rest)
     if args.model_tag is None and args.model != parser.get_default("model"):
         args.model_tag = args.model  # given as an option
     args.subparser = "serve"
     if hasattr(vllm.logger, "configure_logging_from_args"):  # since 0.31
         vllm.logger.configure_logging_from_args(args)
     vllm_serve.ServeSubcommand().validate(args)
-    return args
+    return ours, args
 
 
 def _run(args: argparse.Namespace) -> None:
