@@ -1,7 +1,7 @@
 """OpenAI Batch files: lines of requests, and the file of replies that grows beside them.
 
-A reply's `id` names the request and the engine that it is of, so that an interrupted batch goes on without a file beside its
-output, and never with another model's or circuit's replies in it.
+A reply's `id` names the request and the engine that it is of, so that an interrupted batch goes on without a file
+beside its output, and never with another model's or circuit's replies in it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def parse_lines(text: str, name: str) -> list[Line]:
 class Replies:
     """The output file: a whole line for each request that was answered, in the order of the answers.
 
-    Each line is written by one call, so that the file is valid whenever it is looked at; what a crash of the machine tore
-    is cut off when the batch goes on.
+    Each line is written by one call, so that the file is valid whenever it is looked at; what a crash of the machine
+    tore is cut off when the batch goes on.
     """
 
     def __init__(self, path: Path, lines: Sequence[Line]) -> None:

@@ -1,7 +1,7 @@
 """`emovllm run-batch`: answers an OpenAI Batch file, in one process with vLLM's engine.
 
-Each line is asked of the very application that `emovllm serve` serves, without a network between: it takes what a client may
-ask, an emotion included, gives the reply that a client gets, and refuses what the server refuses.
+Each line is asked of the very application that `emovllm serve` serves, without a network between: it takes what a
+client may ask, an emotion included, gives the reply that a client gets, and refuses what the server refuses.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import emovllm
@@ -17,7 +17,7 @@ from emovllm.plugin import name_plugins
 _COMMANDS = {
     "serve": ("vLLM's OpenAI-compatible server with an `emotion` parameter.", "[model]"),
     "run-batch": (
-        "Answers an OpenAI Batch file, whose lines may ask for an `emotion`; given again, an interrupted command goes on.",
+        "Answers an OpenAI Batch file, whose lines may ask for an `emotion`. Given again, the command goes on.",
         "-i INPUT.jsonl -o OUTPUT.jsonl [model]",
     ),
 }
@@ -100,7 +100,7 @@ def parse(
     description, usage = _COMMANDS[command]
     parser = FlexibleArgumentParser(
         prog=f"emovllm {command}",
-        description=f"{description} Without a model, takes {NAME} with its circuit. Takes every argument of `vllm serve`.",
+        description=f"{description} Without a model, {NAME} with its circuit. Takes every argument of `vllm serve`.",
         usage=f"emovllm {command} {usage} [--circuit DIR_OR_REPO_ID] [options of vllm serve]",
     )
     for short, flag, told in options:
