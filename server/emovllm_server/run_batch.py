@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -168,12 +169,12 @@ async def answer(line: Line, client: httpx.AsyncClient) -> dict[str, Any]:
         answered = reply.json()
     except ValueError:
         answered = _error(reply.status_code, "InternalServerError", None, reply.text[:200])
-    return {"status_code": reply.status_code, "request_id": line.custom_id, "body": answered}
+    return {"status_code": reply.status_code, "request_id": str(uuid.uuid4()), "body": answered}
 
 
 def _refused(parameter: str, message: str) -> dict[str, Any]:
     error = _error(400, "BadRequestError", parameter, f"{parameter} {message}")
-    return {"status_code": 400, "request_id": "", "body": error}
+    return {"status_code": 400, "request_id": str(uuid.uuid4()), "body": error}
 
 
 def _error(code: int, kind: str, parameter: str | None, message: str) -> dict[str, Any]:
