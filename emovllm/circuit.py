@@ -26,6 +26,8 @@ FORMAT_VERSION: Literal[1] = 1
 JSON_NAME = "circuit.json"
 TENSORS_NAME = "circuit.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
+# A thousand neurons and every head of 80 layers, for 256 emotions, take two thirds of it.
+MAX_TENSORS_BYTES = 2**30
 # Entries of W @ delta that are kept per sublayer and emotion to recognise the model by.
 FINGERPRINT_SIZE = 16
 
@@ -302,11 +304,7 @@ def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:
 
 def _read_spec(path: Path) -> CircuitSpec:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CircuitError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CircuitError(f"{path}: {error.strerror}") from None
+        text = _read_bytes(path, MAX_JSON_BYTES).decode()
     except UnicodeDecodeError:
         raise CircuitError(f"{path}: not UTF-8 text") from None
     try:
@@ -322,11 +320,26 @@ def _read_spec(path: Path) -> CircuitSpec:
         raise CircuitError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
+def _read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file's bytes, of which there may be no more than `limit`. Raises: CircuitError."""
     try:
-        data = path.read_bytes()
+        # Not to wait for a pipe to be written, nor to read a device without end.
+        if not path.is_file():
+            raise CircuitError(f"{path}: {'not a file' if path.exists() else 'No such file or directory'}")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise CircuitError(f"{path}: larger than {limit} bytes")
+            data = file.read(size + 1)
     except OSError as error:
         raise CircuitError(f"{path}: {error.strerror}") from None
+    if len(data) != size:
+        raise CircuitError(f"{path}: changed while it was read")
+    return data
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    data = _read_bytes(path, MAX_TENSORS_BYTES)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CircuitError(
             f"{path}: its sha256 is not the one in {JSON_NAME}: truncated, altered, or of another circuit"

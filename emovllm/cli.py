@@ -9,6 +9,11 @@ from collections.abc import Sequence
 
 from emovllm import __version__
 
+# Whose arguments are vLLM's to parse, --help included.
+_OF_VLLM = {
+    "serve": ("emovllm_server.serve", "serve a model with its circuit (takes every argument of vllm serve)"),
+    "run-batch": ("emovllm_server.run_batch", "answer an OpenAI Batch file (takes every argument of vllm run-batch)"),
+}
 _COMMANDS = {
     "top": ("emovllm_server.top.cli", "watch a server: rates, latencies and running requests by emotion"),
     "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
@@ -22,9 +27,8 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    # vLLM's arguments are vLLM's to parse, --help included.
-    if argv[:1] == ["serve"]:
-        return _reporting(_serve, argv[1:])
+    if argv and argv[0] in _OF_VLLM:
+        return _reporting(_of_vllm, argv)
     args = _parser().parse_args(argv)
     return _reporting(args.run, args)
 
@@ -33,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emovllm", description="Emotion circuits: found offline, served by vLLM.")
     parser.add_argument("--version", action="version", version=f"emovllm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="serve a model with its circuit (takes every argument of vllm serve)")
+    for name, (_, told) in _OF_VLLM.items():
+        commands.add_parser(name, help=told)
     for name, (module, told) in _COMMANDS.items():
         # Modules of options only: what a command needs is imported when it runs.
         options = importlib.import_module(module)
@@ -46,10 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(argv: Sequence[str]) -> int:
-    from emovllm_server.serve import main as serve
-
-    return serve(argv)
+def _of_vllm(argv: Sequence[str]) -> int:
+    module = importlib.import_module(_OF_VLLM[argv[0]][0])
+    return int(module.main(argv[1:]))
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -50,13 +50,6 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--circuit-root", metavar="DIR", help="The folder below which circuits may be loaded later.")
 
 
-def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and the arguments that are left for vLLM."""
-    parser = argparse.ArgumentParser(prog="emovllm serve", add_help=False, allow_abbrev=False)
-    add_options(parser)
-    return parser.parse_known_args(list(argv))
-
-
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the options add to `additional_config["emovllm"]`. Sets the admin key in the environment.
 

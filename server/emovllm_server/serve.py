@@ -13,18 +13,34 @@ from emovllm.circuit import CircuitError
 from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
+from emovllm_server.options import add_options, settings
 
+_COMMANDS = {
+    "serve": ("vLLM's OpenAI-compatible server with an `emotion` parameter.", "[model]"),
+    "run-batch": (
+        "Answers an OpenAI Batch file, whose lines may ask for an `emotion`. Given again, the command goes on.",
+        "-i INPUT.jsonl -o OUTPUT.jsonl [model]",
+    ),
+}
 _DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 
 
 def main(argv: Sequence[str]) -> int:
     """Serves until interrupted. `argv` is what follows `emovllm serve`."""
-    # Before vLLM is imported, which the options' module does.
     prepare_environment()
-    from emovllm_server.options import parse_options, settings
+    options, args = parse(argv, "serve")
+    fill_in(args, options)
+    _run(args)
+    return 0
 
-    options, rest = parse_options(argv)
-    args = _parse(rest)
+
+def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
+    """The default model, the circuits, and what else our options ask for, into vLLM's arguments.
+
+    Args:
+        args: `model_tag` is the model asked for, or None.
+    Raises: CircuitError, DefaultModelError.
+    """
     model = args.model_tag
     ours = settings(options)
     if "circuit" not in ours and (shipped := shipped_circuit(model, args.additional_config)) is not None:
@@ -41,8 +57,6 @@ def main(argv: Sequence[str]) -> int:
     if "circuit" not in ours:
         raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
                            "(`emovllm discover` makes one)")  # fmt: skip
-    _run(args)
-    return 0
 
 
 def prepare_environment() -> None:
@@ -77,30 +91,37 @@ def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> 
     return str(shipped_circuits() / NAME)
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str], command: str, *options: tuple[str, str, str]
+) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """Our options of a command, and vLLM's arguments; `options` (flags and help) are those of this command alone."""
     import vllm.logger
     from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from emovllm_server.options import add_options
-
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    description, usage = _COMMANDS[command]
     parser = FlexibleArgumentParser(
-        prog="emovllm serve",
-        description="vLLM's OpenAI-compatible server with an `emotion` parameter. Without a model, serves "
-        f"{NAME} with its circuit. Takes every argument of `vllm serve`.",
-        usage="emovllm serve [model] [--circuit [NAME=]DIR_OR_REPO_ID] [options]",
+        prog=f"emovllm {command}",
+        description=f"{description} Without a model, {NAME} with its circuit. Takes every argument of `vllm serve`.",
+        usage=f"emovllm {command} {usage} [--circuit [NAME=]DIR_OR_REPO_ID] [options]",
     )
-    add_options(parser)
+    # Ours are read by our own parser; vLLM's has them for its --help.
+    for each in (own, parser):
+        for short, flag, told in options:
+            each.add_argument(short, flag, help=told)
+        add_options(each)
+    ours, rest = own.parse_known_args(list(argv))
     # Through the subcommand's module, for the function's own has moved between versions.
     parser = vllm_serve.make_arg_parser(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(rest)
     if args.model_tag is None and args.model != parser.get_default("model"):
         args.model_tag = args.model  # given as an option
     args.subparser = "serve"
     if hasattr(vllm.logger, "configure_logging_from_args"):  # since 0.31
         vllm.logger.configure_logging_from_args(args)
     vllm_serve.ServeSubcommand().validate(args)
-    return args
+    return ours, args
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
+from loading import tiny
 from server_process import BIN, Server
 
 
@@ -29,6 +30,17 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 def server(serve: Callable[..., Server]) -> Server:
     """`emovllm serve`, with the default model and its circuit."""
     return serve([str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024"]).wait()
+
+
+@pytest.fixture(scope="session")
+def tiny_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Serves a tiny model in float32, with a strong circuit: replies do not depend on their batch."""
+    return tiny.command(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_server(serve: Callable[..., Server], tiny_command: list[str]) -> Server:
+    return serve(tiny_command).wait()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import safetensors.numpy
 
 from emovllm.circuit import (
     FINGERPRINT_SIZE,
+    MAX_JSON_BYTES,
+    MAX_TENSORS_BYTES,
     Circuit,
     CircuitError,
     CircuitSpec,
@@ -200,6 +204,106 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, circuit: Circui
     (tmp_path / "circuit.json").write_bytes(b"\xff\xfe")
     with pytest.raises(CircuitError, match="not UTF-8"):
         load_circuit(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("circuit.json", MAX_JSON_BYTES), ("circuit.safetensors", MAX_TENSORS_BYTES)]
+)
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(
+    tmp_path: Path, circuit: Circuit, name: str, limit: int
+) -> None:
+    circuit.save(tmp_path)
+    # Sparse: a file of a terabyte that takes no space, and that nobody could read.
+    os.truncate(tmp_path / name, 2**40)
+    with pytest.raises(CircuitError, match=f"{name}: larger than {limit} bytes"):
+        load_circuit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["circuit.json", "circuit.safetensors"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, circuit: Circuit, name: str) -> None:
+    circuit.save(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CircuitError, match=f"{name}: not a file"):
+        load_circuit(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(CircuitError, match=f"{name}: not a file"):
+        load_circuit(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / name)
+    with pytest.raises(CircuitError, match=f"{name}: "):
+        load_circuit(tmp_path)
+
+
+PATHS = ["../../etc/passwd", "/etc/passwd", "a/../../b", "file:///etc/passwd", "~/.ssh/id_rsa", "\\\\host\\share"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_name_in_a_circuit_is_a_path(
+    tmp_path: Path, circuit: Circuit, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names_an_emotion(spec: dict[str, Any]) -> None:
+        spec["emotions"][0]["name"] = path
+
+    circuit.save(tmp_path / "emotion")
+    edit_json(tmp_path / "emotion", names_an_emotion)
+    with pytest.raises(CircuitError, match=r"emotions\.0\.name"):
+        load_circuit(tmp_path / "emotion")
+    circuit.save(tmp_path / "field")
+    edit_json(tmp_path / "field", lambda spec: spec.update(tensors_file=path))
+    with pytest.raises(CircuitError, match="tensors_file: Extra inputs"):
+        load_circuit(tmp_path / "field")
+    # Where any text may stand, it is text: the only files that are opened are the two.
+    circuit.save(tmp_path / "model")
+    edit_json(tmp_path / "model", lambda spec: (spec["model"].update(id=path), spec["provenance"].update(source=path)))
+    opened: list[str] = []
+    original = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *args, **kwargs: (opened.append(self.name), original(self, *args))[1]
+    )
+    assert load_circuit(tmp_path / "model").spec.model.id == path
+    assert opened == ["circuit.json", "circuit.safetensors"]
+
+
+@pytest.mark.parametrize("source", ["..", "../..", "a/../b", "/no/such", "https://host/circuit", "org/name/more"])
+def test_a_source_is_a_folder_or_a_repository_and_nothing_else(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail(f"asks for {args}"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CircuitError, match=r"no such circuit folder|No such file"):
+        load_circuit(source)
+
+
+def test_a_header_that_promises_more_than_there_is_is_refused(tmp_path: Path, circuit: Circuit) -> None:
+    circuit.save(tmp_path)
+    good = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    for data in (
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2**24) + b"{}",
+        struct.pack("<Q", len(good)) + good,
+        struct.pack("<Q", 4) + b"\xff\xff\xff\xff",
+        b"",
+    ):
+        (tmp_path / "circuit.safetensors").write_bytes(data)
+        edit_json(tmp_path, lambda spec, data=data: spec.update(tensors_sha256=hashlib.sha256(data).hexdigest()))
+        with pytest.raises(CircuitError, match=r"circuit\.safetensors"):
+            load_circuit(tmp_path)
+
+
+def test_truncations_and_flipped_bits_are_refused_wherever_they_are(tmp_path: Path, circuit: Circuit) -> None:
+    circuit.save(tmp_path)
+    path = tmp_path / "circuit.safetensors"
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CircuitError, match="truncated, altered"):
+            load_circuit(tmp_path)
+    for place in range(0, len(whole), 61):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        with pytest.raises(CircuitError, match="truncated, altered"):
+            load_circuit(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:

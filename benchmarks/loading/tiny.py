@@ -1,0 +1,27 @@
+"""A server of a tiny random model with a strong circuit, for loads that a laptop's processor can bear.
+
+Its weights are float32 and its tokens characters, so that each text is exactly one sequence of tokens and does not
+depend on the batch that it was in.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_TESTS = Path(__file__).parents[2] / "tests"
+ARGUMENTS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "tiny")
+
+
+def command(folder: Path, seed: int = 0) -> list[str]:
+    """Makes model and circuit in `folder`, and the command that serves them."""
+    sys.path[:0] = [str(_TESTS)]
+    try:
+        from circuits import random_circuit
+        from models import tiny_chat_model
+    finally:
+        sys.path.remove(str(_TESTS))
+    model = tiny_chat_model(folder / "model", seed)
+    circuit = random_circuit(model, folder / "circuit", scale=1.0, seed=seed)
+    emovllm = str(Path(sys.executable).with_name("emovllm"))
+    return [emovllm, "serve", model, "--circuit", str(circuit), *ARGUMENTS]
