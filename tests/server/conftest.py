@@ -29,7 +29,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 @pytest.fixture(scope="session")
 def server(serve: Callable[..., Server]) -> Server:
     """`emovllm serve`, with the default model and its circuit."""
-    return serve([str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024"]).wait()
+    command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024"]
+    return serve([*command, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]).wait()
 
 
 @pytest.fixture(scope="session")

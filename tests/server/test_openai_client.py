@@ -24,7 +24,12 @@ def chat(client: openai.OpenAI, model: str, **fields: Any) -> str:
 
 
 def test_the_default_model_is_served_under_its_name(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list().data] == ["SmolLM2-135M-Instruct"]
+    listed = client.models.list().data
+    assert [model.id for model in listed] == [
+        "SmolLM2-135M-Instruct",
+        *(f"SmolLM2-135M-Instruct:{name}" for name in SIX),
+    ]
+    assert {model.parent for model in listed[1:]} == {"SmolLM2-135M-Instruct"}  # type: ignore[attr-defined]
 
 
 def test_six_emotions_give_six_replies(client: openai.OpenAI, model: str) -> None:
@@ -209,7 +214,11 @@ def test_emotions_are_listed_with_their_strengths(server: Server) -> None:
     for emotion in listed["data"]:
         assert emotion["recommended_strength"] == 1.0
         assert emotion["max_strength"] >= 1.0
-    assert len(listed["circuit"]["digest"]) == 64
+        assert emotion["circuit"] == "default"
+    [circuit] = listed["circuits"]
+    assert circuit["id"] == "default"
+    assert circuit["emotions"] == list(SIX)
+    assert len(circuit["digest"]) == 64
 
 
 def test_the_listed_maximum_is_the_cap(server: Server, client: openai.OpenAI, model: str) -> None:
