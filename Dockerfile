@@ -12,8 +12,10 @@ COPY offline offline
 COPY circuits circuits
 # The image has vLLM, PyTorch, Transformers and everything else that we need.
 RUN python3 -m pip install --no-cache-dir --no-deps . \
-    && useradd --create-home --uid 10001 emovllm
-USER emovllm
+    && useradd --create-home --uid 10001 emovllm \
+    && install --directory --owner 10001 --group 10001 /home/emovllm/.cache
+# By number, which Kubernetes asks for to know that it is not root.
+USER 10001
 ENV VLLM_NO_USAGE_STATS=1
 EXPOSE 8000
 HEALTHCHECK --start-period=10m --interval=15s --timeout=5s --retries=4 \
@@ -26,7 +28,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++=4:12.2.0-3 libnuma1=2.0.16-1 libtcmalloc-minimal4=2.10-1 \
     && rm -rf /var/lib/apt/lists/* \
     && pip install --no-cache-dir uv==0.13.8 \
-    && useradd --create-home --uid 10001 emovllm
+    && useradd --create-home --uid 10001 emovllm \
+    && install --directory --owner 10001 --group 10001 /home/emovllm/.cache
 WORKDIR /opt/emovllm
 COPY scripts scripts
 COPY pyproject.toml README.md LICENSE ./
@@ -36,7 +39,8 @@ COPY offline offline
 COPY circuits circuits
 RUN uv pip install --system --no-cache --torch-backend cpu \
     --constraints scripts/constraints-cpu.txt --overrides scripts/overrides.txt ".[cpu,smollm2,offline]"
-USER emovllm
+# By number, which Kubernetes asks for to know that it is not root.
+USER 10001
 # The default model is converted while the image is built, so that the first start is quick.
 RUN python -c "from emovllm.default_model import default_model; default_model()"
 ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 
 _MAX_BYTES = 64 * 2**20
 
@@ -61,7 +62,7 @@ def scrape(url: str, timeout: float = 5.0) -> Scrape:
             text = reply.read(_MAX_BYTES).decode()
     except urllib.error.HTTPError as error:
         raise ScrapeError(f"{url}: the server answers {error.code} {error.reason}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise ScrapeError(f"{url}: no server answers there ({reason})") from None
     found = parse(text)

@@ -15,15 +15,18 @@ def view(frame: Frame, url: str, trouble: str | None = None) -> RenderableType:
     """What to print; `trouble` is why the frame is an old one."""
     span = "since the server's start" if frame.seconds is None else f"over the last {frame.seconds:.0f} s"
     head = Text.assemble((url, "bold"), f"  {frame.version}  circuits: {', '.join(frame.circuits) or 'none'}")
-    table = Table(caption=f"p50 / p95 {span}; a request counts when it ends", caption_justify="left")
-    for name in ("emotion", "running", "requests", "tokens", "req/s", "tok/s", "TTFT ms", "TPOT ms", "end to end s"):
-        table.add_column(name, justify="left" if name == "emotion" else "right", no_wrap=True)
+    told = f"latencies: p50/p95, {span}; a request counts when it ends"
+    # Figures keep their width in a narrow terminal; names give way.
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=told, caption_justify="left")
+    table.add_column("emotion", overflow="fold", header_style="bold")
+    for name in ("run", "requests", "tokens", "req/s", "tok/s", "TTFT ms", "TPOT ms", "end-to-end s"):
+        table.add_column(name, justify="right", no_wrap=True, header_style="bold")
     for row in frame.rows:
         table.add_row(*_cells(row), style="" if row.running or row.requests else "dim")
     refused = ", ".join(f"{reason} {count}" for reason, count in frame.refusals.items()) or "none"
     foot = (
         f"KV cache used {_percent(frame.kv_use)}   prefix cache hits {_percent(frame.hit_rate)}   "
-        f"waiting {frame.waiting}   refusals: {refused}"
+        f"waiting {frame.waiting}\nrefusals since the server's start: {refused}"
     )
     parts: list[RenderableType] = [head, table, Text(foot)]
     if trouble:
@@ -52,7 +55,7 @@ def _rate(value: float | None) -> str:
 def _pair(quantiles: Quantiles, scale: float, digits: int) -> str:
     if math.isnan(quantiles.median):
         return "-"
-    return f"{quantiles.median * scale:.{digits}f} / {quantiles.p95 * scale:.{digits}f}"
+    return f"{quantiles.median * scale:.{digits}f}/{quantiles.p95 * scale:.{digits}f}"
 
 
 def _percent(value: float) -> str:
