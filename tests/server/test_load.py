@@ -28,7 +28,7 @@ def test_no_reply_is_wrong_or_lost_among_many_clients(tiny_server: Server, tmp_p
     assert counts["left"] > 0
     # Each kind was among them, and one's reply is not another's.
     assert set(result.tally.kinds) == {"plain", "emotion", "blend"}
-    assert result.distinct_replies > 0.8 * SMALL.asks
+    assert result.distinct_replies > SMALL.asks / 2
     # Requests whose client went away are not computed further.
     assert (result.running_after, result.waiting_after) == (0, 0)
     result.write(tmp_path)
