@@ -14,22 +14,26 @@ _BLOCKS = 12
 
 @dataclass(slots=True)
 class Memory:
-    """Resident memory of a process and all below it, MiB, as sampled."""
+    """Resident memory of a process and all below it, MiB, as sampled; `parts` by process."""
 
     pid: int
     seconds: list[float] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     def sample(self, second: float) -> None:
         root = psutil.Process(self.pid)
-        total = 0
+        total = 0.0
         for process in (root, *root.children(recursive=True)):
             try:
-                total += process.memory_info().rss
+                mib = process.memory_info().rss / 2**20
+                name = "front end" if process == root else process.name()
             except psutil.NoSuchProcess:
                 continue
+            total += mib
+            self.parts.setdefault(f"{name} {process.pid}", []).append(round(mib, 2))
         self.seconds.append(round(second, 2))
-        self.mib.append(round(total / 2**20, 2))
+        self.mib.append(round(total, 2))
 
 
 @dataclass(frozen=True, slots=True)
