@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import emovllm
 from emovllm.circuit import CircuitError, resolve_circuit
 from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
+from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
 
@@ -127,31 +126,8 @@ def _run(args: argparse.Namespace) -> int:
     # subcommand does.
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    deaths = _noticing_deaths()
     ServeSubcommand.cmd(args)
-    if deaths:
+    if shutdown.died():
         print("emovllm: the engine ended unexpectedly, and the server with it; see above for why", file=sys.stderr)
-    return int(bool(deaths))
-
-
-def _noticing_deaths() -> list[object]:
-    """The engines that were dead before vLLM shut them down: its server then ends as if it had been asked to, with
-    status 0, and whoever is to restart it would not."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    found: list[object] = []
-    seen: list[object] = []
-    shutdown = AsyncLLM.shutdown
-
-    @functools.wraps(shutdown)
-    def noticing(self: object, *args: object, **kwargs: object) -> None:
-        # Asked by a signal, the server shuts it down from another thread, and a second time when it ends.
-        first = self not in seen
-        seen.append(self)
-        # An engine that could not be started has no core, and raises.
-        if first and threading.current_thread() is threading.main_thread() and hasattr(self, "engine_core"):
-            found.extend([self] if self.errored else [])  # type: ignore[attr-defined]
-        shutdown(self, *args, **kwargs)
-
-    AsyncLLM.shutdown = noticing
-    return found
+        return 1
+    return 0
