@@ -43,7 +43,7 @@ def run(url: str, pid: int, settings: Settings) -> Result:
         clients = Clients(url, expected, settings.clients, settings.leaving, settings.seed)
         memory = Memory(pid)
         seconds, timeline = asyncio.run(_load(clients, memory, settings, progress))
-    running, waiting = _gauges(url)
+    running, waiting = settled_gauges(url)
     return Result(
         {**asdict(settings), "told_apart": len(expected)},
         dict(machine.describe()),
@@ -78,7 +78,7 @@ async def _load(
     return time.monotonic() - start, timeline
 
 
-def _gauges(url: str, patience_s: float = 30) -> tuple[float, float]:
+def settled_gauges(url: str, patience_s: float = 30) -> tuple[float, float]:
     """vLLM's requests running and waiting; those whose clients left may take a step to end."""
     end = time.monotonic() + patience_s
     while True:

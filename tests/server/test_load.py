@@ -13,7 +13,7 @@ import pytest
 from loading import asks
 from loading.clients import Clients
 from loading.memory import slope
-from loading.run import Settings, gauges, run
+from loading.run import Settings, gauges, run, settled_gauges
 from server_process import Server
 
 SMALL = Settings(clients=60, seconds=12, warmup_s=2, asks=60, tokens=24, leaving=0.1, seed=1)
@@ -79,11 +79,7 @@ def test_a_client_that_disconnects_frees_its_request(tiny_server: Server) -> Non
         assert gauges(client.get("/metrics").text)[0] > 0
         for reply in replies:
             reply.close()
-        for _ in range(100):
-            running, waiting = gauges(client.get("/metrics").text)
-            if running + waiting == 0:
-                break
-    assert (running, waiting) == (0, 0)
+    assert settled_gauges(tiny_server.url) == (0, 0)
 
 
 def test_growth_is_told_from_noise() -> None:
