@@ -13,7 +13,7 @@ _TESTS = Path(__file__).parents[2] / "tests"
 ARGUMENTS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "tiny"),
     # 100 MiB of cache, all of which is soon in use: what grows after that is no cache.
-    *("--block-size", "16", "--num-gpu-blocks-override", "8192"),
+    *("--block-size", "32", "--num-gpu-blocks-override", "4096"),
 )
 
 
