@@ -47,14 +47,14 @@ class Slope:
 
 def slope(seconds: Sequence[float], mib: Sequence[float], after: float, seed: int = 0) -> Slope:
     """The growth after `after` seconds: least squares, with a bootstrap over blocks of residuals that follow one
-    another, as samples of memory are anything but independent. Raises: ValueError with fewer than 24 samples."""
+    another, as samples of memory are anything but independent. Raises: ValueError with fewer than six samples."""
     x, y = (np.asarray(values, float) for values in (seconds, mib))
     x, y = x[np.asarray(seconds) >= after] / 60, y[np.asarray(seconds) >= after]
-    if len(x) < 2 * _BLOCKS:
+    if len(x) < 6:
         raise ValueError(f"{len(x)} samples of memory are too few for a slope")
     mean, offset = np.polyfit(x, y, 1)
     residuals = y - (mean * x + offset)
-    length = len(x) // _BLOCKS
+    length = max(1, len(x) // _BLOCKS)
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(_RESAMPLES):

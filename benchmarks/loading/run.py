@@ -62,19 +62,22 @@ async def _load(
     clients: Clients, memory: Memory, settings: Settings, progress: Progress
 ) -> tuple[float, list[tuple[float, int]]]:
     start = time.monotonic()
-    running = asyncio.create_task(clients.run())
     bar = progress.add_task("", total=round(settings.seconds))
     every = min(2.0, settings.seconds / 60)
-    timeline = []
-    while (now := time.monotonic() - start) < settings.seconds and not running.done():
-        memory.sample(now)
-        counts = clients.tally.counts
-        timeline.append((round(now, 2), counts.total()))
-        told = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "lost", "left"))
-        progress.update(bar, completed=round(now), description=told)
-        await asyncio.sleep(every)
-    clients.stop()
-    await running
+    timeline: list[tuple[float, int]] = []
+    counts = clients.tally.counts
+
+    def watch() -> None:
+        """In a thread, for the clients keep the loop busy."""
+        while (now := time.monotonic() - start) < settings.seconds:
+            memory.sample(now)
+            timeline.append((round(now, 2), counts.total()))
+            told = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "lost", "left"))
+            progress.update(bar, completed=round(now), description=told)
+            time.sleep(every)
+        clients.stop()
+
+    await asyncio.gather(clients.run(), asyncio.to_thread(watch))
     return time.monotonic() - start, timeline
 
 
