@@ -34,12 +34,13 @@ def register() -> None:
         vllm_config = original(self, *args, **kwargs)
         additional = vllm_config.additional_config
         if isinstance(additional, dict) and additional.get("emovllm") is not None:
-            from emovllm.engine import config, frontend
+            from emovllm.engine import config, frontend, shutdown
 
             circuits = config.configure(vllm_config)
             if circuits is not None:
                 name_plugins()
                 frontend.serve(vllm_config, circuits)
+                shutdown.watch()
         return vllm_config
 
     create_engine_config._emovllm = True  # type: ignore[attr-defined]

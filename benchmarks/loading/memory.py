@@ -14,22 +14,26 @@ _BLOCKS = 12
 
 @dataclass(slots=True)
 class Memory:
-    """Resident memory of a process and all below it, MiB, as sampled."""
+    """Resident memory of a process and all below it, MiB, as sampled; `parts` by process."""
 
     pid: int
     seconds: list[float] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     def sample(self, second: float) -> None:
         root = psutil.Process(self.pid)
-        total = 0
+        total = 0.0
         for process in (root, *root.children(recursive=True)):
             try:
-                total += process.memory_info().rss
+                mib = process.memory_info().rss / 2**20
+                name = "front end" if process == root else process.name()
             except psutil.NoSuchProcess:
                 continue
+            total += mib
+            self.parts.setdefault(f"{name} {process.pid}", []).append(round(mib, 2))
         self.seconds.append(round(second, 2))
-        self.mib.append(round(total / 2**20, 2))
+        self.mib.append(round(total, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +47,14 @@ class Slope:
 
 def slope(seconds: Sequence[float], mib: Sequence[float], after: float, seed: int = 0) -> Slope:
     """The growth after `after` seconds: least squares, with a bootstrap over blocks of residuals that follow one
-    another, as samples of memory are anything but independent. Raises: ValueError with fewer than 24 samples."""
+    another, as samples of memory are anything but independent. Raises: ValueError with fewer than six samples."""
     x, y = (np.asarray(values, float) for values in (seconds, mib))
     x, y = x[np.asarray(seconds) >= after] / 60, y[np.asarray(seconds) >= after]
-    if len(x) < 2 * _BLOCKS:
+    if len(x) < 6:
         raise ValueError(f"{len(x)} samples of memory are too few for a slope")
     mean, offset = np.polyfit(x, y, 1)
     residuals = y - (mean * x + offset)
-    length = len(x) // _BLOCKS
+    length = max(1, len(x) // _BLOCKS)
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(_RESAMPLES):

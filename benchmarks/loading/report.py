@@ -61,7 +61,7 @@ class Result:
             "versions": self.versions,
             **self.summary(),
             "failures": self.tally.failures,
-            "memory": {"seconds": self.memory.seconds, "mib": self.memory.mib},
+            "memory": {"seconds": self.memory.seconds, "mib": self.memory.mib, "parts": self.memory.parts},
             "timeline": self.timeline,
         }
         (folder / "load.json").write_text(json.dumps(data, indent=1) + "\n")

@@ -43,7 +43,7 @@ def run(url: str, pid: int, settings: Settings) -> Result:
         clients = Clients(url, expected, settings.clients, settings.leaving, settings.seed)
         memory = Memory(pid)
         seconds, timeline = asyncio.run(_load(clients, memory, settings, progress))
-    running, waiting = _gauges(url)
+    running, waiting = settled_gauges(url)
     return Result(
         {**asdict(settings), "told_apart": len(expected)},
         dict(machine.describe()),
@@ -62,23 +62,26 @@ async def _load(
     clients: Clients, memory: Memory, settings: Settings, progress: Progress
 ) -> tuple[float, list[tuple[float, int]]]:
     start = time.monotonic()
-    running = asyncio.create_task(clients.run())
     bar = progress.add_task("", total=round(settings.seconds))
     every = min(2.0, settings.seconds / 60)
-    timeline = []
-    while (now := time.monotonic() - start) < settings.seconds and not running.done():
-        memory.sample(now)
-        counts = clients.tally.counts
-        timeline.append((round(now, 2), counts.total()))
-        told = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "lost", "left"))
-        progress.update(bar, completed=round(now), description=told)
-        await asyncio.sleep(every)
-    clients.stop()
-    await running
+    timeline: list[tuple[float, int]] = []
+    counts = clients.tally.counts
+
+    def watch() -> None:
+        """In a thread, for the clients keep the loop busy."""
+        while (now := time.monotonic() - start) < settings.seconds:
+            memory.sample(now)
+            timeline.append((round(now, 2), counts.total()))
+            told = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "lost", "left"))
+            progress.update(bar, completed=round(now), description=told)
+            time.sleep(every)
+        clients.stop()
+
+    await asyncio.gather(clients.run(), asyncio.to_thread(watch))
     return time.monotonic() - start, timeline
 
 
-def _gauges(url: str, patience_s: float = 30) -> tuple[float, float]:
+def settled_gauges(url: str, patience_s: float = 30) -> tuple[float, float]:
     """vLLM's requests running and waiting; those whose clients left may take a step to end."""
     end = time.monotonic() + patience_s
     while True:

@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 _TESTS = Path(__file__).parents[2] / "tests"
-ARGUMENTS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "tiny")
+ARGUMENTS = (
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "tiny"),
+    # 100 MiB of cache, all of which is soon in use: what grows after that is no cache.
+    *("--block-size", "32", "--num-gpu-blocks-override", "4096"),
+)
 
 
 def command(folder: Path, seed: int = 0) -> list[str]:

