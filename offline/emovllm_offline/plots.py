@@ -230,7 +230,7 @@ def overlap(circuit: Circuit) -> Any:
 
 
 def confusion(labels: Sequence[str], panels: Mapping[str, np.ndarray]) -> Any:
-    """Confusion matrices by their titles, [labels, labels] counts: rows are what was meant; written are shares of a row."""
+    """Confusion matrices by their titles, [labels, labels] counts: rows are what was meant, cells show their shares."""
     with figure(4.9) as made:
         axes = made.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, counts) in zip(axes, panels.items(), strict=True):
