@@ -39,7 +39,8 @@ def register() -> None:
             circuit = config.configure(vllm_config)
             if circuit is not None:
                 name_plugins()
-                frontend.serve(circuit)
+                settings = config.settings_of(vllm_config)
+                frontend.serve(circuit, steering=settings is not None and settings.steering)
         return vllm_config
 
     create_engine_config._emovllm = True  # type: ignore[attr-defined]

@@ -23,20 +23,29 @@ class Coefficients:
     """`buffer`: float32 [max_tokens, columns] on the device; its address never changes.
 
     A column holds one emotion's weight. With LoRA, each slot for an adapter has a further column per emotion, because
-    the adapter changes the projection that the emotion goes through (`emovllm.engine.lora`).
+    the adapter changes the projection that the emotion goes through (`emovllm.engine.lora`). With steering, the last
+    columns are the weights of requests that ask for that method; their others are 0.
     """
 
     def __init__(
-        self, names: Sequence[str], max_tokens: int, device: torch.device, max_requests: int, adapters: int = 0
+        self,
+        names: Sequence[str],
+        max_tokens: int,
+        device: torch.device,
+        max_requests: int,
+        adapters: int = 0,
+        steering: bool = False,
     ) -> None:
-        columns = len(names) * (1 + adapters)
+        columns = len(names) * (1 + adapters + steering)
         self.buffer = torch.zeros(max_tokens, columns, dtype=torch.float32, device=device)
         self._in_place = self.buffer.numpy() if device.type == "cpu" else None
         self._column = {name: column for column, name in enumerate(names)}
         # The steered requests, a slot each.
         self._slots: dict[str, int] = {}
         self._free = list(range(max_requests))
-        self._weights = np.zeros((max_requests, len(names)), np.float32)
+        self._emotions = len(names)
+        self._steering = steering
+        self._weights = np.zeros((max_requests, len(names) * (1 + steering)), np.float32)
         self._prompt = np.zeros(max_requests, np.int64)
         self._first = np.zeros(max_requests, np.int64)  # first position injected
         self._last = np.zeros(max_requests, np.int64)  # last position injected
@@ -57,13 +66,18 @@ class Coefficients:
         Args:
             wire: its resolved emotion (`Emotion.to_wire`), or None.
             prompt_len: the ORIGINAL prompt length; generated tokens recomputed after preemption stay generated.
-        Raises: RuntimeError for a steered request while `broken`.
+        Raises: RuntimeError for a steered request while `broken`, or with a method that is not installed.
         """
         self.leave(req_id)
         if wire is None:
             return
         if self.broken:
             raise RuntimeError(self.broken)
+        first_column = 0
+        if wire.get("method", "circuit") != "circuit":
+            if not self._steering:
+                raise RuntimeError(f"this engine has no emotion method {wire['method']!r}")
+            first_column = self._emotions
         prompt_len = prompt_length(wire, prompt_len)
         if not self._free:
             self._grow()
@@ -71,7 +85,7 @@ class Coefficients:
         self._joined = True
         self._weights[slot] = 0
         for name, weight in wire["weights"].items():
-            self._weights[slot, self._column[name]] = weight
+            self._weights[slot, first_column + self._column[name]] = weight
         self._prompt[slot] = prompt_len
         self._first[slot] = 0 if wire["scope"] == "all" else prompt_len - 1
         self._last[slot] = prompt_len - 1 if wire["scope"] == "prompt_last" else _NEVER
@@ -131,13 +145,15 @@ class Coefficients:
         self._batch_slots = slots[self._rows]
         weights = self._weights[self._batch_slots]
         self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
-        emotions = weights.shape[1]
-        self._values[:, :emotions] = weights
+        emotions = self._emotions
+        self._values[:, :emotions] = weights[:, :emotions]
+        if self._steering:
+            self._values[:, -emotions:] = weights[:, emotions:]
         if adapters is not None:
             adapter = adapters[self._rows]
             adapted = np.flatnonzero(adapter >= 0)
             columns = (1 + adapter[adapted, None]) * emotions + np.arange(emotions)
-            self._values[adapted[:, None], columns] = weights[adapted]
+            self._values[adapted[:, None], columns] = weights[adapted, :emotions]
 
     def _put(self, tokens: np.ndarray, values: np.ndarray) -> None:
         """Makes `values` the rows `tokens` of the buffer, and zero the others."""

@@ -44,6 +44,8 @@ class Settings(BaseModel):
 
     circuit: Annotated[str, Field(min_length=1)]
     allow_untested_vllm: bool = False
+    # Whether requests may ask for the steering baseline too, as evaluations do.
+    steering: bool = False
     digest: str = ""
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
     graph: str = ""
@@ -74,23 +76,25 @@ def configure(vllm_config: VllmConfig) -> Circuit | None:
     folder = resolve_circuit(settings.circuit)
     circuit = load_circuit(folder)
     _check_model(vllm_config, circuit)
+    if settings.steering and not circuit.directions:
+        raise Unsupported(f"{folder}: steering needs a circuit that holds directions; `emovllm discover` writes them")
     _check_modes(vllm_config)
     _use_our_classes(vllm_config)
     filled = settings.model_copy(
         update={
             "circuit": str(folder),
             "digest": circuit.digest(),
-            "graph": graph_tag(circuit, adapters_of(vllm_config)),
+            "graph": graph_tag(circuit, adapters_of(vllm_config), settings.steering),
         }
     )
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: filled.model_dump()}
     return circuit
 
 
-def graph_tag(circuit: Circuit, adapters: int) -> str:
+def graph_tag(circuit: Circuit, adapters: int, steering: bool = False) -> str:
     """What our part of the compiled graph depends on: the code, the sites, the coefficients' columns."""
     sites = ",".join(f"{kind}{layer}" for kind, layer in circuit.sites())
-    return f"{__version__}/{len(circuit.names)}x{1 + adapters}/{sites}"
+    return f"{__version__}/{len(circuit.names)}x{1 + adapters}/{sites}{'/steering' if steering else ''}"
 
 
 def adapters_of(vllm_config: VllmConfig) -> int:

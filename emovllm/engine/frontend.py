@@ -13,8 +13,9 @@ from typing import Any
 
 from emovllm import __version__
 from emovllm.circuit import Circuit, CircuitSpec, site_key
-from emovllm.emotion import FIELDS, Emotion, EmotionError, resolve
+from emovllm.emotion import FIELDS, METHODS, Emotion, EmotionError, Method, resolve
 from emovllm.engine.config import KEY, Unsupported, settings_of
+from emovllm.steering import layer_key, steered_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,20 @@ class Served:
     spec: CircuitSpec
     digest: str
     sites: frozenset[str]
+    methods: tuple[Method, ...] = ("circuit",)
 
 
-_served: dict[str, Served] = {}  # by digest
+_served: dict[tuple[str, bool], Served] = {}  # by digest, and whether with steering
 
 
-def serve(circuit: Circuit) -> None:
+def serve(circuit: Circuit, steering: bool = False) -> None:
     """Makes this process take requests with an emotion for engines of this circuit. Idempotent."""
     digest = circuit.digest()
     sites = frozenset(site_key(kind, layer) for kind, layer in circuit.sites())
-    _served.pop(digest, None)
-    _served[digest] = Served(circuit.spec, digest, sites)
+    if steering:
+        sites |= {layer_key(layer) for layer in steered_layers(circuit.spec.model.num_hidden_layers)}
+    _served.pop((digest, steering), None)
+    _served[digest, steering] = Served(circuit.spec, digest, sites, METHODS if steering else ("circuit",))
     _wrap_protocols()
     _wrap_input_processor()
     _wrap_engines()
@@ -45,18 +49,18 @@ def served_by(vllm_config: Any) -> Served | None:
     settings = settings_of(vllm_config)
     if settings is None:
         return None
-    if settings.digest not in _served:
+    if (settings.digest, settings.steering) not in _served:
         # A configuration that our plugin did not see names none of our classes: its engine would not steer.
         raise Unsupported("the configuration names a circuit and was not made by EngineArgs.create_engine_config")
-    return _served[settings.digest]
+    return _served[settings.digest, settings.steering]
 
 
-def check(fields: Mapping[str, Any], spec: CircuitSpec) -> Emotion | None:
+def check(fields: Mapping[str, Any], served: Served) -> Emotion | None:
     """`resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape."""
     from vllm.exceptions import VLLMValidationError
 
     try:
-        return resolve(fields, spec)
+        return resolve(fields, served.spec, served.methods)
     except EmotionError as error:
         raise VLLMValidationError(str(error), parameter=error.parameter) from None
 
@@ -99,7 +103,7 @@ def _with_emotion(to_sampling_params: Callable[..., Any]) -> Callable[..., Any]:
         asked = _asked(self)
         if asked:
             # A server process serves one engine: the circuit configured last. Engines check again.
-            check(asked, next(reversed(_served.values())).spec)
+            check(asked, next(reversed(_served.values())))
             params.extra_args = {**(params.extra_args or {}), **asked}
         return params
 
@@ -111,7 +115,7 @@ def _with_beam_emotion(to_beam_search_params: Callable[..., Any]) -> Callable[..
         params = to_beam_search_params(self, *args, **kwargs)
         asked = _asked(self)
         if asked:
-            check(asked, next(reversed(_served.values())).spec)
+            check(asked, next(reversed(_served.values())))
             params.emotion = asked
         return params
 
@@ -199,7 +203,7 @@ def _resolve_params(
     extra = {**(params.extra_args or {}), **(asked or {})}
     if KEY in extra:
         raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
-    emotion = check(extra, served.spec)
+    emotion = check(extra, served)
     if emotion is not None and resumable:
         raise VLLMValidationError("emotion cannot be combined with a resumable session", parameter="emotion")
     rest = {name: value for name, value in extra.items() if name not in FIELDS}

@@ -11,7 +11,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
 from emovllm.circuit import load_circuit
-from emovllm.engine import runner_v1, runner_v2, sites
+from emovllm.engine import runner_v1, runner_v2, sites, steering
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import Unsupported, adapters_of, settings_of
 
@@ -44,12 +44,14 @@ class EmotionWorkerMixin:
             runner.device,
             max_requests=config.scheduler_config.max_num_seqs,
             adapters=adapters_of(config),
+            steering=settings.steering,
         )
-        self.emotion_sites = sites.install(
-            runner.get_model(),
-            circuit,
-            self.emotion_coefficients,
-            compiled=config.compilation_config.mode != CompilationMode.NONE,
+        compiled = config.compilation_config.mode != CompilationMode.NONE
+        self.emotion_sites = sites.install(runner.get_model(), circuit, self.emotion_coefficients, compiled)
+        self.steered_layers = (
+            steering.install(runner.get_model(), circuit, self.emotion_coefficients, compiled)
+            if settings.steering
+            else []
         )
         attach = runner_v2.attach if hasattr(runner, "model_state") else runner_v1.attach
         attach(runner, self.emotion_coefficients)
@@ -81,7 +83,7 @@ class EmotionWorkerMixin:
         return {
             "version": __version__,
             "digest": self.emotion_circuit.digest(),
-            "sites": [site.key for site in self.emotion_sites],
+            "sites": [place.key for place in (*self.emotion_sites, *self.steered_layers)],
         }
 
     @torch.inference_mode()
@@ -89,20 +91,23 @@ class EmotionWorkerMixin:
         """Runs the finished model with each site's vectors alone: a stale compiled graph, one that took the vectors for
         constants, or a fused kernel that goes past a projection, must not serve. Raises: Unsupported."""
         buffer = self.emotion_coefficients.buffer
-        vectors = [site.layer.emotion_vectors for site in self.emotion_sites]
+        places = [*self.emotion_sites, *self.steered_layers]
+        vectors = [place.layer.emotion_vectors for place in places]
         kept = [tensor.clone() for tensor in vectors]
         dead = []
         buffer[:, 0] = 1.0
+        if self.steered_layers:
+            buffer[:, -1] = 1.0
         try:
             for tensor in vectors:
                 tensor.zero_()
             # In a stage without sites too: stages of a pipeline wait for each other.
             plain, again = self._dummy_output(), self._dummy_output()
             noise = (again - plain).abs().nansum()
-            for site, tensor in zip(self.emotion_sites, vectors, strict=True):
+            for place, tensor in zip(places, vectors, strict=True):
                 tensor.fill_(_LIVE_VALUE)
                 if not (self._dummy_output() - plain).abs().nansum() > 2 * noise:
-                    dead.append(site.key)
+                    dead.append(place.key)
                 tensor.zero_()
         finally:
             for tensor, old in zip(vectors, kept, strict=True):

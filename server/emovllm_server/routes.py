@@ -51,7 +51,12 @@ async def list_emotions(request: Request) -> JSONResponse:
         }
         for emotion in served.spec.emotions
     ]
-    circuit = {"digest": served.digest, "model": served.spec.model.id, "scope": served.spec.scope}
+    circuit = {
+        "digest": served.digest,
+        "model": served.spec.model.id,
+        "scope": served.spec.scope,
+        "methods": served.methods,
+    }
     return JSONResponse({"object": "list", "data": data, "circuit": circuit})
 
 

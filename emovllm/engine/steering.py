@@ -1,0 +1,86 @@
+"""The steering baseline on a loaded vLLM model: a forward hook on each decoder layer of the band.
+
+Only where `additional_config["emovllm"]["steering"]` asks for it; otherwise no layer is touched. The residual stream is
+whole on every tensor-parallel rank, so that each adds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emovllm.circuit import Circuit
+from emovllm.engine.arithmetic import MAX_FUSED
+from emovllm.engine.batch import Coefficients
+from emovllm.engine.config import Unsupported
+from emovllm.sites import layer_of, parse_site
+from emovllm.steering import layer_key, steered_layers, steering_vectors
+
+
+@dataclass(slots=True)
+class SteeredLayer:
+    """One decoder layer; `layer.emotion_vectors` is what its hook adds."""
+
+    number: int
+    layer: Any
+
+    @property
+    def key(self) -> str:
+        return layer_key(self.number)
+
+
+def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, compiled: bool) -> list[SteeredLayer]:
+    """Hooks the band's layers that this rank holds. Raises: Unsupported."""
+    wanted = steered_layers(circuit.spec.model.num_hidden_layers)
+    found: dict[int, str] = {}
+    for name, _ in model.named_modules():
+        site, layer = parse_site(name), layer_of(name)
+        if site is None or layer is None or site[1] not in wanted:
+            continue
+        if found.setdefault(site[1], layer) != layer:
+            raise Unsupported(f"{layer}: two layers have its number; this architecture cannot be steered")
+    steered = []
+    for number, name in sorted(found.items()):
+        layer = model.get_submodule(name)
+        vectors = torch.from_numpy(steering_vectors(circuit, number)).to(coefficients.buffer.device)
+        layer.register_buffer("emotion_vectors", vectors, persistent=False)
+        layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
+        layer.register_forward_hook(_hook(len(vectors), compiled and len(vectors) <= MAX_FUSED))
+        steered.append(SteeredLayer(number, layer))
+    return steered
+
+
+def _hook(emotions: int, fused: bool) -> Callable[[Any, Any, Any], Any]:
+    def steer(layer: Any, args: Any, output: Any) -> Any:
+        # The coefficients' last columns are steering's.
+        coefficients = layer.emotion_coefficients[:, -emotions:]
+        if isinstance(output, Tensor):
+            return add_steering(output, None, coefficients, layer.emotion_vectors, fused)
+        if isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
+            hidden, residual = output  # the next layer's norm adds them
+            return add_steering(hidden, residual, coefficients, layer.emotion_vectors, fused), residual
+        raise Unsupported(f"{type(layer).__name__}: it returns neither the residual stream nor its two parts; "
+                          'start without "steering"')  # fmt: skip
+
+    return steer
+
+
+def add_steering(hidden: Tensor, residual: Tensor | None, coefficients: Tensor, vectors: Tensor, fused: bool) -> Tensor:
+    """Adds strength * RMS(h) * vector to a layer's output, h being the residual stream, `hidden` + `residual`.
+
+    Args:
+        hidden, residual: [..., tokens, hidden], any floating-point type; residual None where `hidden` is the stream.
+        coefficients: float32 [max_tokens, emotions], row i belonging to token i; all zero for a token not steered.
+        vectors: float32 [emotions, hidden], `emovllm.steering.steering_vectors`.
+        fused: as in `emovllm.engine.arithmetic.add_emotion`.
+    Returns: a tensor like `hidden`; bit-identical to it in the rows that are not steered.
+    """
+    stream = hidden.float() if residual is None else hidden.float() + residual.float()
+    rms = stream.square().mean(-1, keepdim=True).sqrt()
+    rows = coefficients[: hidden.shape[-2]]
+    push = (rows.unsqueeze(2) * vectors).sum(1) if fused else torch.mm(rows, vectors)
+    return (hidden.float() + rms * push).to(hidden.dtype)
