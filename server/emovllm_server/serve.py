@@ -6,11 +6,9 @@ import argparse
 import importlib.metadata
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-import emovllm
 from emovllm.circuit import CircuitError, resolve_circuit
-from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
+from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model, shipped_circuits
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
 
@@ -60,13 +58,6 @@ def _is_cpu_build() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def shipped_circuits() -> Path:
-    """The folder of circuits that come with emovllm: in the wheel, or in the checkout of an editable install."""
-    package = Path(emovllm.__file__).parent
-    inside = package / "circuits"
-    return inside if inside.is_dir() else package.parent / "circuits"
 
 
 def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
