@@ -122,13 +122,13 @@ def check_sev(records: Sequence[Record]) -> list[str]:
     Checks the length of every sentence, emotion words, non-ASCII characters, sentences used twice, and that the
     events of a scenario are small variations of one another (Jaccard similarity of their words).
     """
-    emotion_words = _emotion_words()
+    forbidden = emotion_words()
     complaints = []
     seen: dict[str, str] = {}
     for record in records:
         sentences = {"scenario": record.scenario} | {valence: getattr(record.event, valence) for valence in VALENCES}
         for part, sentence in sentences.items():
-            complaints += [f"{record.skeleton_id}.{part}: {what}" for what in _sentence_faults(sentence, emotion_words)]
+            complaints += [f"{record.skeleton_id}.{part}: {what}" for what in _sentence_faults(sentence, forbidden)]
             if sentence in seen:
                 complaints.append(f"{record.skeleton_id}.{part}: the same sentence as {seen[sentence]}")
             seen[sentence] = f"{record.skeleton_id}.{part}"
@@ -139,8 +139,8 @@ def check_sev(records: Sequence[Record]) -> list[str]:
     return complaints
 
 
-def _emotion_words() -> frozenset[str]:
-    """Words that a sentence may not have: it must tell what happened, not how it feels."""
+def emotion_words() -> frozenset[str]:
+    """Words that name or show an emotion: a sentence of SEV may not have them, it tells what happened."""
     return frozenset((_DATA / "emotion_words.txt").read_text(encoding="ascii").split())
 
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emovllm_offline import judge_factory
+
 if TYPE_CHECKING:
     from emovllm_offline.generate import Backend
-    from emovllm_offline.judges import Judge
 
 DESCRIPTION = """Bring a model to reply in each emotion, let a judge say where it did, and keep the scenarios that were
 accepted in every emotion. An interrupted run is continued by the same command."""
@@ -31,11 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", required=True, help="folder for replies.jsonl and survival.json")
     add("--style", action="append", metavar="NAME|FILE",
         help="paper (default), role, replies, fewshot or a JSON file: the elicitation; repeatable")  # fmt: skip
-    add("--judge", choices=("lexicon", "openai", "openai-blind"), default="lexicon",
-        help="word list (default), a model that is told the emotion, or one that is not")  # fmt: skip
-    add("--judge-model", metavar="M", help="the judge's model at its endpoint")
-    add("--judge-base-url", metavar="URL", help="the judge's OpenAI-compatible endpoint (default: OpenAI's)")
-    add("--lexicon", metavar="FILE", help="word list of the lexicon judge (default: the packaged one)")
+    judge_factory.add_options(parser, default="lexicon")
     add("--base-url", metavar="URL", help="generate through this OpenAI-compatible endpoint, not in this process")
     add("--concurrency", type=int, default=8, metavar="N", help="requests at a time to an endpoint (default: 8)")
     add("--minimum", type=int, metavar="N", help="complete scenario-events below which to refuse (default: 12)")
@@ -61,7 +58,9 @@ def main(args: argparse.Namespace) -> int:
         # What can fail quickly does so before the model is loaded.
         styles = [load_style(style) for style in args.style or ["paper"]]
         records = data.load_sev(args.data or data.DEFAULT)[: args.limit]
-        judge = _judge(args, common_emotions(styles))
+        judge = judge_factory.from_options(
+            args, common_emotions(styles), Path(args.out) / "judged.jsonl", args.concurrency
+        )
         replies = elicit(
             _backend(args), records, styles, judge, args.out, max_new_tokens=args.max_new_tokens, progress=True
         )
@@ -74,23 +73,6 @@ def main(args: argparse.Namespace) -> int:
         return 1
     print(f"{args.out}: {survival.complete_items} of {survival.items} scenario-events are complete")
     return 0
-
-
-def _judge(args: argparse.Namespace, emotions: tuple[str, ...]) -> Judge:
-    from emovllm_offline.judges import CachedJudge, JudgeError
-
-    if args.judge == "lexicon":
-        from emovllm_offline.lexicon import LexiconJudge, load_lexicon
-
-        return LexiconJudge(emotions, load_lexicon(args.lexicon))
-    from emovllm_offline.openai_endpoint import Endpoint
-    from emovllm_offline.openai_judges import BlindOpenAIJudge, OpenAIJudge
-
-    if args.judge_model is None:
-        raise JudgeError(f"--judge {args.judge} needs --judge-model")
-    endpoint = Endpoint(args.judge_model, args.judge_base_url, concurrency=args.concurrency)
-    judge: Judge = OpenAIJudge(endpoint) if args.judge == "openai" else BlindOpenAIJudge(endpoint, emotions)
-    return CachedJudge(judge, Path(args.out) / "judged.jsonl")
 
 
 def _backend(args: argparse.Namespace) -> Backend:

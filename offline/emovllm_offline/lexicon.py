@@ -89,8 +89,8 @@ class LexiconJudge:
             "lexicon": hashlib.sha256(json.dumps(lexicon.model_dump(), sort_keys=True).encode()).hexdigest(),
         }
         self._lexicon = lexicon
-        self._emotions = {emotion: _Entries(lexicon.emotions[emotion]) for emotion in emotions}
-        self._affirmed = _Entries({1.0: lexicon.affirmed})
+        self._emotions = {emotion: Entries(lexicon.emotions[emotion]) for emotion in emotions}
+        self._affirmed = Entries({1.0: lexicon.affirmed})
 
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
         return [self._verdict(text, target) for text, target in zip(texts, targets, strict=True)]
@@ -132,7 +132,7 @@ class LexiconJudge:
         return False
 
 
-class _Entries:
+class Entries:
     """The entries of one emotion, by their first letter."""
 
     def __init__(self, by_weight: Mapping[float, Sequence[str]]) -> None:

@@ -1,0 +1,112 @@
+"""Judges by their names, for every command that has replies judged. Heavy imports wait until a judge is made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emovllm_offline.judges import CachedJudge, Judge, JudgeError
+
+# openai is told the target; the others are blind to it.
+JUDGES = ("local", "hf", "openai", "openai-blind", "lexicon")
+
+
+def make_judge(
+    name: str,
+    emotions: Sequence[str],
+    *,
+    model: str | None = None,
+    base_url: str | None = None,
+    concurrency: int = 8,
+    labels: Mapping[str, str] | None = None,
+    lexicon: str | Path | None = None,
+    device: str = "cpu",
+    cache: str | Path | None = None,
+) -> Judge:
+    """A judge of replies in these emotions, deterministic as far as its model is.
+
+    Args:
+        name: one of `JUDGES`.
+        model: of openai and openai-blind (needed), and of hf (default: `hf_judge.DEFAULT_MODEL`).
+        base_url, concurrency: of the endpoint of openai and openai-blind.
+        labels: of hf: emotions by the model's names for them.
+        lexicon: of lexicon: its word list.
+        device: of hf and local.
+        cache: file in which answers are kept by content, so that none is asked for twice; several judges may share it.
+
+    Raises: JudgeError, EmbeddingError, EndpointError (all of them ValueError).
+    """
+    judge = _make(name, emotions, model, base_url, concurrency, labels, lexicon, device)
+    return judge if cache is None else CachedJudge(judge, cache)
+
+
+def _make(
+    name: str,
+    emotions: Sequence[str],
+    model: str | None,
+    base_url: str | None,
+    concurrency: int,
+    labels: Mapping[str, str] | None,
+    lexicon: str | Path | None,
+    device: str,
+) -> Judge:
+    if name == "lexicon":
+        from emovllm_offline.lexicon import LexiconJudge, load_lexicon
+
+        return LexiconJudge(emotions, load_lexicon(lexicon))
+    if name == "local":
+        from emovllm_offline.embeddings import Embedder
+        from emovllm_offline.local_judge import LocalJudge
+
+        return LocalJudge(emotions, None if device == "cpu" else Embedder(device))
+    if name == "hf":
+        from emovllm_offline.hf_judge import DEFAULT_MODEL, HFJudge
+
+        return HFJudge(emotions, model or DEFAULT_MODEL, labels=labels, device=device)
+    if name not in JUDGES:
+        raise JudgeError(f"there is no judge {name!r}, only {', '.join(JUDGES)}")
+    from emovllm_offline.openai_endpoint import Endpoint
+    from emovllm_offline.openai_judges import BlindOpenAIJudge, OpenAIJudge
+
+    if model is None:
+        raise JudgeError(f"--judge {name} needs --judge-model")
+    endpoint = Endpoint(model, base_url, concurrency=concurrency)
+    return OpenAIJudge(endpoint) if name == "openai" else BlindOpenAIJudge(endpoint, emotions)
+
+
+def add_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds --judge and what belongs to it; `from_options` reads them."""
+    add = parser.add_argument
+    add("--judge", choices=JUDGES, default=default,
+        help="local (sentence embeddings), hf (a text-classification model), openai (a model that is told the "
+             f"emotion), openai-blind (one that is not), lexicon (a word list); default: {default}")  # fmt: skip
+    add("--judge-model", metavar="M", help="the judge's model: its name at its endpoint; for hf a folder or id")
+    add("--judge-base-url", metavar="URL", help="the judge's OpenAI-compatible endpoint (default: OpenAI's)")
+    add("--judge-labels", type=_labels, metavar="THEIRS=OURS,...", help="emotions by the hf model's names for them")
+    add("--judge-device", default="cpu", help="torch device of local and hf (default: cpu)")
+    add("--lexicon", metavar="FILE", help="word list of the lexicon judge (default: the packaged one)")
+
+
+def from_options(
+    args: argparse.Namespace, emotions: Sequence[str], cache: str | Path | None, concurrency: int
+) -> Judge:
+    """The judge that the options of `add_options` name. Raises: as `make_judge`."""
+    return make_judge(
+        args.judge,
+        emotions,
+        model=args.judge_model,
+        base_url=args.judge_base_url,
+        concurrency=concurrency,
+        labels=args.judge_labels,
+        lexicon=args.lexicon,
+        device=args.judge_device,
+        cache=cache,
+    )
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = [part.split("=") for part in text.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"expected THEIRS=OURS with commas between, got {text!r}")
+    return {theirs.strip().lower(): ours.strip() for theirs, ours in pairs}
