@@ -1,4 +1,4 @@
-"""What a request may ask for: `emotion`, `emotion_strength`, `emotion_scope`, `emotion_method`, and what they resolve to.
+"""What a request may ask for: `emotion`, its strength, scope and method, and what they resolve to.
 
 Needs neither torch nor vLLM: the server, the engine and offline callers share it.
 """

@@ -6,6 +6,7 @@ whole on every tensor-parallel rank, so that each adds the same.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,20 +50,24 @@ def install(model: nn.Module, circuit: Circuit, coefficients: Coefficients, comp
         vectors = torch.from_numpy(steering_vectors(circuit, number)).to(coefficients.buffer.device)
         layer.register_buffer("emotion_vectors", vectors, persistent=False)
         layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
-        layer.register_forward_hook(_hook(len(vectors), compiled and len(vectors) <= MAX_FUSED))
+        carried = "residual" in inspect.signature(layer.forward).parameters
+        layer.register_forward_hook(_hook(len(vectors), carried, compiled and len(vectors) <= MAX_FUSED))
         steered.append(SteeredLayer(number, layer))
     return steered
 
 
-def _hook(emotions: int, fused: bool) -> Callable[[Any, Any, Any], Any]:
+def _hook(emotions: int, carried: bool, fused: bool) -> Callable[[Any, Any, Any], Any]:
+    """carried: whether layers take the residual of the one before, so that their two outputs are to be added."""
+
     def steer(layer: Any, args: Any, output: Any) -> Any:
         # The coefficients' last columns are steering's.
         coefficients = layer.emotion_coefficients[:, -emotions:]
         if isinstance(output, Tensor):
             return add_steering(output, None, coefficients, layer.emotion_vectors, fused)
         if isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
-            hidden, residual = output  # the next layer's norm adds them
-            return add_steering(hidden, residual, coefficients, layer.emotion_vectors, fused), residual
+            hidden, residual = output
+            whole = residual if carried else None  # StableLM's second output is of no more use
+            return add_steering(hidden, whole, coefficients, layer.emotion_vectors, fused), residual
         raise Unsupported(f"{type(layer).__name__}: it returns neither the residual stream nor its two parts; "
                           'start without "steering"')  # fmt: skip
 

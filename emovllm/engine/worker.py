@@ -83,15 +83,19 @@ class EmotionWorkerMixin:
         return {
             "version": __version__,
             "digest": self.emotion_circuit.digest(),
-            "sites": [place.key for place in (*self.emotion_sites, *self.steered_layers)],
+            "sites": [place.key for place in self._places()],
         }
+
+    def _places(self) -> list[Any]:
+        """All that a request's coefficients reach: sites, and layers that are steered."""
+        return [*self.emotion_sites, *self.steered_layers]
 
     @torch.inference_mode()
     def _check_live(self) -> None:
         """Runs the finished model with each site's vectors alone: a stale compiled graph, one that took the vectors for
         constants, or a fused kernel that goes past a projection, must not serve. Raises: Unsupported."""
         buffer = self.emotion_coefficients.buffer
-        places = [*self.emotion_sites, *self.steered_layers]
+        places = self._places()
         vectors = [place.layer.emotion_vectors for place in places]
         kept = [tensor.clone() for tensor in vectors]
         dead = []

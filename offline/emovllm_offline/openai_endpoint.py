@@ -93,8 +93,8 @@ class Chat:
                 **options,
             )
             choice = answer.choices[0]
-            reply = choice.message.content or "", choice.finish_reason or ""
-        return reply
+            text, reason = choice.message.content, choice.finish_reason
+        return text or "", reason or ""
 
 
 @contextmanager

@@ -26,7 +26,9 @@ FORMAT = [
 ]
 FORMAT += ["emovllm.cli", "emovllm.plugin"]
 OFFLINE = sorted(
-    f"emovllm_offline.{path.stem}" for path in (ROOT / "offline/emovllm_offline").glob("*.py") if path.stem[0] != "_"
+    ".".join(path.relative_to(ROOT / "offline").with_suffix("").parts)
+    for path in (ROOT / "offline/emovllm_offline").rglob("*.py")
+    if path.stem[0] != "_"
 )
 
 

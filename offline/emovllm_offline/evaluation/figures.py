@@ -58,7 +58,7 @@ def frontier(cells: Sequence[Cell], judge: str) -> Any:
                 points = _points([cell for cell in cells if cell.condition.method == method], judge, value)
                 if not points:
                     continue
-                xs, ys, names = zip(*points, strict=True)
+                xs, ys, _ = zip(*points, strict=True)
                 ax.plot(xs, ys, color=colour(number), marker=marker(number), linewidth=1, label=method)
                 for x, y, name in points if len(points) > 1 else []:
                     ax.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=8, color=GREY)

@@ -18,7 +18,7 @@ MODULE = "emovllm_offline.hf_baseline"
 def measure(
     model: str, circuit: str | Path, prompts: Sequence[Sequence[int]], emotion: str, output_tokens: int
 ) -> dict[str, Any]:
-    """Replies of exactly `output_tokens` to some of the evaluation's own prompts, in the model's own floating-point type.
+    """Replies of exactly `output_tokens` to some of the evaluation's own prompts, in the model's floating-point type.
 
     Raises: EvaluationError.
     """

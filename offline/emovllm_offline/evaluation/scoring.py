@@ -19,8 +19,8 @@ class Scored:
 
     verdicts: by judge, then by target: the reply's own emotion, or each emotion for an unsteered reply.
     perplexity: given the neutral prompt, over that of the message's own unsteered reply. fluency: given the prompt that
-    asks for the emotion, over that of the prompted reply. relevance: cosine of the embeddings of reply and message. Each
-    is None where it cannot be had.
+    asks for the emotion, over that of the prompted reply. relevance: cosine of the embeddings of reply and message.
+    Each is None where it cannot be had.
     """
 
     key: Key
