@@ -249,7 +249,12 @@ class Circuit:
         data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in sorted(self._tensors().items())})
         write_atomically(folder / TENSORS_NAME, data)
         spec = self.spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
-        write_atomically(folder / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
+        replace_spec(folder, spec)
+
+
+def replace_spec(folder: str | os.PathLike[str], spec: CircuitSpec) -> None:
+    """Replaces the JSON of a saved circuit, whose tensors stay: readers see the old circuit or the whole new one."""
+    write_atomically(Path(folder) / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
 
 
 def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -> list[tuple[str, int]]:

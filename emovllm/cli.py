@@ -14,8 +14,9 @@ _COMMANDS = {
     "elicit": ("emovllm_offline.elicit_cli", "generate and judge replies in each emotion"),
     "discover": ("emovllm_offline.discover_cli", "find a model's emotion circuit"),
     "validate": ("emovllm_offline.validate_cli", "test a circuit's neurons and heads, beside random ones"),
-    "evaluate": ("emovllm_offline.evaluate_cli", "measure how well emotions show in replies, and what that costs"),
     "report": ("emovllm_offline.report_cli", "draw a circuit and what was measured, as one page"),
+    "calibrate": ("emovllm_offline.calibrate_cli", "find the strengths to serve a circuit at"),
+    "evaluate": ("emovllm_offline.evaluate_cli", "measure how well emotions show in replies, and what that costs"),
     "import-published": ("emovllm_offline.import_cli", "turn the paper's published artefacts into a circuit"),
 }
 

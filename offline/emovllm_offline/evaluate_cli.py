@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_model(parser)
     add("--data", default="sev-test", metavar="FILE",
-        help="sev-test (default), sev, sev-small, a SEV file, or JSON lines with `user` (and `id`, `valence`)")  # fmt: skip
+        help="sev-test (default), sev, sev-small, a SEV file, or lines with `user` (and `id`, `valence`)")  # fmt: skip
     add("--methods", type=names, default=names(_METHODS), metavar="NAME,...", help=f"default: {_METHODS}")
     add("--strengths", type=numbers, default=(0.75, 1.0, 1.25), metavar="X,...",
         help="1.0 is the recommended strength; of steering, the paper's (default: 0.75,1,1.25)")  # fmt: skip
@@ -37,8 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """What generates; shared with `calibrate`."""
     add = parser.add_argument
-    add("model", nargs="?", help="folder or Hugging Face id; with --base-url its name there (default: the default "
-        "model, or the server's first)")  # fmt: skip
+    add("model", nargs="?", help="folder or Hugging Face id (default: the default model); its name at --base-url")
     add("--circuit", metavar="DIR", help="the circuit: a folder, or a Hugging Face repository id")
 
 

@@ -277,8 +277,10 @@ def as_markdown(about: dict[str, Any], cells: Sequence[Cell], emotions: Sequence
               tables.markdown(tables.fluency_by_emotion(cells, emotions)), *_said_of_speed(about["speed"])]  # fmt: skip
     for pair in about["agreement"]:
         kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-        parts.append(f"Judges {' and '.join(pair['judges'])} agree on {pair['observed']:.0%} of {pair['count']} replies "
-                     f"(by {pair['on']}), Cohen's kappa {kappa}.")  # fmt: skip
+        parts.append(
+            f"Judges {' and '.join(pair['judges'])} agree on {pair['observed']:.0%} of {pair['count']} replies "
+            f"(by {pair['on']}), Cohen's kappa {kappa}."
+        )
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -329,8 +331,10 @@ def _said_of_speed(speed: dict[str, Any]) -> list[str]:
     if scoring := speed.get("perplexity"):
         said.append(f"Perplexities: {scoring['requests_per_s']:.1f}/s, {scoring['tokens_per_s']:.0f} tokens/s.")
     if paper := speed.get("paper_way"):
-        said.append(f"The paper's way (Hugging Face generate with hooks, one prompt at a time, {paper['requests']} of "
-                    f"the same prompts, {paper['threads']} threads): {paper['tokens_per_s']:.1f} tokens/s.")  # fmt: skip
+        said.append(
+            f"The paper's way (Hugging Face generate with hooks, one prompt at a time, {paper['requests']} of the same "
+            f"prompts, {paper['threads']} threads): {paper['tokens_per_s']:.1f} tokens/s."
+        )
     if times := speed.get("times_the_paper_way"):
         said.append(f"That is {times:.1f} times the paper's way.")
     return said

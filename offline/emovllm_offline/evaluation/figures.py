@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from emovllm_offline.evaluation.calibration import Bounds, Choice, Point
 from emovllm_offline.evaluation.intervals import Estimate
 from emovllm_offline.evaluation.plan import NONE, WITH_STRENGTH
 from emovllm_offline.evaluation.summary import ALL, Cell, find
@@ -66,6 +67,34 @@ def frontier(cells: Sequence[Cell], judge: str) -> Any:
             ax.set_ylim(-0.02, 1.02)
         ax.legend(frameon=False)
         made.supylabel(f"accuracy, judge {judge}")
+    return made
+
+
+def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Choice], bounds: Bounds) -> Any:
+    """Each emotion's frontier: accuracy against fluency over the strengths, the chosen one ringed."""
+    columns = min(3, len(points))
+    rows = math.ceil(len(points) / columns)
+    with figure(2.9 * rows + 0.3) as made:
+        axes = list(made.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        for number, (emotion, of_emotion) in enumerate(points.items()):
+            ax = axes[number]
+            line = sorted(of_emotion, key=lambda point: point.strength)
+            ax.plot([point.fluency for point in line], [point.accuracy for point in line],
+                    color=colour(number), marker=marker(number), linewidth=1)  # fmt: skip
+            for point in line:
+                ax.annotate(f"{point.strength:g}", (point.fluency, point.accuracy), (4, 3), textcoords="offset points",
+                            fontsize=8, color=GREY)  # fmt: skip
+            chosen = choices[emotion].recommended
+            if chosen is not None:
+                ax.scatter([chosen.fluency], [chosen.accuracy], s=120, facecolors="none", edgecolors="black", zorder=3)
+            ax.axvline(bounds.fluency, color=GREY, linestyle="--", linewidth=1)
+            ax.set_xscale("log")
+            ax.set_ylim(-0.02, 1.05)
+            ax.set_title(emotion)
+        for ax in axes[len(points) :]:
+            ax.set_visible(False)
+        made.supxlabel("median perplexity given the instruction, over the prompted reply's (dashed: the bound)")
+        made.supylabel("accuracy")
     return made
 
 
