@@ -26,7 +26,7 @@ class EmbeddingError(ValueError):
 
 
 class Embedder:
-    """Texts to unit vectors: the mean over its tokens of the last layer's states, normalised."""
+    """Texts to unit vectors: the mean of a layer's states over the text's tokens, normalised."""
 
     def __init__(self, device: str = "cpu", batch_size: int = 64) -> None:
         """Reads the weights (float32, 90 MB).
@@ -46,9 +46,20 @@ class Embedder:
     def width(self) -> int:
         return int(self._model.config.hidden_size)
 
+    @property
+    def layers(self) -> int:
+        return int(self._model.config.num_hidden_layers)
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, width], of unit length. A text's vector depends on its neighbours by rounding alone (1e-6)."""
-        out = np.empty((len(texts), self.width), np.float32)
+        """float32 [n, width], of unit length: what the model's authors call the sentence embedding."""
+        return self.embed_layers(texts)[:, -1]
+
+    def embed_layers(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, layers + 1, width]: the same of every layer, from the word embeddings to the last.
+
+        A text's vectors depend on the texts beside it by rounding alone (1e-6).
+        """
+        out = np.empty((len(texts), self.layers + 1, self.width), np.float32)
         # Texts of similar length together: little padding.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), self._batch_size):
@@ -62,9 +73,9 @@ class Embedder:
         inputs = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         with torch.inference_mode():
             inputs = inputs.to(self._device)
-            states = self._model(**inputs).last_hidden_state  # [n, tokens, width]
-            mask = inputs["attention_mask"][..., None]
-            means = (states * mask).sum(1) / mask.sum(1)
+            states = torch.stack(self._model(**inputs, output_hidden_states=True).hidden_states, 1)
+            mask = inputs["attention_mask"][:, None, :, None]
+            means = (states * mask).sum(2) / mask.sum(2)  # [n, layers + 1, width]
             return torch.nn.functional.normalize(means, dim=-1).float().cpu().numpy()
 
 

@@ -53,7 +53,16 @@ class LocalJudge:
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """[n, labels], in the order of `LABELS`."""
-        return self._head.probabilities(self._embedder.embed(texts))
+        return self._head.probabilities(features(self._embedder, texts))
+
+
+def features(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """What the head sees of each text, [n, (layers + 1) * width].
+
+    All layers: the last one is trained for what a text is about, and lower ones know more of how it is said
+    (docs/judges.md has the figures of both).
+    """
+    return embedder.embed_layers(texts).reshape(len(texts), -1)
 
 
 def _verdict(row: np.ndarray, target: str) -> Verdict:
@@ -62,9 +71,9 @@ def _verdict(row: np.ndarray, target: str) -> Verdict:
     return Verdict(label == target, label, f"{label} {row[first]:.2f}, {LABELS[second]} {row[second]:.2f}")
 
 
-def fit_head(embeddings: np.ndarray, labels: Sequence[str], penalty: float = PENALTY) -> Softmax:
-    """The head for these embeddings, [n, width], and their labels."""
-    return softmax.fit(embeddings, np.array([LABELS.index(label) for label in labels]), len(LABELS), penalty)
+def fit_head(x: np.ndarray, labels: Sequence[str], penalty: float = PENALTY) -> Softmax:
+    """The head for these `features` and labels."""
+    return softmax.fit(x, np.array([LABELS.index(label) for label in labels]), len(LABELS), penalty)
 
 
 def save_head(head: Softmax, sentences: Sentences, path: Path = HEAD) -> None:
