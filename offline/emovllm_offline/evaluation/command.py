@@ -205,10 +205,14 @@ def collect(
     where: Where, target: Target, planned: Sequence[Task], folder: Folder, max_tokens: int, steering: bool
 ) -> None:
     """Fills the folder with what it lacks; starts no server where it lacks nothing."""
-    if not generate.missing_replies(planned, folder) and not generate.questions(planned, folder):
-        return
-    with _server(where, target, folder, steering) as connection:
-        generate.run(planned, folder, connection, max_tokens, target.served.circuit)
+    if generate.missing_replies(planned, folder):
+        with _server(where, target, folder, steering) as connection:
+            generate.run(planned, folder, connection, max_tokens, target.served.circuit)
+    # After the engine: the two would share the machine.
+    if target.model is not None:
+        generate.ask_model(planned, folder, target.model)
+    elif where.base_url is not None and generate.questions(planned, folder):
+        generate.ask_server(planned, folder, _connection(where.base_url, where))
 
 
 @contextlib.contextmanager

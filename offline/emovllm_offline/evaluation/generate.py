@@ -5,22 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tqdm import tqdm
 
 from emovllm_offline.evaluation.client import Connection, EmotionClient, connect, saturate
-from emovllm_offline.evaluation.plan import INSTRUCTED, EvaluationError, Key, Task
+from emovllm_offline.evaluation.likelihood import Likelihoods, Question
+from emovllm_offline.evaluation.plan import INSTRUCTED, EvaluationError, Task
 from emovllm_offline.evaluation.replies import INSTRUCTION, NEUTRAL, Folder, Likelihood, Reply, Session
-
-
-class Question(NamedTuple):
-    """One likelihood to ask for."""
-
-    key: Key
-    given: str
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
 
 
 def missing_replies(planned: Sequence[Task], folder: Folder) -> list[Task]:
@@ -45,17 +36,42 @@ def questions(planned: Sequence[Task], folder: Folder) -> list[Question]:
 
 
 def run(planned: Sequence[Task], folder: Folder, connection: Connection, max_tokens: int, circuit: str) -> None:
-    """Asks for all that the folder lacks. Raises: EndpointError, EvaluationError."""
-    asyncio.run(_run(planned, folder, connection, max_tokens, circuit))
+    """Asks a server for the replies that the folder lacks. Raises: EndpointError, EvaluationError."""
+
+    async def ask() -> None:
+        async with connect(connection) as client:
+            served = await client.describe()
+            if served.circuit != circuit:
+                raise EvaluationError("the server's circuit is not the one that this evaluation began with")
+            await _replies(missing_replies(planned, folder), folder, client, connection, max_tokens)
+
+    asyncio.run(ask())
 
 
-async def _run(planned: Sequence[Task], folder: Folder, connection: Connection, max_tokens: int, circuit: str) -> None:
-    async with connect(connection) as client:
-        served = await client.describe()
-        if served.circuit != circuit:
-            raise EvaluationError("the server's circuit is not the one that this evaluation began with")
-        await _replies(missing_replies(planned, folder), folder, client, connection, max_tokens)
-        await _likelihoods(questions(planned, folder), folder, client, connection)
+def ask_server(planned: Sequence[Task], folder: Folder, connection: Connection) -> None:
+    """Asks a server for the likelihoods that the folder lacks. Raises: EndpointError."""
+
+    async def ask() -> None:
+        async with connect(connection) as client:
+            await client.describe()
+            await _likelihoods(questions(planned, folder), folder, client, connection)
+
+    asyncio.run(ask())
+
+
+def ask_model(planned: Sequence[Task], folder: Folder, model: str) -> None:
+    """Computes the likelihoods that the folder lacks, by a local model's folder or id."""
+    todo = questions(planned, folder)
+    if not todo:
+        return
+    scorer = Likelihoods.load(model)
+    with _bar("perplexity", len(todo)) as bar:
+
+        def done(answer: Likelihood) -> None:
+            folder.add_likelihood(answer)
+            bar.update()
+
+        folder.add_session(scorer.answer(todo, done))
 
 
 async def _replies(
