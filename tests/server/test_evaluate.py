@@ -1,0 +1,41 @@
+"""emovllm evaluate against a real server, and with an engine of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server_process import BIN, Server
+
+pytestmark = pytest.mark.engine
+
+
+def evaluate(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "emovllm"), "evaluate", "--judge", "lexicon", "--out", str(out), "--max-tokens", "12"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"user": "My neighbour brought my bike back with a flat tyre."}\n')
+    arguments = ["--base-url", f"{server.url}/v1", "--data", str(data), "--strengths", "1,1.5"]
+    refused = evaluate(tmp_path / "out", *arguments)
+    assert refused.returncode == 1
+    assert "the server was not started with steering" in refused.stderr
+    done = evaluate(tmp_path / "out", *arguments, "--methods", "none,prompting,circuits,circuits+prompting")
+    assert done.returncode == 0, done.stderr
+    replies = [json.loads(line) for line in (tmp_path / "out/replies.jsonl").read_text().splitlines()]
+    assert len(replies) == 1 + 6 * (1 + 2 + 2)
+    by_key = {tuple(reply["key"]): reply for reply in replies}
+    plain = by_key["line-1", "none", "", 0.0, ""]
+    # Circuits have the neutral prompt, and say something else.
+    circuits = [reply for key, reply in by_key.items() if key[1] == "circuits"]
+    assert all(reply["prompt"] == plain["prompt"] for reply in circuits)
+    assert len({reply["text"] for reply in (plain, *circuits)}) > 6
+    scored = [json.loads(line) for line in (tmp_path / "out/scored.jsonl").read_text().splitlines()]
+    assert all(row["fluency"] > 0 and row["perplexity"] > 0 for row in scored if row["emotion"])
+    # Greedy replies are what the model finds likely.
+    assert all(row["perplexity"] >= 0.9 for row in scored if row["method"] == "circuits")
