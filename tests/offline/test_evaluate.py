@@ -14,7 +14,7 @@ import pytest
 
 from emovllm.circuit import load_circuit
 from emovllm_offline.evaluation import calibrate as calibration
-from emovllm_offline.evaluation import command, generate
+from emovllm_offline.evaluation import command, generate, intervals
 from emovllm_offline.evaluation.calibration import Bounds
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.command import Asked, Where, evaluate
@@ -92,8 +92,9 @@ def lexicon(emotions: Sequence[str]) -> list[Judge]:
 
 
 @pytest.fixture(autouse=True)
-def no_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relevance is tested where it is computed; here it is the share of common characters."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relevance and intervals are tested where they are computed."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 20)
     monkeypatch.setattr(
         "emovllm_offline.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25), raising=True
     )
@@ -234,6 +235,7 @@ def test_a_template_without_a_system_role_gets_it_in_the_message(stub: Stub, tmp
         ({"strengths": (1.0, 2.5)}, "strength 2.5 is over the circuit's maximum for anger, 2"),
         ({"strengths": (1.0, 1.0)}, "named twice"),
         ({"messages": []}, "no messages"),
+        ({"scopes": ("", "reply")}, "no scope reply: choose from generation, prompt_last, all"),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_is(

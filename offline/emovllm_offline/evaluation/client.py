@@ -143,23 +143,26 @@ async def saturate(
     inputs: Sequence[In],
     concurrency: int,
     done: Callable[[Out], int],
-) -> Session:
-    """`function` of every input, `concurrency` at a time. `done` takes each result at once, and gives its tokens.
+    finish: Callable[[Session], None],
+) -> None:
+    """`function` of every input, `concurrency` at a time.
 
-    Returns: how fast it went. Raises: the first error, after the other requests were given up.
+    done: takes each result at once, and gives its tokens. finish: is told how fast it went, also when interrupted.
+    Raises: the first error, after the other requests were given up.
     """
     waiting = iter(inputs)
     start = time.perf_counter()
-    tokens = 0
+    count = tokens = 0
     busy = 0.0
 
     async def work() -> None:
-        nonlocal tokens, busy
+        nonlocal count, tokens, busy
         for value in waiting:
             began = time.perf_counter()
             result = await function(value)
             busy += time.perf_counter() - began
             tokens += done(result)
+            count += 1
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -167,5 +170,8 @@ async def saturate(
                 group.create_task(work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    seconds = time.perf_counter() - start
-    return Session(phase=phase, requests=len(inputs), tokens=tokens, seconds=seconds, busy=busy / seconds / concurrency)
+    finally:
+        seconds = time.perf_counter() - start
+        if count:
+            share = busy / seconds / concurrency
+            finish(Session(phase=phase, requests=count, tokens=tokens, seconds=seconds, busy=share))

@@ -14,6 +14,7 @@ from typing import Any
 import emovllm
 from emovllm.circuit import CircuitError, load_circuit, resolve_circuit, write_atomically
 from emovllm.default_model import NAME, is_default, public_model_id, resolve_model, shipped_circuits
+from emovllm.emotion import SCOPES
 from emovllm_offline import plots
 from emovllm_offline.evaluation import figures, generate, page, paper_way, tables
 from emovllm_offline.evaluation.client import Connection, Served, connect
@@ -111,7 +112,8 @@ def evaluate(
     about = {
         "command": command,
         "emovllm": emovllm.__version__,
-        "model": target.served.model if target.model is None else public_model_id(target.model),
+        # A server's name for its model is often where it lies.
+        "model": Path(target.served.model).name if target.model is None else public_model_id(target.model),
         "circuit": target.served.circuit,
         "settings": settings(asked, planned, target.served),
         "seed": seed,
@@ -166,6 +168,8 @@ def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
     """The tasks, and the emotions in the server's order. Raises: EvaluationError."""
     if unknown := [method for method in asked.methods if method not in METHODS]:
         raise EvaluationError(f"no method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+    if odd := [scope for scope in asked.scopes if scope not in ("", *SCOPES)]:
+        raise EvaluationError(f"no scope {', '.join(odd)}: choose from {', '.join(SCOPES)}")
     if not asked.messages:
         raise EvaluationError("there are no messages to evaluate on")
     emotions = list(served.strengths)

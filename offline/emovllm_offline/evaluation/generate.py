@@ -92,7 +92,7 @@ async def _replies(
             return await client.reply(task, max_tokens)
 
         if todo[1:]:
-            folder.add_session(await saturate("replies", ask, todo[1:], connection.concurrency, done))
+            await saturate("replies", ask, todo[1:], connection.concurrency, done, folder.add_session)
 
 
 async def _likelihoods(todo: Sequence[Question], folder: Folder, client: EmotionClient, connection: Connection) -> None:
@@ -109,7 +109,7 @@ async def _likelihoods(todo: Sequence[Question], folder: Folder, client: Emotion
             bar.update()
             return len(question.prompt) + len(question.tokens)
 
-        folder.add_session(await saturate("perplexity", ask, todo, connection.concurrency, done))
+        await saturate("perplexity", ask, todo, connection.concurrency, done, folder.add_session)
 
 
 def throughput(sessions: Sequence[Session], phase: str) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.plan import EvaluationError
@@ -61,10 +62,13 @@ def local_server(
             # A session of its own: Ctrl-C is this process's to handle, and the engine ends with the server.
             start_new_session=True,
         )
+    # Terminated, it ends the engine too.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         _wait(process, f"http://127.0.0.1:{port}/health", log)
         yield Connection(f"http://127.0.0.1:{port}/v1", "evaluated", key, concurrency)
     finally:
+        signal.signal(signal.SIGTERM, previous)
         _end(process)
 
 
@@ -95,6 +99,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     # The engine, should the server have left it behind.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _free_port() -> int:
