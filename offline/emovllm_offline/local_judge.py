@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from emovllm_offline import softmax
 from emovllm_offline.embeddings import WEIGHTS, Embedder, shared_embedder
 from emovllm_offline.judges import JudgeError, Verdict
-from emovllm_offline.sentences import LABELS, Sentences
+from emovllm_offline.sentences import LABELS, Sentences, load_sentences
 from emovllm_offline.softmax import Softmax
 
 HEAD = Path(str(resources.files("emovllm_offline"))) / "judge_data" / "local_head.safetensors"
@@ -74,6 +74,12 @@ def _verdict(row: np.ndarray, target: str) -> Verdict:
 def fit_head(x: np.ndarray, labels: Sequence[str], penalty: float = PENALTY) -> Softmax:
     """The head for these `features` and labels."""
     return softmax.fit(x, np.array([LABELS.index(label) for label in labels]), len(LABELS), penalty)
+
+
+def fit_packaged(embedder: Embedder | None = None) -> None:
+    """Fits the packaged head to the packaged sentences. Raises: JudgeError, EmbeddingError, OSError."""
+    sentences = load_sentences()
+    save_head(fit_head(features(embedder or shared_embedder(), sentences.texts), sentences.labels), sentences)
 
 
 def save_head(head: Softmax, sentences: Sentences, path: Path = HEAD) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any
@@ -226,6 +226,23 @@ def overlap(circuit: Circuit) -> Any:
             spread = f" ± {pairs.std(ddof=1):.3f}" if len(pairs) > 1 else ""
             ax.set_title(f"{kind}: pairwise mean {pairs.mean():.3f}{spread}" if len(pairs) else kind)
         made.colorbar(image, ax=axes, shrink=0.75, pad=0.02, label="Jaccard index (shared / all)")
+    return made
+
+
+def confusion(labels: Sequence[str], panels: Mapping[str, np.ndarray]) -> Any:
+    """Confusion matrices by their titles, [labels, labels] counts: rows are what was meant, cells show their shares."""
+    with figure(4.9) as made:
+        axes = made.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (title, counts) in zip(axes, panels.items(), strict=True):
+            shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+            _write_cells(ax, shares, "{:.0%}", image.norm)
+            ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+            ax.set_yticks(range(len(labels)), labels if ax is axes[0] else [""] * len(labels))
+            ax.set_xlabel("judged as")
+            ax.set_title(title)
+        axes[0].set_ylabel("written for")
+        made.colorbar(image, ax=list(axes), shrink=0.7, label="share of the row")
     return made
 
 
