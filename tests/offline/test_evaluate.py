@@ -14,7 +14,7 @@ import pytest
 
 from emovllm.circuit import load_circuit
 from emovllm_offline.evaluation import calibrate as calibration
-from emovllm_offline.evaluation import command, generate, intervals
+from emovllm_offline.evaluation import command, generate, intervals, paper_way
 from emovllm_offline.evaluation.calibration import Bounds
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.command import Asked, Where, evaluate
@@ -373,3 +373,17 @@ def test_nothing_is_tuned_on_the_test_set(stub: Stub, sweep: Callable[..., Any])
     with pytest.raises(EvaluationError, match="of the test set"):
         sweep(replace(ASKED, messages=load_messages("sev-test", 1)))
     assert stub.requests == []
+
+
+def test_the_papers_way_is_timed_on_the_same_prompts(tmp_path: Path) -> None:
+    from circuits import random_circuit
+    from models import tiny_model
+
+    model = tiny_model(tmp_path / "model")
+    circuit = random_circuit(model, tmp_path / "circuit", names=EMOTIONS)
+    told = paper_way.measure(model, circuit, [[3, 4, 5], [6, 7]], "fear", 5)
+    assert (told["requests"], told["output_tokens"]) == (2, 5)
+    assert told["tokens_per_s"] == pytest.approx(10 / told["seconds"])
+    assert told["with_start"] > told["seconds"]
+    with pytest.raises(EvaluationError, match=r"could not be timed: .*unknown emotion"):
+        paper_way.measure(model, circuit, [[3]], "joy", 5)

@@ -1,4 +1,4 @@
-"""emovllm evaluate against a real server, and with an engine of its own."""
+"""emovllm evaluate against a real server, and what it says where its own does not start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from emovllm.default_model import NAME, shipped_circuits
+from models import tiny_model
 from server_process import BIN, Server
 
 pytestmark = pytest.mark.engine
@@ -39,3 +41,11 @@ def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
     assert all(row["fluency"] > 0 and row["perplexity"] > 0 for row in scored if row["emotion"])
     # Greedy replies are what the model finds likely.
     assert all(row["perplexity"] >= 0.9 for row in scored if row["method"] == "circuits")
+
+
+def test_an_engine_that_does_not_start_is_told_with_its_reason(tmp_path: Path) -> None:
+    other = tiny_model(tmp_path / "model")
+    done = evaluate(tmp_path / "out", other, "--circuit", str(shipped_circuits() / NAME), "--limit", "1")
+    assert done.returncode == 1
+    assert "the server did not start: emovllm: the circuit was made for HuggingFaceTB/" in done.stderr
+    assert str(tmp_path / "out" / "server.log") in done.stderr
