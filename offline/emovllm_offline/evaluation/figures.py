@@ -41,8 +41,10 @@ def accuracy_by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[st
             ax.set_title(emotions[i])
             ax.set_yticks(range(len(conditions)), [str(condition) for condition in conditions])
             ax.set_xlim(-0.02, 1.02)
-        axes[0, 0].invert_yaxis()
-        made.supxlabel(f"share of replies that the judge {judge} takes for the emotion (none: false positives)")
+        axes[0, 0].set_ylim(len(conditions) - 0.5, -0.5)
+        made.supxlabel(
+            f"share of replies that the judge {judge} takes for the emotion (none: false positives)", fontsize=10
+        )
     return made
 
 
@@ -65,8 +67,9 @@ def frontier(cells: Sequence[Cell], judge: str) -> Any:
                     ax.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=8, color=GREY)
             ax.set_xlabel(label)
             ax.set_ylim(-0.02, 1.02)
-        ax.legend(frameon=False)
-        made.supylabel(f"accuracy, judge {judge}")
+        handles, labels = ax.get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        made.supylabel(f"accuracy, judge {judge}", fontsize=10)
     return made
 
 
@@ -93,8 +96,10 @@ def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Cho
             ax.set_title(emotion)
         for ax in axes[len(points) :]:
             ax.set_visible(False)
-        made.supxlabel("median perplexity given the instruction, over the prompted reply's (dashed: the bound)")
-        made.supylabel("accuracy")
+        made.supxlabel(
+            "median perplexity given the instruction, over the prompted reply's (dashed: the bound)", fontsize=10
+        )
+        made.supylabel("accuracy", fontsize=10)
     return made
 
 
