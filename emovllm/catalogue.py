@@ -5,14 +5,15 @@ Needs neither torch nor vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, site_key
-from emovllm.emotion import FIELDS, Emotion, EmotionError, resolve, short
+from emovllm.emotion import FIELDS, Emotion, EmotionError, Method, resolve, short
+from emovllm.steering import layer_key, steered_layers
 
 # Asks for the plain model, where the operator has set a default emotion.
 NONE = "none"
@@ -31,9 +32,11 @@ class Served:
     first: int
 
     @classmethod
-    def of(cls, name: str, circuit: Circuit, first: int) -> Served:
-        sites = frozenset(site_key(kind, layer) for kind, layer in circuit.sites())
-        return cls(name, circuit.spec, circuit.digest(), sites, first)
+    def of(cls, name: str, circuit: Circuit, first: int, methods: Sequence[Method] = ("circuit",)) -> Served:
+        sites = {site_key(kind, layer) for kind, layer in circuit.sites()}
+        if "steering" in methods:
+            sites |= {layer_key(layer) for layer in steered_layers(circuit.spec.model.num_hidden_layers)}
+        return cls(name, circuit.spec, circuit.digest(), frozenset(sites), first)
 
     @property
     def columns(self) -> range:
@@ -64,17 +67,20 @@ class Applied(NamedTuple):
     strength: float
     emotion: Emotion | None
     scope: str
+    method: Method = "circuit"
 
     def body(self) -> dict[str, Any]:
         """For the response: `mix` and `strength` as asked, 1.0 being the recommendation, and what they apply to."""
         circuit = {"name": self.served.name, "digest": self.served.digest}
-        return {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
+        told = {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
+        return told if self.method == "circuit" else {**told, "method": self.method}
 
     def header(self) -> str:
         """The same in a line: `anger=0.7, fear=0.3; strength=1; scope=generation; circuit=default/451b4aea3bfa`."""
         mix = ", ".join(f"{name}={weight:g}" for name, weight in self.mix.items())
         circuit = f"{self.served.name}/{self.served.digest[:12]}"
-        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}"
+        method = "" if self.method == "circuit" else f"; method={self.method}"
+        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{method}"
 
     def wire(self) -> dict[str, Any] | None:
         """For engine and workers (`Emotion.to_wire`)."""
@@ -86,19 +92,23 @@ class Catalogue:
     """The circuits of one server, by name; they come and go while it runs.
 
     leaving: those that take no more requests, and have not given up their columns yet.
+    methods: what `emotion_method` may be.
     """
 
     policy: Policy = field(default_factory=Policy)
     circuits: dict[str, Served] = field(default_factory=dict)
     leaving: dict[str, Served] = field(default_factory=dict)
+    methods: tuple[Method, ...] = ("circuit",)
 
     @classmethod
-    def of(cls, policy: Policy, circuits: Mapping[str, Circuit]) -> Catalogue:
+    def of(
+        cls, policy: Policy, circuits: Mapping[str, Circuit], methods: tuple[Method, ...] = ("circuit",)
+    ) -> Catalogue:
         """Circuits side by side, in their order: as workers place them at start-up."""
-        catalogue = cls(policy)
+        catalogue = cls(policy, methods=methods)
         for name, circuit in circuits.items():
             first = sum(len(served.columns) for served in catalogue.circuits.values())
-            catalogue.circuits[name] = Served.of(name, circuit, first)
+            catalogue.circuits[name] = Served.of(name, circuit, first, methods)
         return catalogue
 
     def resolve(self, fields: Mapping[str, Any]) -> Applied | None:
@@ -126,13 +136,13 @@ class Catalogue:
             resolve(asked, self._offered())
             raise AssertionError("what names no emotion is refused")
         served, mix = self._locate(emotion)
-        resolved = resolve({**asked, "emotion": mix}, served.spec)
+        resolved = resolve({**asked, "emotion": mix}, served.spec, self.methods)
         strength = asked.get("emotion_strength")
         strength = 1.0 if strength is None else float(strength)
         weights = {name: float(weight) for name, weight in mix.items()}
         self._within_limits(served, weights, strength, asked)
         scope = asked.get("emotion_scope") or served.spec.scope
-        return Applied(served, weights, strength, resolved, scope)
+        return Applied(served, weights, strength, resolved, scope, asked.get("emotion_method") or "circuit")
 
     def offers(self) -> Iterator[tuple[Served, EmotionSpec, str]]:
         """Each emotion that requests may use, with its circuit and the shortest name it answers to."""

@@ -30,6 +30,8 @@ MAX_JSON_BYTES = 16 * 2**20
 MAX_TENSORS_BYTES = 2**30
 # Entries of W @ delta that are kept per sublayer and emotion to recognise the model by.
 FINGERPRINT_SIZE = 16
+# By how much the norm of a direction may differ from 1.
+_UNIT = 1e-3
 
 Scope = Literal["generation", "prompt_last", "all"]
 EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
@@ -126,12 +128,16 @@ class Circuit:
     `fingerprint` holds, for each site (`mlp.3`, `attn.0`, ...) with units, `FINGERPRINT_SIZE` evenly spaced entries
     of `W @ delta` for each emotion, float32 [emotions, FINGERPRINT_SIZE], W being the weight of the down or output
     projection: a server compares them with what its own weights give, and so knows the model.
+
+    `directions`, where there are any, holds each emotion's directions of the residual stream after each layer, float32
+    [layers, hidden], of unit norm or zero: what the steering baseline adds.
     """
 
     spec: CircuitSpec
     neurons: Mapping[str, Components]
     heads: Mapping[str, Components]
     fingerprint: Mapping[str, np.ndarray] = field(default_factory=dict)
+    directions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model = self.spec.model
@@ -144,6 +150,7 @@ class Circuit:
             for name in self.names:
                 _check_components(f"{name}.{kind}", units[name], model.num_hidden_layers, count, shape)
         self._check_fingerprint()
+        self._check_directions()
 
     @classmethod
     def fingerprinted(
@@ -152,6 +159,7 @@ class Circuit:
         neurons: Mapping[str, Components],
         heads: Mapping[str, Components],
         weight_of: Callable[[str, int], np.ndarray],
+        directions: Mapping[str, np.ndarray] | None = None,
     ) -> Circuit:
         """A new circuit with the fingerprint of its model; `weight_of(kind, layer)` is the projection's weight,
         float32 [hidden, width]. Raises: CircuitError."""
@@ -159,7 +167,8 @@ class Circuit:
         sites = _sites(neurons, heads)
         circuit = cls(spec, neurons, heads, {site_key(*site): blank for site in sites})
         folded = {site_key(*site): circuit.site_delta(*site) @ weight_of(*site).T for site in sites}
-        return cls(spec, neurons, heads, {key: fingerprint_entries(vectors) for key, vectors in folded.items()})
+        fingerprint = {key: fingerprint_entries(vectors) for key, vectors in folded.items()}
+        return cls(spec, neurons, heads, fingerprint, directions or {})
 
     def _check_fingerprint(self) -> None:
         expected = {site_key(kind, layer) for kind, layer in self.sites()}
@@ -171,6 +180,22 @@ class Circuit:
                 raise CircuitError(f"fingerprint of {key} has {values.dtype} {values.shape}")
             if not np.isfinite(values).all():
                 raise CircuitError(f"fingerprint of {key} is not finite")
+
+    def _check_directions(self) -> None:
+        if not self.directions:
+            return
+        if sorted(self.directions) != sorted(self.names):
+            raise CircuitError(
+                f"directions are of {sorted(self.directions)}, but the emotions are {sorted(self.names)}"
+            )
+        shape = (self.spec.model.num_hidden_layers, self.spec.model.hidden_size)
+        for name, values in self.directions.items():
+            if values.dtype != np.float32 or values.shape != shape:
+                raise CircuitError(f"directions of {name}: expected float32 {shape}, got {values.dtype} {values.shape}")
+            norms = np.linalg.norm(values.astype(np.float64), axis=1)
+            # An emotion without a direction in some layer has zeros there.
+            if not ((np.abs(norms - 1) < _UNIT) | (norms == 0)).all():
+                raise CircuitError(f"directions of {name} are not of unit norm")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -215,6 +240,7 @@ class Circuit:
             for name, components in units.items():
                 for part in ("layer", "index", "delta"):
                     tensors[f"{name}.{kind}.{part}"] = getattr(components, part)
+        tensors |= {f"directions.{name}": values for name, values in self.directions.items()}
         return tensors
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -225,7 +251,12 @@ class Circuit:
         data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in sorted(self._tensors().items())})
         write_atomically(folder / TENSORS_NAME, data)
         spec = self.spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
-        write_atomically(folder / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
+        replace_spec(folder, spec)
+
+
+def replace_spec(folder: str | os.PathLike[str], spec: CircuitSpec) -> None:
+    """Replaces the JSON of a saved circuit, whose tensors stay: readers see the old circuit or the whole new one."""
+    write_atomically(Path(folder) / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
 
 
 def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -> list[tuple[str, int]]:
@@ -295,11 +326,13 @@ def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:
             if missing:
                 raise CircuitError(f"{TENSORS_NAME} has no {', '.join(missing)}")
             of_kind[emotion.name] = Components(*(rest.pop(name) for name in names))
-    prefix = "fingerprint."
-    fingerprint = {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+    fingerprint, directions = (
+        {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+        for prefix in ("fingerprint.", "directions.")
+    )
     if rest:
         raise CircuitError(f"{TENSORS_NAME} has unknown tensors: {', '.join(sorted(rest)[:4])}")
-    return Circuit(spec, units["neurons"], units["heads"], fingerprint)
+    return Circuit(spec, units["neurons"], units["heads"], fingerprint, directions)
 
 
 def _read_spec(path: Path) -> CircuitSpec:

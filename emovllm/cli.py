@@ -21,6 +21,8 @@ _COMMANDS = {
     "discover": ("emovllm_offline.discover_cli", "find a model's emotion circuit"),
     "validate": ("emovllm_offline.validate_cli", "test a circuit's neurons and heads, beside random ones"),
     "report": ("emovllm_offline.report_cli", "draw a circuit and what was measured, as one page"),
+    "calibrate": ("emovllm_offline.calibrate_cli", "find the strengths to serve a circuit at"),
+    "evaluate": ("emovllm_offline.evaluate_cli", "measure how well emotions show in replies, and what that costs"),
     "judge-report": ("emovllm_offline.judge_report_cli", "measure how often the built-in judge is right"),
     "import-published": ("emovllm_offline.import_cli", "turn the paper's published artefacts into a circuit"),
 }

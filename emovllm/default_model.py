@@ -41,9 +41,21 @@ def default_model() -> Path:
 
 def resolve_model(name: str | os.PathLike[str] | None) -> str:
     """A model as the command line takes it: a folder, a Hugging Face id, or nothing (or `default`) for the default."""
-    if name is None or str(name) in ("default", DEFAULT_MODEL_ID):
+    if name is None or is_default(str(name)):
         return str(default_model())
     return str(name)
+
+
+def shipped_circuits() -> Path:
+    """The folder of circuits that come with emovllm: in the wheel, or in the checkout of an editable install."""
+    package = Path(__file__).parent
+    inside = package / "circuits"
+    return inside if inside.is_dir() else package.parent / "circuits"
+
+
+def is_default(model: str | None) -> bool:
+    """Whether the command line's model is the default one, which a circuit comes with."""
+    return model in (None, "default", DEFAULT_MODEL_ID)
 
 
 def public_model_id(model: str) -> str:

@@ -44,3 +44,10 @@ def parse_site(module_name: str) -> tuple[Kind, int] | None:
         if match[2] in names:
             return kind, int(match[1])
     return None
+
+
+def layer_of(module_name: str) -> str | None:
+    """The dotted name of the decoder layer that a site is in, or None for a module that is no site."""
+    name = module_name.removesuffix(".base_layer")
+    match = _LAYER.search(name)
+    return name[: match.start(2) - 1] if match and parse_site(name) else None

@@ -23,6 +23,7 @@ def random_circuit(
     heads: int = 2,
     scale: float = 0.3,
     seed: int = 0,
+    directions: bool = False,
 ) -> Path:
     """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once."""
     config = AutoConfig.from_pretrained(model)
@@ -65,5 +66,15 @@ def random_circuit(
         width = intermediate if kind == "mlp" else config.num_attention_heads * head_dim
         return projections.get((kind, layer), np.zeros((config.hidden_size, width), np.float32))
 
-    Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of).save(out)
+    Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, random_directions(spec) if directions else None).save(
+        out
+    )
     return Path(out)
+
+
+def random_directions(spec: CircuitSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Unit vectors [layers, hidden] of each emotion."""
+    random = np.random.default_rng(seed)
+    shape = (spec.model.num_hidden_layers, spec.model.hidden_size)
+    drawn = {emotion.name: random.standard_normal(shape) for emotion in spec.emotions}
+    return {name: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for name, v in drawn.items()}

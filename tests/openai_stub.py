@@ -20,6 +20,7 @@ class Stub:
         self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.answer: Callable[[dict], Answer] = lambda request: "fine"
+        self.pages: dict[str, dict] = {}  # what a GET of a path gives
         self.busy = self.most_busy = 0
         self.delay = 0.0
         self.lock = threading.Lock()
@@ -55,7 +56,13 @@ def stub_server() -> Iterator[Stub]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, content = stub.respond(json.loads(body), {k.lower(): v for k, v in self.headers.items()})
+            self.reply(*stub.respond(json.loads(body), {k.lower(): v for k, v in self.headers.items()}))
+
+        def do_GET(self) -> None:
+            page = stub.pages.get(self.path)
+            self.reply(404 if page is None else 200, json.dumps(page or {}).encode())
+
+        def reply(self, status: int, content: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from emovllm.catalogue import Catalogue, CircuitName, Served
 from emovllm.circuit import Circuit, CircuitError, load_circuit
 from emovllm.emotion import EmotionError
-from emovllm.engine.config import Unsupported, check_model, emotion_of, settings_of
+from emovllm.engine.config import Unsupported, check_directions, check_model, emotion_of, settings_of
 from emovllm.engine.frontend import ask_engines, check_workers, wrap
 
 # Between two looks at the requests that still use a circuit; longer than a request is on its way into the engine.
@@ -43,7 +43,7 @@ class Admin:
         if settings is None or settings.circuit_root is None or settings.capacity is None:
             raise Unsupported("loading circuits at run time needs --circuit-root, the folder that they come from")
         self._client, self._catalogue = client, catalogue
-        self._capacity = settings.capacity
+        self._settings, self._capacity = settings, settings.capacity
         self._root = Path(settings.circuit_root).resolve()
         self._turn = asyncio.Lock()
         _remember_emotions()
@@ -60,6 +60,7 @@ class Admin:
             try:
                 circuit = await asyncio.to_thread(load_circuit, folder)
                 check_model(self._client.vllm_config, name, circuit)
+                check_directions(self._settings, name, circuit)
                 served = await self._place(name, folder, circuit)
             except (CircuitError, Unsupported) as error:
                 raise AdminError(400, str(error).replace(str(self._root), "")) from None
@@ -107,7 +108,7 @@ class Admin:
                 f"no room for {len(circuit.names)} emotions in a row among {self._capacity}; unload a circuit, or "
                 "start with a larger --emotion-capacity",
             )
-        served = Served.of(name, circuit, first)
+        served = Served.of(name, circuit, first, self._catalogue.methods)
         if any(served.digest == other.digest for other in self._catalogue.circuits.values()):
             raise AdminError(409, "the same circuit is loaded already under another name")
         errors = await ask_engines(self._client, "emotion_read", str(folder), served.digest)

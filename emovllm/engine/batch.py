@@ -24,20 +24,29 @@ class Coefficients:
 
     A column holds one emotion's weight; a circuit has as many in a row as it has emotions. With LoRA, each slot for an
     adapter has `capacity` further columns, because the adapter changes the projection that the emotion goes through
-    (`emovllm.engine.lora`).
+    (`emovllm.engine.lora`). With steering, the last `capacity` columns are the weights of requests that ask for that
+    method; their others are 0.
     """
 
     def __init__(
-        self, capacity: int, max_tokens: int, device: torch.device, max_requests: int, adapters: int = 0
+        self,
+        capacity: int,
+        max_tokens: int,
+        device: torch.device,
+        max_requests: int,
+        adapters: int = 0,
+        steering: bool = False,
     ) -> None:
-        columns = capacity * (1 + adapters)
+        columns = capacity * (1 + adapters + steering)
         self.buffer = torch.zeros(max_tokens, columns, dtype=torch.float32, device=device)
         self._in_place = self.buffer.numpy() if device.type == "cpu" else None
         self._columns: dict[str, dict[str, int]] = {}  # of each emotion, by circuit
         # The steered requests, a slot each.
         self._slots: dict[str, int] = {}
         self._free = list(range(max_requests))
-        self._weights = np.zeros((max_requests, capacity), np.float32)
+        self._capacity = capacity
+        self._steering = steering
+        self._weights = np.zeros((max_requests, capacity * (1 + steering)), np.float32)
         self._prompt = np.zeros(max_requests, np.int64)
         self._first = np.zeros(max_requests, np.int64)  # first position injected
         self._last = np.zeros(max_requests, np.int64)  # last position injected
@@ -73,6 +82,11 @@ class Coefficients:
             return
         if self.broken:
             raise RuntimeError(self.broken)
+        first_column = 0
+        if wire.get("method", "circuit") != "circuit":
+            if not self._steering:
+                raise RuntimeError(f"this engine has no emotion method {wire['method']!r}")
+            first_column = self._capacity
         prompt_len = prompt_length(wire, prompt_len)
         if not self._free:
             self._grow()
@@ -81,7 +95,7 @@ class Coefficients:
         self._weights[slot] = 0
         columns = self._columns[wire["circuit"]]
         for name, weight in wire["weights"].items():
-            self._weights[slot, columns[name]] = weight
+            self._weights[slot, first_column + columns[name]] = weight
         self._prompt[slot] = prompt_len
         self._first[slot] = 0 if wire["scope"] == "all" else prompt_len - 1
         self._last[slot] = prompt_len - 1 if wire["scope"] == "prompt_last" else _NEVER
@@ -141,13 +155,15 @@ class Coefficients:
         self._batch_slots = slots[self._rows]
         weights = self._weights[self._batch_slots]
         self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
-        emotions = weights.shape[1]
-        self._values[:, :emotions] = weights
+        emotions = self._capacity
+        self._values[:, :emotions] = weights[:, :emotions]
+        if self._steering:
+            self._values[:, -emotions:] = weights[:, emotions:]
         if adapters is not None:
             adapter = adapters[self._rows]
             adapted = np.flatnonzero(adapter >= 0)
             columns = (1 + adapter[adapted, None]) * emotions + np.arange(emotions)
-            self._values[adapted[:, None], columns] = weights[adapted]
+            self._values[adapted[:, None], columns] = weights[adapted, :emotions]
 
     def _put(self, tokens: np.ndarray, values: np.ndarray) -> None:
         """Makes `values` the rows `tokens` of the buffer, and zero the others."""

@@ -59,6 +59,8 @@ class Settings(Policy):
     capacity: Annotated[int, Field(gt=0, le=MAX_EMOTIONS)] | None = None
     circuit_root: _Source | None = None
     allow_untested_vllm: bool = False
+    # Whether requests may ask for the steering baseline too, as evaluations do.
+    steering: bool = False
     # Filled in: each circuit's digest.
     digests: Annotated[dict[str, str], Field(default_factory=dict)]
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
@@ -98,6 +100,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
     circuits = {name: load_circuit(folder) for name, folder in folders.items()}
     for name, circuit in circuits.items():
         check_model(vllm_config, name, circuit)
+        check_directions(settings, name, circuit)
     capacity = _capacity(settings, circuits.values())
     _check_modes(vllm_config)
     _use_our_classes(vllm_config)
@@ -109,7 +112,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
             "circuit": {name: str(folder) for name, folder in folders.items()},
             "capacity": capacity,
             "digests": digests,
-            "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config)),
+            "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config), settings.steering),
         }
     )
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: filled.model_dump(mode="json")}
@@ -121,12 +124,21 @@ def has_room(circuits: Iterable[Circuit], capacity: int) -> bool:
     return capacity > sum(len(circuit.names) for circuit in circuits)
 
 
-def graph_tag(circuits: Iterable[Circuit], capacity: int, adapters: int) -> str:
+def graph_tag(circuits: Iterable[Circuit], capacity: int, adapters: int, steering: bool = False) -> str:
     """What our part of the compiled graph depends on: the code, the sites, the coefficients' columns."""
     circuits = list(circuits)
     every = {site for circuit in circuits for site in circuit.sites()}
     sites = ",".join(f"{kind}{layer}" for kind, layer in sorted(every, key=lambda site: (site[1], site[0])))
-    return f"{__version__}/{capacity}x{1 + adapters}/{'all' if has_room(circuits, capacity) else sites}"
+    places = "all" if has_room(circuits, capacity) else sites
+    return f"{__version__}/{capacity}x{1 + adapters}/{places}{'/steering' if steering else ''}"
+
+
+def check_directions(settings: Settings, name: str, circuit: Circuit) -> None:
+    """Raises: Unsupported where steering is asked for and a circuit has nothing for it."""
+    if settings.steering and not circuit.directions:
+        raise Unsupported(
+            f"the circuit {name} holds no directions, which steering needs; `emovllm discover` writes them"
+        )
 
 
 def _capacity(settings: Settings, circuits: Iterable[Circuit]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from emovllm import __version__
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
 from emovllm.circuit import Circuit
-from emovllm.emotion import FIELDS, EmotionError, Reason
+from emovllm.emotion import FIELDS, METHODS, EmotionError, Reason
 from emovllm.engine.config import KEY, Unsupported, settings_of
 
 _catalogues: dict[str, Catalogue] = {}  # by their settings
@@ -32,7 +32,7 @@ def serve(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
     catalogue = _catalogues.pop(key, None)
     if catalogue is None:
         policy = Policy(**{name: getattr(settings, name) for name in Policy.model_fields})
-        catalogue = Catalogue.of(policy, circuits)
+        catalogue = Catalogue.of(policy, circuits, METHODS if settings.steering else ("circuit",))
         try:
             catalogue.check_policy()
         except EmotionError as error:

@@ -11,7 +11,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
 from emovllm.circuit import Circuit, CircuitError, load_circuit
-from emovllm.engine import runner_v1, runner_v2, sites
+from emovllm.engine import runner_v1, runner_v2, sites, steering
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import Unsupported, adapters_of, has_room, settings_of
 
@@ -46,6 +46,7 @@ class EmotionWorkerMixin:
 
     emotion_circuits: dict[str, _Placed]  # by digest
     emotion_pending: Circuit
+    steered_layers: list[steering.SteeredLayer]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
@@ -62,15 +63,23 @@ class EmotionWorkerMixin:
             runner.device,
             max_requests=config.scheduler_config.max_num_seqs,
             adapters=adapters_of(config),
+            steering=settings.steering,
         )
+        compiled = config.compilation_config.mode != CompilationMode.NONE
         room = has_room(circuits.values(), settings.capacity)
         self.emotion_sites = sites.install(
             runner.get_model(),
             None if room else {site for circuit in circuits.values() for site in circuit.sites()},
             self.emotion_coefficients,
             settings.capacity,
-            compiled=config.compilation_config.mode != CompilationMode.NONE,
+            compiled,
         )
+        self.steered_layers = []
+        if settings.steering:
+            spec = next(iter(circuits.values())).spec.model
+            self.steered_layers = steering.install(
+                runner.get_model(), spec, self.emotion_coefficients, settings.capacity, compiled
+            )
         self.emotion_circuits = {}
         first = 0
         for circuit in circuits.values():
@@ -91,6 +100,7 @@ class EmotionWorkerMixin:
     def _place(self, circuit: Circuit, first: int) -> None:
         """Raises: Unsupported."""
         sites.fill(self.emotion_sites, circuit, first)
+        steering.fill(self.steered_layers, circuit, first)
         digest = circuit.digest()
         self.emotion_circuits[digest] = _Placed(circuit, first)
         self.emotion_coefficients.place(digest, circuit.names, first)
@@ -118,7 +128,7 @@ class EmotionWorkerMixin:
             self._place(circuit, first)
         except Unsupported as reason:
             error = str(reason)
-            sites.clear(self.emotion_sites, slice(first, first + len(circuit.names)))
+            self._clear(slice(first, first + len(circuit.names)))
         return {**self.emotion_report(), "error": error}
 
     def emotion_unload(self, digest: str) -> None:
@@ -126,7 +136,11 @@ class EmotionWorkerMixin:
         placed = self.emotion_circuits.pop(digest, None)
         if placed is not None:
             self.emotion_coefficients.displace(digest)
-            sites.clear(self.emotion_sites, placed.columns)
+            self._clear(placed.columns)
+
+    def _clear(self, columns: slice) -> None:
+        sites.clear(self.emotion_sites, columns)
+        steering.clear(self.steered_layers, columns)
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]
@@ -149,28 +163,35 @@ class EmotionWorkerMixin:
         return {
             "version": __version__,
             "digests": sorted(self.emotion_circuits),
-            "sites": [site.key for site in self.emotion_sites],
+            "sites": [place.key for place in self._places()],
         }
+
+    def _places(self) -> list[Any]:
+        """All that a request's coefficients reach: sites, and layers that are steered."""
+        return [*self.emotion_sites, *self.steered_layers]
 
     @torch.inference_mode()
     def _check_live(self) -> None:
         """Runs the finished model with each site's vectors alone: a stale compiled graph, one that took the vectors for
         constants, or a fused kernel that goes past a projection, must not serve. Raises: Unsupported."""
         buffer = self.emotion_coefficients.buffer
-        vectors = [site.layer.emotion_vectors for site in self.emotion_sites]
+        places = self._places()
+        vectors = [place.layer.emotion_vectors for place in places]
         kept = [tensor.clone() for tensor in vectors]
         dead = []
         buffer[:, 0] = 1.0
+        if self.steered_layers:
+            buffer[:, -1] = 1.0
         try:
             for tensor in vectors:
                 tensor.zero_()
             # In a stage without sites too: stages of a pipeline wait for each other.
             plain, again = self._dummy_output(), self._dummy_output()
             noise = (again - plain).abs().nansum()
-            for site, tensor in zip(self.emotion_sites, vectors, strict=True):
+            for place, tensor in zip(places, vectors, strict=True):
                 tensor.fill_(_LIVE_VALUE)
                 if not (self._dummy_output() - plain).abs().nansum() > 2 * noise:
-                    dead.append(site.key)
+                    dead.append(place.key)
                 tensor.zero_()
         finally:
             for tensor, old in zip(vectors, kept, strict=True):

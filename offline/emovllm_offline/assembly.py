@@ -60,7 +60,8 @@ def assemble(
         weight = projection_weight(site.down_proj if kind == "mlp" else site.o_proj)
         return weight.detach().float().cpu().numpy()
 
-    return Circuit.fingerprinted(spec, neurons, heads, weight_of)
+    directions = dict(zip(findings.emotions, findings.mlp_directions.astype(np.float32), strict=True))
+    return Circuit.fingerprinted(spec, neurons, heads, weight_of, directions if parameters.directions else None)
 
 
 def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion
-from emovllm.sites import parse_site
+from emovllm.sites import layer_of, parse_site
+from emovllm.steering import steered_layers, steering_vectors
 
 
 class Control:
@@ -35,6 +36,17 @@ class Control:
                 self._sites.append((module, delta.to(parameter.device, parameter.dtype)))
         if len(self._sites) != len(wanted):
             raise ValueError(f"the model has {len(self._sites)} of the circuit's {len(wanted)} sites")
+        self._layers = self._steered() if circuit.directions else []
+
+    def _steered(self) -> list[tuple[nn.Module, Tensor]]:
+        """The layers that the method `steering` acts on, and its vectors there, [emotions, hidden]."""
+        names = {site[1]: layer_of(name) for name, _ in self.model.named_modules() if (site := parse_site(name))}
+        device = next(self.model.parameters()).device
+        return [
+            (self.model.get_submodule(names[number] or ""), torch.from_numpy(vectors).to(device))
+            for number in steered_layers(self.circuit.spec.model.num_hidden_layers)
+            for vectors in [steering_vectors(self.circuit, number)]
+        ]
 
     @contextmanager
     def emotion(self, emotion: Emotion | None, prompt_len: int) -> Iterator[None]:
@@ -43,10 +55,13 @@ class Control:
         Args:
             emotion: what to inject; None for nothing.
             prompt_len: prompt tokens; the scopes count from it.
+        Raises: ValueError for the method `steering` where the circuit has no directions.
         """
         if emotion is None:
             yield
             return
+        if emotion.method == "steering" and not self._layers:
+            raise ValueError("the circuit has no directions to steer with")
         weights = torch.zeros(len(self.circuit.names))
         for name, weight in emotion.weights:
             weights[self.circuit.names.index(name)] = weight
@@ -69,8 +84,24 @@ class Control:
 
             return hook
 
+        def push(vectors: Tensor) -> Any:
+            vector = weights.to(vectors) @ vectors
+
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+                stream = output[0] if isinstance(output, tuple) else output
+                positions = torch.arange(position, position + tokens, device=stream.device)
+                mask = injected(positions, emotion.scope, prompt_len)
+                rms = stream.float().square().mean(-1, keepdim=True).sqrt()
+                pushed = (stream.float() + mask[None, :, None] * rms * vector).to(stream.dtype)
+                return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
+
+            return hook
+
         handles = [self.model.register_forward_pre_hook(before, with_kwargs=True)]
-        handles += [module.register_forward_pre_hook(inject(delta)) for module, delta in self._sites]
+        if emotion.method == "steering":
+            handles += [layer.register_forward_hook(push(vectors)) for layer, vectors in self._layers]
+        else:
+            handles += [module.register_forward_pre_hook(inject(delta)) for module, delta in self._sites]
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ DESCRIPTION = """Find the neurons and heads with which a model expresses each em
 
 # Options that are fields of `Parameters` by the same name.
 _PARAMETERS = ("neuron_share", "scope", "importance", "importance_prompts", "head_metric", "least_neurons",
-               "least_heads", "cap")  # fmt: skip
+               "least_heads", "cap", "directions")  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--least-neurons", type=int, metavar="N", help="neurons that every layer gets (default: 4)")
     add("--least-heads", type=int, metavar="N", help="heads that every layer gets (default: 2)")
     add("--cap", type=float, metavar="X", help="most of a kind's budget beyond that for one layer (default: 0.4)")
+    add("--no-directions", dest="directions", action="store_const", const=False,
+        help="leave out the directions, which only the steering baseline of evaluations needs")  # fmt: skip
     add("--replies", metavar="DIR", help="use only what `emovllm elicit` found accepted in every emotion")
     add("--work", metavar="DIR", help="folder for what was measured; an interrupted run goes on (default: OUT.work)")
     add("--stage", choices=("activations", "heads", "importance", "circuit"),
@@ -119,6 +121,9 @@ def _command(args: argparse.Namespace) -> str:
             continue
         for one in value if isinstance(value, list) else [value]:
             if one is None or (name, one) in {("dtype", "float32"), ("batch_size", 32), ("seed", 0)}:
+                continue
+            if name == "directions":
+                words.append("--no-directions")
                 continue
             if isinstance(one, tuple):
                 one = f"{one[0]}={one[1]:g}" if one[0] else f"{one[1]:g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emovllm_offline.judges import CachedJudge, Judge, JudgeError
 
@@ -75,10 +76,11 @@ def _make(
     return OpenAIJudge(endpoint) if name == "openai" else BlindOpenAIJudge(endpoint, emotions)
 
 
-def add_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds --judge and what belongs to it; `from_options` reads them."""
+def add_options(parser: argparse.ArgumentParser, default: str, several: bool = False) -> None:
+    """Adds --judge and what belongs to it; `from_options` reads them; where `several`, `all_from_options`."""
     add = parser.add_argument
-    add("--judge", choices=JUDGES, default=default,
+    kind: dict[str, Any] = {"type": _judges, "metavar": "NAME[,NAME...]"} if several else {"choices": JUDGES}
+    add("--judge", **kind, default=default,
         help="local (sentence embeddings), hf (a text-classification model), openai (a model that is told the "
              f"emotion), openai-blind (one that is not), lexicon (a word list); default: {default}")  # fmt: skip
     add("--judge-model", metavar="M", help="the judge's model: its name at its endpoint; for hf a folder or id")
@@ -103,6 +105,23 @@ def from_options(
         device=args.judge_device,
         cache=cache,
     )
+
+
+def all_from_options(
+    args: argparse.Namespace, emotions: Sequence[str], cache: str | Path | None, concurrency: int
+) -> list[Judge]:
+    """The judges that `add_options(..., several=True)` names, in their order. Raises: as `make_judge`."""
+    return [
+        from_options(argparse.Namespace(**{**vars(args), "judge": name}), emotions, cache, concurrency)
+        for name in (_judges(args.judge) if isinstance(args.judge, str) else args.judge)
+    ]
+
+
+def _judges(text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [name for name in names if name not in JUDGES]:
+        raise argparse.ArgumentTypeError(f"no judge {', '.join(unknown)}: choose from {', '.join(JUDGES)}")
+    return names
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import openai
@@ -84,7 +85,7 @@ class Chat:
 
         Raises: Refused, EndpointError.
         """
-        try:
+        with translated(self._model):
             answer = await self._client.chat.completions.create(
                 model=self._model,
                 messages=messages,  # type: ignore[arg-type]
@@ -92,21 +93,30 @@ class Chat:
                 **options,
             )
             choice = answer.choices[0]
-            return choice.message.content or "", choice.finish_reason or ""
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise Refused(f"the endpoint refuses the request: {error.message}") from None
-        except (openai.AuthenticationError, openai.PermissionDeniedError):
-            # Not the server's words: they may repeat the key.
-            raise EndpointError("the endpoint refuses the API key: set the variable OPENAI_API_KEY") from None
-        except openai.NotFoundError:
-            raise EndpointError(
-                f"the endpoint has no model {self._model!r}, or its URL is wrong (most end in /v1)"
-            ) from None
-        except openai.APITimeoutError:
-            raise EndpointError("the endpoint did not answer in time, after several tries") from None
-        except openai.APIConnectionError:
-            raise EndpointError("cannot reach the endpoint: is its URL right, and is it running?") from None
-        except openai.APIStatusError as error:
-            raise EndpointError(f"the endpoint failed with status {error.status_code}, after several tries") from None
-        except (openai.OpenAIError, LookupError, TypeError, AttributeError, ValueError):
-            raise EndpointError("the endpoint's answer is not that of an OpenAI-compatible server") from None
+            text, reason = choice.message.content, choice.finish_reason
+        return text or "", reason or ""
+
+
+@contextmanager
+def translated(model: str) -> Iterator[None]:
+    """Says what to do about the errors of a request to an endpoint.
+
+    Raises: Refused, EndpointError.
+    """
+    try:
+        yield
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        raise Refused(f"the endpoint refuses the request: {error.message}") from None
+    except (openai.AuthenticationError, openai.PermissionDeniedError):
+        # Not the server's words: they may repeat the key.
+        raise EndpointError("the endpoint refuses the API key: set the variable OPENAI_API_KEY") from None
+    except openai.NotFoundError:
+        raise EndpointError(f"the endpoint has no model {model!r}, or its URL is wrong (most end in /v1)") from None
+    except openai.APITimeoutError:
+        raise EndpointError("the endpoint did not answer in time, after several tries") from None
+    except openai.APIConnectionError:
+        raise EndpointError("cannot reach the endpoint: is its URL right, and is it running?") from None
+    except openai.APIStatusError as error:
+        raise EndpointError(f"the endpoint failed with status {error.status_code}, after several tries") from None
+    except (openai.OpenAIError, LookupError, TypeError, AttributeError, ValueError):
+        raise EndpointError("the endpoint's answer is not that of an OpenAI-compatible server") from None

@@ -19,7 +19,8 @@ class Parameters:
     `band` (the reference layers, relative depths), `importance_prompts`, `head_metric` (on the residual, as the
     paper's text says, or after the norm that follows, as its authors measured).
     Of the assembly: `per_sublayer` (the budget is this x 2L), `neuron_share`, `least_neurons` and `least_heads` per
-    layer, `cap` (the most that a layer gets beyond its least, as a share of the kind's budget), `scope`.
+    layer, `cap` (the most that a layer gets beyond its least, as a share of the kind's budget), `scope`, `directions`
+    (whether the circuit holds the directions that evaluations steer with).
     """
 
     importance: Literal["exact", "gradient"] = "exact"
@@ -33,3 +34,4 @@ class Parameters:
     least_heads: int = LEAST_HEADS
     cap: float = CAP
     scope: Scope = "generation"
+    directions: bool = True

@@ -19,7 +19,7 @@ from emovllm_offline.validation import Validation, ValidationError, findings_dig
 PAGE = "report.html"
 FIGURES = "figures"
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+PAGE_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 h1{font-size:1.6rem}h2{font-size:1.25rem;margin:2.5rem 0 .4rem;border-top:1px solid #ccc;padding-top:1rem}
 p{max-width:46rem}img{max-width:100%;height:auto}
 table{display:block;overflow-x:auto;border-collapse:collapse;margin:.8rem 0}
@@ -186,7 +186,7 @@ def _section(section: Section, source: Any, image: bytes | None) -> str:
     data = base64.b64encode(image).decode()
     table = ""
     if section.table:
-        table = f"{_table(section.table(source))}\n<p>In brackets: random units. *: the intervals are apart.</p>"
+        table = f"{html_table(section.table(source))}\n<p>In brackets: random units. *: the intervals are apart.</p>"
     return (f'<h2 id="{section.name}">{title}</h2>\n<p>{html.escape(section.text)}</p>\n'
             f'<img alt="{title}" src="data:image/png;base64,{data}">\n{table}')  # fmt: skip
 
@@ -216,17 +216,17 @@ def _page(material: Material, parts: list[str]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>{PAGE_STYLE}</style>
 </head>
 <body>
 <h1>{title}</h1>
 <p>{html.escape(size)}</p>
-{_table(emotions)}
+{html_table(emotions)}
 {notes}
 <p>{links}</p>
 {body}
 <h2 id="provenance">Provenance</h2>
-{_table([["what", "value"], *provenance])}
+{html_table([["what", "value"], *provenance])}
 </body>
 </html>
 """
@@ -255,7 +255,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _table(rows: list[list[str]]) -> str:
+def html_table(rows: list[list[str]]) -> str:
     def cell(text: str) -> str:
         number = bool(re.fullmatch(r"[+-]?[\d.]+( \([+-]?[\d.]+\)\*?)?", text))
         return f'<td class="number">{html.escape(text)}</td>' if number else f"<td>{html.escape(text)}</td>"

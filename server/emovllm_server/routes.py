@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from emovllm.catalogue import Catalogue, Served
 from emovllm.circuit import Scope
+from emovllm.emotion import Method
 from emovllm.engine.admin import Admin, AdminError
 from emovllm.engine.config import Unsupported
 from emovllm.engine.frontend import served_by
@@ -57,6 +58,7 @@ class EmotionList(BaseModel):
     object: Literal["list"] = "list"
     data: list[EmotionCard]
     circuits: list[CircuitCard]
+    methods: list[Method]
 
 
 class CircuitList(BaseModel):
@@ -108,14 +110,15 @@ async def list_emotions(request: Request) -> EmotionList:
     """The emotions that requests may ask for, with their strengths and measured scores."""
     catalogue: Catalogue | None = request.app.state.emotions
     if catalogue is None:
-        return EmotionList(data=[], circuits=[])
+        return EmotionList(data=[], circuits=[], methods=[])
     cards = [
         EmotionCard(
             id=name, circuit=served.name, max_strength=catalogue.max_strength(emotion), scores=dict(emotion.scores)
         )
         for served, emotion, name in catalogue.offers()
     ]
-    return EmotionList(data=cards, circuits=[CircuitCard.of(served) for served in catalogue.circuits.values()])
+    circuits = [CircuitCard.of(served) for served in catalogue.circuits.values()]
+    return EmotionList(data=cards, circuits=circuits, methods=list(catalogue.methods))
 
 
 async def list_circuits(request: Request) -> Response | CircuitList:

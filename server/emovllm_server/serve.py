@@ -7,11 +7,9 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import emovllm
 from emovllm.circuit import CircuitError
-from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model
+from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model, shipped_circuits
 from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
@@ -77,13 +75,6 @@ def _is_cpu_build() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def shipped_circuits() -> Path:
-    """The folder of circuits that come with emovllm: in the wheel, or in the checkout of an editable install."""
-    package = Path(emovllm.__file__).parent
-    inside = package / "circuits"
-    return inside if inside.is_dir() else package.parent / "circuits"
 
 
 def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from emovllm.circuit import load_circuit
-from emovllm.emotion import resolve
+from emovllm.emotion import METHODS, resolve
 from emovllm_offline.control import Control
 from harness import Ask, Reply
 
@@ -30,7 +30,7 @@ class Oracle:
     def _one(self, ask: Ask, max_tokens: int) -> Reply:
         key = f"{ask} {max_tokens}"
         if key not in self._known:
-            emotion = resolve(ask.fields, self.circuit.spec)
+            emotion = resolve(ask.fields, self.circuit.spec, METHODS)
             self._known[key] = Reply(*self._control.generate(ask.prompt, emotion, max_tokens))
         return self._known[key]
 

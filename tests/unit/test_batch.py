@@ -208,3 +208,25 @@ def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, fused: 
     assert torch.equal(steered[others], out[others])
     expected = (out[2].float() + vectors[0] - 0.5 * vectors[1] + 0.25 * vectors[2]).to(dtype)
     torch.testing.assert_close(steered[2], expected)
+
+
+def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:
+    coefficients = Coefficients(NAMES, 8, torch.device("cpu"), max_requests=4, adapters=1, steering=True)
+    coefficients.join("circuit", wire(anger=1.0), 1)
+    coefficients.join("steered", {**wire(fear=2.0), "method": "steering"}, 1)
+    coefficients.update(["circuit", "steered"], np.array([1, 1]), np.array([0, 0]), lambda: np.array([0, 0]))
+    expected = np.zeros((8, 9), np.float32)
+    expected[0, [0, 3]] = 1.0  # the circuit, and through the adapter
+    expected[1, 7] = 2.0  # an adapter changes nothing in the residual stream
+    np.testing.assert_array_equal(coefficients.buffer.numpy(), expected)
+    # The slot is used again by the other method.
+    coefficients.leave("steered")
+    coefficients.join("again", wire(fear=0.5), 1)
+    coefficients.update(["again"], np.array([1]), np.array([0]), lambda: np.array([-1]))
+    assert coefficients.buffer[0].tolist() == [0, 0.5, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_method_that_is_not_installed_is_never_taken_for_another() -> None:
+    coefficients = Coefficients(NAMES, 8, torch.device("cpu"), max_requests=4)
+    with pytest.raises(RuntimeError, match="no emotion method 'steering'"):
+        coefficients.join("steered", {**wire(fear=2.0), "method": "steering"}, 1)

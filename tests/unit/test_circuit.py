@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from emovllm.circuit import (
     fingerprint_distance,
     fingerprint_entries,
     load_circuit,
+    replace_spec,
 )
 
 MODEL = ModelSpec(
@@ -106,6 +108,51 @@ def test_site_deltas_put_each_unit_at_its_place(circuit: Circuit) -> None:
     assert np.array_equal(attn[0, 4:], circuit.heads["anger"].delta[0])
     assert np.array_equal(attn[1, :4], circuit.heads["calm"].delta[0])
     assert np.count_nonzero(attn) == 8
+
+
+def test_directions_are_optional_and_round_trip(tmp_path: Path, circuit: Circuit) -> None:
+    values = np.random.default_rng(3).standard_normal((2, 3, 8))
+    values = (values / np.linalg.norm(values, axis=2, keepdims=True)).astype(np.float32)
+    values[0, 1] = 0  # an emotion may lack a direction in a layer
+    directed = replace(circuit, directions=dict(zip(circuit.names, values, strict=True)))
+    directed.save(tmp_path)
+    loaded = load_circuit(tmp_path)
+    assert all(np.array_equal(loaded.directions[name], directed.directions[name]) for name in circuit.names)
+    assert loaded.digest() == directed.digest() != circuit.digest()
+    # What a circuit without them is known by does not depend on there being such a thing.
+    assert replace(directed, directions={}).digest() == circuit.digest()
+    assert not any("directions" in name for name in circuit._tensors())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("calm"), "directions are of ['anger']"),
+        (lambda d: d.update(calm=d["calm"][:, :4]), "directions of calm: expected float32 (3, 8), got float32 (3, 4)"),
+        (lambda d: d.update(calm=d["calm"].astype(np.float64)), "got float64"),
+        (lambda d: d.update(calm=d["calm"] * 1.01), "directions of calm are not of unit norm"),
+        (lambda d: d["anger"].__setitem__((0, 0), np.nan), "directions of anger are not of unit norm"),
+    ],
+)
+def test_wrong_directions_are_refused_with_the_reason(
+    circuit: Circuit, change: Callable[[dict[str, np.ndarray]], None], message: str
+) -> None:
+    directions = {name: np.eye(3, 8, dtype=np.float32) for name in circuit.names}
+    change(directions)
+    with pytest.raises(CircuitError) as caught:
+        replace(circuit, directions=directions)
+    assert message in str(caught.value)
+
+
+def test_replacing_the_spec_keeps_the_tensors(tmp_path: Path, circuit: Circuit) -> None:
+    circuit.save(tmp_path)
+    before = load_circuit(tmp_path)
+    tensors = (tmp_path / "circuit.safetensors").read_bytes()
+    louder = tuple(emotion.model_copy(update={"recommended": 1.5}) for emotion in before.spec.emotions)
+    replace_spec(tmp_path, before.spec.model_copy(update={"emotions": louder}))
+    after = load_circuit(tmp_path)
+    assert [emotion.recommended for emotion in after.spec.emotions] == [1.5, 1.5]
+    assert (tmp_path / "circuit.safetensors").read_bytes() == tensors
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

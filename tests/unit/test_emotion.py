@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
-from emovllm.emotion import Emotion, EmotionError, cache_key, resolve
+from emovllm.emotion import METHODS, Emotion, EmotionError, cache_key, resolve
 
 SPEC = CircuitSpec(
     model=ModelSpec(
@@ -49,9 +49,26 @@ def test_a_zero_weight_in_a_blend_changes_nothing() -> None:
     assert resolve({"emotion": {"anger": 1, "fear": 0}}, SPEC) == resolve({"emotion": "anger"}, SPEC)
 
 
+def test_steering_counts_in_the_papers_strength_and_has_a_cap_of_its_own() -> None:
+    fields = {"emotion": {"anger": 1, "fear": -0.5}, "emotion_strength": 4, "emotion_method": "steering"}
+    expected = Emotion((("anger", 4.0), ("fear", -2.0)), "generation", "steering")
+    assert resolve(fields, SPEC, METHODS) == expected
+    with pytest.raises(EmotionError, match=r"anger at strength 4.5 is over steering's maximum of 4"):
+        resolve({**fields, "emotion_strength": 4.5}, SPEC, METHODS)
+    assert resolve({"emotion": "anger", "emotion_method": "circuit"}, SPEC) == resolve({"emotion": "anger"}, SPEC)
+
+
+def test_steering_is_refused_where_it_is_not_served() -> None:
+    with pytest.raises(EmotionError, match="the engine must be started with it") as caught:
+        resolve({"emotion": "anger", "emotion_method": "steering"}, SPEC)
+    assert caught.value.parameter == "emotion_method"
+
+
 @pytest.mark.parametrize(
     ("fields", "parameter", "message"),
     [
+        ({"emotion": "anger", "emotion_method": ["steering"]}, "emotion_method", "one of circuit, got 'list'"),
+        ({"emotion_method": "circuit"}, "emotion_method", "emotion_method needs `emotion`"),
         ({"emotion": "joyful"}, "emotion", "unknown emotion 'joyful'; this circuit has anger, fear"),
         ({"emotion": "Anger"}, "emotion", "unknown emotion"),
         ({"emotion": "anger "}, "emotion", "unknown emotion"),
@@ -93,6 +110,8 @@ def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], param
 def test_the_wire_form_round_trips() -> None:
     emotion = Emotion((("anger", 1 / 3), ("fear", -1.0)), "prompt_last")
     assert Emotion.from_wire(emotion.to_wire("digest")) == emotion
+    steered = Emotion((("anger", 1.0),), "all", "steering")
+    assert Emotion.from_wire(steered.to_wire("digest")) == steered
 
 
 def test_the_cache_key_is_equal_exactly_when_the_injection_is() -> None:
@@ -102,7 +121,11 @@ def test_the_cache_key_is_equal_exactly_when_the_injection_is() -> None:
         return cache_key(emotion.to_wire(digest))
 
     assert key({"emotion": "anger"}) == key({"emotion": {"fear": 0, "anger": 0.5}, "emotion_strength": 2})
+    steered = resolve({"emotion": "anger", "emotion_strength": 0.5, "emotion_method": "steering"}, SPEC, METHODS)
+    assert steered is not None
+    assert steered.weights == (("anger", 0.5),)
     different = [
+        cache_key(steered.to_wire("d")),
         key({"emotion": "anger"}),
         key({"emotion": "anger"}, digest="other"),
         key({"emotion": "fear"}),

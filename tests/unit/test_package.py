@@ -14,10 +14,20 @@ from emovllm.sites import parse_site
 
 ROOT = Path(emovllm.__file__).parent.parent
 BLOCKED = "import sys; sys.modules.update({{name: None for name in {names!r}}}); import {module}"
-FORMAT = ["emovllm", "emovllm.circuit", "emovllm.emotion", "emovllm.sites", "emovllm.default_model", "emovllm.show"]
+FORMAT = [
+    "emovllm",
+    "emovllm.circuit",
+    "emovllm.emotion",
+    "emovllm.sites",
+    "emovllm.steering",
+    "emovllm.default_model",
+    "emovllm.show",
+]
 FORMAT += ["emovllm.cli", "emovllm.plugin"]
 OFFLINE = sorted(
-    f"emovllm_offline.{path.stem}" for path in (ROOT / "offline/emovllm_offline").glob("*.py") if path.stem[0] != "_"
+    ".".join(path.relative_to(ROOT / "offline").with_suffix("").parts)
+    for path in (ROOT / "offline/emovllm_offline").rglob("*.py")
+    if path.stem[0] != "_"
 )
 
 

@@ -1,0 +1,73 @@
+"""Which strength an emotion is best served at: the choice, apart from how its figures were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Of the median perplexity given the instruction, over the prompted reply's.
+MOST_FLUENCY = 2.0
+# Of the mean share of repeated 3-grams, beyond that of prompted replies.
+MORE_REPETITION = 0.05
+# Of the replies that are neither repetitive nor explosive: below, the strength is past the collapse.
+LEAST_SURGICAL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    fluency: float = MOST_FLUENCY
+    repetition: float = MORE_REPETITION
+    surgical: float = LEAST_SURGICAL
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One emotion's replies at one strength (a lambda of the circuit)."""
+
+    strength: float
+    accuracy: float
+    fluency: float  # median
+    repetition: float  # mean
+    surgical: float  # share of the replies
+
+    def within(self, prompted_repetition: float, bounds: Bounds) -> bool:
+        return self.fluency <= bounds.fluency and self.repetition <= prompted_repetition + bounds.repetition
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """recommended: the point to serve at, None where no strength keeps within the bounds. maximal: the largest strength
+    before collapse, among those tried."""
+
+    recommended: Point | None
+    maximal: float
+
+
+def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds) -> Choice:
+    """The most accurate strength within the bounds, the smaller of equals; and the last one before the first collapse.
+
+    points: of one emotion and scope, at least one.
+    """
+    by_strength = sorted(points, key=lambda point: point.strength)
+    allowed = [point for point in by_strength if point.within(prompted_repetition, bounds)]
+    # max() takes the first of equals.
+    recommended = max(allowed, key=lambda point: point.accuracy, default=None)
+    maximal = by_strength[0].strength
+    for point in by_strength:
+        if point.surgical < bounds.surgical:
+            break
+        maximal = point.strength
+    if recommended is not None:
+        maximal = max(maximal, recommended.strength)
+    return Choice(recommended, maximal)
+
+
+def best_scope(choices: Mapping[str, Mapping[str, Choice]]) -> str:
+    """The scope (first key) whose recommended strengths are most accurate on average over the emotions; an emotion
+    without one counts as 0. The first of equals."""
+
+    def value(scope: str) -> float:
+        found = [choice.recommended.accuracy if choice.recommended else 0.0 for choice in choices[scope].values()]
+        return sum(found) / len(found)
+
+    return max(choices, key=value)

@@ -1,0 +1,112 @@
+"""The figures of an evaluation and of a calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from emovllm_offline.evaluation.calibration import Bounds, Choice, Point
+from emovllm_offline.evaluation.intervals import Estimate
+from emovllm_offline.evaluation.plan import NONE, WITH_STRENGTH
+from emovllm_offline.evaluation.summary import ALL, Cell, find
+from emovllm_offline.evaluation.tables import conditions_of
+from emovllm_offline.plots import GREY, colour, figure, marker
+
+Value = Callable[[Cell], Estimate | None]
+
+
+def accuracy_by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Any:
+    """Accuracy of each condition with its interval, one panel for each emotion, false positives among them."""
+    conditions = conditions_of(cells)
+    columns = min(3, len(emotions))
+    rows = math.ceil(len(emotions) / columns)
+    with figure(rows * (0.9 + 0.22 * len(conditions))) as made:
+        axes = made.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for i, ax in enumerate(axes.flat):
+            if i >= len(emotions):
+                ax.set_visible(False)
+                continue
+            for y, condition in enumerate(conditions):
+                cell = find(cells, condition, emotions[i])
+                estimate = cell.accuracy[judge] if cell else None
+                if estimate is None:
+                    continue
+                method = [NONE, "prompting", *WITH_STRENGTH].index(condition.method)
+                low, high = estimate.value - estimate.low, estimate.high - estimate.value
+                ax.errorbar(
+                    estimate.value, y, xerr=[[max(low, 0)], [max(high, 0)]], color=colour(method),
+                    marker=marker(method), markersize=5, capsize=2,
+                )  # fmt: skip
+            ax.set_title(emotions[i])
+            ax.set_yticks(range(len(conditions)), [str(condition) for condition in conditions])
+            ax.set_xlim(-0.02, 1.02)
+        axes[0, 0].set_ylim(len(conditions) - 0.5, -0.5)
+        made.supxlabel(
+            f"share of replies that the judge {judge} takes for the emotion (none: false positives)", fontsize=10
+        )
+    return made
+
+
+def frontier(cells: Sequence[Cell], judge: str) -> Any:
+    """Accuracy against fluency and against repetition: what an emotion costs, condition by condition."""
+    measures: list[tuple[str, Value]] = [
+        ("perplexity given the instruction,\nover the prompted reply's (median)", lambda cell: cell.fluency),
+        ("share of repeated 3-grams (mean)", lambda cell: cell.repetition),
+    ]
+    methods = list(dict.fromkeys(condition.method for condition in conditions_of(cells)))
+    with figure(4.4) as made:
+        for ax, (label, value) in zip(made.subplots(1, 2, sharey=True), measures, strict=True):
+            for number, method in enumerate(methods):
+                points = _points([cell for cell in cells if cell.condition.method == method], judge, value)
+                if not points:
+                    continue
+                xs, ys, _ = zip(*points, strict=True)
+                ax.plot(xs, ys, color=colour(number), marker=marker(number), linewidth=1, label=method)
+                for x, y, name in points if len(points) > 1 else []:
+                    ax.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=8, color=GREY)
+            ax.set_xlabel(label)
+            ax.set_ylim(-0.02, 1.02)
+        handles, labels = ax.get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        made.supylabel(f"accuracy, judge {judge}", fontsize=10)
+    return made
+
+
+def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Choice], bounds: Bounds) -> Any:
+    """Each emotion's frontier: accuracy against fluency over the strengths, the chosen one ringed."""
+    columns = min(3, len(points))
+    rows = math.ceil(len(points) / columns)
+    with figure(2.9 * rows + 0.3) as made:
+        axes = list(made.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        for number, (emotion, of_emotion) in enumerate(points.items()):
+            ax = axes[number]
+            line = sorted(of_emotion, key=lambda point: point.strength)
+            ax.plot([point.fluency for point in line], [point.accuracy for point in line],
+                    color=colour(number), marker=marker(number), linewidth=1)  # fmt: skip
+            for point in line:
+                ax.annotate(f"{point.strength:g}", (point.fluency, point.accuracy), (4, 3), textcoords="offset points",
+                            fontsize=8, color=GREY)  # fmt: skip
+            chosen = choices[emotion].recommended
+            if chosen is not None:
+                ax.scatter([chosen.fluency], [chosen.accuracy], s=120, facecolors="none", edgecolors="black", zorder=3)
+            ax.axvline(bounds.fluency, color=GREY, linestyle="--", linewidth=1)
+            ax.set_xscale("log")
+            ax.set_ylim(-0.02, 1.05)
+            ax.set_title(emotion)
+        for ax in axes[len(points) :]:
+            ax.set_visible(False)
+        made.supxlabel(
+            "median perplexity given the instruction, over the prompted reply's (dashed: the bound)", fontsize=10
+        )
+        made.supylabel("accuracy", fontsize=10)
+    return made
+
+
+def _points(cells: Sequence[Cell], judge: str, value: Value) -> list[tuple[float, float, str]]:
+    points = []
+    for cell in cells:
+        x, y = value(cell), cell.accuracy[judge]
+        if (cell.emotion, cell.valence) == (ALL, ALL) and x is not None and y is not None:
+            points.append((x.value, y.value, f"{cell.condition.strength:g}"))
+    return points

@@ -1,0 +1,78 @@
+"""What can be said of one reply without a model: variety, repetition, length, script."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# A word: letters of any script, with apostrophes inside.
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+# Latin letters and their accents end here; below are also signs that count as letters, such as the ordinals.
+_LATIN_END = 0x24F
+# The longest phrase whose immediate repeats are looked for, in words.
+LONGEST_PHRASE = 30
+# Of a reply: the share of its word 3-grams that occurred before in it, from which on it is a repetitive collapse. Two
+# ordinary sentences have 0 to 0.1.
+REPETITIVE = 0.3
+# Of a reply: its perplexity over the prompted reply's, given the emotion instruction, above which it is an explosive
+# collapse. Both are fluent below about 2; single replies scatter, hence the room.
+EXPLOSIVE = 4.0
+SURGICAL, REPETITION, EXPLOSION = REGIMES = ("surgical", "repetitive", "explosive")
+
+
+@dataclass(frozen=True, slots=True)
+class TextMetrics:
+    """distinct_1, distinct_2: different n-grams over all (1 for a text too short to have any); repetition: the share of
+    word 3-grams that occurred before; run: words in the longest stretch that repeats one phrase over and over, the
+    phrase's first time included (0 for none)."""
+
+    words: int
+    distinct_1: float
+    distinct_2: float
+    repetition: float
+    run: int
+    leak: bool
+
+
+def text_metrics(text: str) -> TextMetrics:
+    words = _WORD.findall(text.lower().replace("\u2019", "'"))
+    return TextMetrics(
+        len(words),
+        distinct(words, 1),
+        distinct(words, 2),
+        1 - distinct(words, 3),
+        longest_run(words),
+        script_leak(text),
+    )
+
+
+def distinct(words: Sequence[str], n: int) -> float:
+    """Different n-grams over all n-grams; 1 where there are none."""
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def longest_run(words: Sequence[str]) -> int:
+    """Words in the longest stretch made of one phrase repeated right after itself, at least twice whole."""
+    longest = 0
+    for period in range(1, min(LONGEST_PHRASE, len(words) // 2) + 1):
+        same = 0
+        for i in range(period, len(words)):
+            same = same + 1 if words[i] == words[i - period] else 0
+            if same >= period:
+                longest = max(longest, same + period)
+    return longest
+
+
+def script_leak(text: str) -> bool:
+    """Whether a text has a letter that is not Latin."""
+    return any(char.isalpha() and ord(char) > _LATIN_END and "LATIN" not in unicodedata.name(char, "") for char in text)
+
+
+def regime(repetition: float, fluency: float | None) -> str:
+    """The state of one steered reply; fluency: its perplexity ratio given the instruction, where it is known."""
+    if repetition >= REPETITIVE:
+        return REPETITION
+    return EXPLOSION if fluency is not None and fluency > EXPLOSIVE else SURGICAL

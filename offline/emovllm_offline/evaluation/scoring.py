@@ -1,0 +1,143 @@
+"""From replies to scored replies: judged, measured, compared with the unsteered and the prompted ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from emovllm_offline.evaluation.metrics import TextMetrics, regime, text_metrics
+from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task
+from emovllm_offline.evaluation.replies import INSTRUCTION, NEUTRAL, Folder
+from emovllm_offline.judges import Judge, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One reply and all that is known of it.
+
+    verdicts: by judge, then by target: the reply's own emotion, or each emotion for an unsteered reply.
+    perplexity: given the neutral prompt, over that of the message's own unsteered reply. fluency: given the prompt that
+    asks for the emotion, over that of the prompted reply. relevance: cosine of the embeddings of reply and message.
+    Each is None where it cannot be had.
+    """
+
+    key: Key
+    valence: str
+    user: str
+    text: str
+    capped: bool
+    tokens: int
+    metrics: TextMetrics
+    verdicts: dict[str, dict[str, Verdict]]
+    perplexity: float | None
+    fluency: float | None
+    relevance: float | None
+    regime: str
+
+    def label(self, judge: str) -> str | None:
+        """What a blind judge takes the reply for."""
+        return next(iter(self.verdicts[judge].values())).label
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of scored.jsonl."""
+        return {
+            **self.key._asdict(),
+            "valence": self.valence,
+            "user": self.user,
+            "reply": self.text,
+            "capped": self.capped,
+            "tokens": self.tokens,
+            **asdict(self.metrics),
+            "perplexity": self.perplexity,
+            "fluency": self.fluency,
+            "relevance": self.relevance,
+            "regime": self.regime,
+            "labels": {judge: self.label(judge) for judge in self.verdicts},
+            "matches": {
+                judge: {target: said.match for target, said in of.items()} for judge, of in self.verdicts.items()
+            },
+        }
+
+
+def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emotions: Sequence[str]) -> list[Scored]:
+    """Every planned reply, in the plan's order; the folder has them all. Raises: JudgeError, EndpointError."""
+    texts = [folder.replies[task.key].text for task in planned]
+    verdicts = {judge.name: judged(judge, planned, texts, emotions) for judge in judges}
+    relevances = relevance_of(planned, texts)
+    scored = []
+    for i, task in enumerate(planned):
+        reply = folder.replies[task.key]
+        measured = text_metrics(reply.text)
+        fluency = _ratio(folder, task.key, _prompted(task.key), INSTRUCTION) if task.key.emotion else None
+        scored.append(
+            Scored(
+                key=task.key,
+                valence=task.valence,
+                user=task.user,
+                text=reply.text,
+                capped=reply.finish_reason == "length",
+                tokens=len(reply.tokens),
+                metrics=measured,
+                verdicts={name: of_judge[i] for name, of_judge in verdicts.items()},
+                perplexity=_ratio(folder, task.key, Key(task.key.message, NONE), NEUTRAL),
+                fluency=fluency,
+                relevance=None if relevances is None else relevances[i],
+                regime=regime(measured.repetition, fluency),
+            )
+        )
+    return scored
+
+
+def judged(
+    judge: Judge, planned: Sequence[Task], texts: Sequence[str], emotions: Sequence[str]
+) -> list[dict[str, Verdict]]:
+    """A judge's verdicts on every reply, by target."""
+    asked = [
+        (i, target)
+        for i, task in enumerate(planned)
+        for target in ([task.key.emotion] if task.key.emotion else emotions)
+    ]
+    said = judge.judge([texts[i] for i, _ in asked], [target for _, target in asked])
+    out: list[dict[str, Verdict]] = [{} for _ in planned]
+    for (i, target), verdict in zip(asked, said, strict=True):
+        out[i][target] = verdict
+    return out
+
+
+def relevance_of(planned: Sequence[Task], texts: Sequence[str]) -> list[float] | None:
+    """Of each reply to its message; None without the extra `evaluate`, whose model embeds them."""
+    from emovllm_offline.embeddings import EmbeddingError, relevance
+
+    try:
+        return [float(value) for value in relevance([task.user for task in planned], texts)]
+    except EmbeddingError:
+        return None
+
+
+def _prompted(key: Key) -> Key:
+    return Key(key.message, PROMPTING, key.emotion)
+
+
+def _ratio(folder: Folder, key: Key, reference: Key, given: str) -> float | None:
+    """Perplexity of a reply over that of another, given the same prompt."""
+    ours, theirs = folder.likelihoods.get((key, given)), folder.likelihoods.get((reference, given))
+    # Bounded, so that a ratio stays a number in JSON.
+    return math.exp(min(ours.nll - theirs.nll, 700.0)) if ours and theirs else None
+
+
+def agreements(scored: Sequence[Scored], judges: Sequence[str]) -> list[dict[str, Any]]:
+    """Cohen's kappa of every two judges, over the replies that have a target."""
+    from emovllm_offline.agreement import agreement
+
+    aimed = [reply for reply in scored if reply.key.emotion]
+    verdicts: Mapping[str, list[Verdict]] = {
+        judge: [reply.verdicts[judge][reply.key.emotion] for reply in aimed] for judge in judges
+    }
+    return [
+        {"judges": [one, other], **asdict(agreement(verdicts[one], verdicts[other]))}
+        for i, one in enumerate(judges)
+        for other in judges[i + 1 :]
+        if aimed
+    ]

@@ -1,0 +1,103 @@
+"""A summary as tables of text: for Markdown and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emovllm_offline.evaluation.intervals import Estimate
+from emovllm_offline.evaluation.metrics import REGIMES
+from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
+
+Table = list[list[str]]  # rows, the first of them the head
+
+
+def conditions_of(cells: Sequence[Cell]) -> list[Condition]:
+    return list(dict.fromkeys(cell.condition for cell in cells))
+
+
+def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
+    """One row for each condition, over all emotions and valences."""
+    head = ["method, strength", "replies", *(f"accuracy, {judge}" for judge in judges), "perplexity", "fluency",
+            "relevance", "repetition", "longest run", "distinct-1 / -2", "words", "cut", "leak",
+            " / ".join(REGIMES)]  # fmt: skip
+    rows = [head]
+    for condition in conditions_of(cells):
+        cell = find(cells, condition)
+        assert cell is not None
+        rows.append(
+            [
+                str(condition),
+                str(cell.replies),
+                *(percent(cell.accuracy[judge]) for judge in judges),
+                number(cell.perplexity),
+                number(cell.fluency),
+                number(cell.relevance),
+                percent(cell.repetition),
+                number(cell.run),
+                f"{_plain(cell.distinct_1)} / {_plain(cell.distinct_2)}",
+                number(cell.words),
+                percent(cell.capped),
+                percent(cell.leak),
+                " / ".join(f"{cell.regimes[name]:.0%}" for name in REGIMES),
+            ]
+        )
+    return rows
+
+
+def by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Table:
+    """Accuracy of each emotion; of unsteered replies, false positives."""
+    rows = [["method, strength", *emotions]]
+    for condition in conditions_of(cells):
+        found = [find(cells, condition, emotion) for emotion in emotions]
+        rows.append([str(condition), *(percent(cell.accuracy[judge]) if cell else "-" for cell in found)])
+    return rows
+
+
+def by_valence(cells: Sequence[Cell], judge: str) -> Table:
+    """Accuracy of all emotions, by the message's valence; empty where there is but one."""
+    valences = [valence for valence in dict.fromkeys(cell.valence for cell in cells) if valence != ALL]
+    if not valences:
+        return []
+    rows = [["method, strength", *valences]]
+    for condition in conditions_of(cells):
+        found = [find(cells, condition, ALL, valence) for valence in valences]
+        rows.append([str(condition), *(percent(cell.accuracy[judge]) if cell else "-" for cell in found)])
+    return rows
+
+
+def fluency_by_emotion(cells: Sequence[Cell], emotions: Sequence[str]) -> Table:
+    """Median perplexity ratio given the instruction, and the mean share of repeated 3-grams, of each emotion."""
+    rows = [["method, strength", *emotions]]
+    for condition in conditions_of(cells):
+        found = [find(cells, condition, emotion) for emotion in emotions]
+        rows.append(
+            [str(condition), *(f"{_plain(cell.fluency)}, {_share(cell.repetition)}" if cell else "-" for cell in found)]
+        )
+    return rows
+
+
+def markdown(table: Table) -> str:
+    head, *body = table
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+    return "\n".join(lines) + "\n"
+
+
+def percent(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})"
+
+
+def number(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate.value:.3g} ({estimate.low:.3g}-{estimate.high:.3g})"
+
+
+def _plain(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:.2f}"
+
+
+def _share(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{100 * estimate.value:.0f}%"

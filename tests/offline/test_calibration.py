@@ -1,0 +1,55 @@
+"""Calibration's choice on frontiers made by hand, and what it writes into a circuit."""
+
+from __future__ import annotations
+
+from emovllm_offline.evaluation.calibration import Bounds, Choice, Point, best_scope, choose
+
+
+def point(
+    strength: float, accuracy: float, fluency: float = 1.0, repetition: float = 0.0, surgical: float = 1.0
+) -> Point:
+    return Point(strength, accuracy, fluency, repetition, surgical)
+
+
+def test_the_most_accurate_strength_within_the_bounds_is_recommended() -> None:
+    frontier = [point(0.5, 0.4), point(1, 0.8, 1.5), point(1.5, 0.95, 1.9), point(2, 1.0, 2.1), point(3, 1.0, 9.0)]
+    chosen = choose(frontier, 0.0, Bounds())
+    assert chosen.recommended == frontier[2]
+
+
+def test_of_equals_the_smaller_strength_is_recommended_in_any_order() -> None:
+    frontier = [point(2, 0.9), point(1, 0.9), point(1.5, 0.9)]
+    assert choose(frontier, 0.0, Bounds()).recommended == frontier[1]
+
+
+def test_repetition_is_bounded_beside_that_of_prompted_replies() -> None:
+    frontier = [point(1, 0.5, repetition=0.05), point(2, 0.9, repetition=0.12)]
+    assert choose(frontier, 0.0, Bounds()).recommended == frontier[0]
+    assert choose(frontier, 0.08, Bounds()).recommended == frontier[1]
+
+
+def test_the_maximum_is_the_last_strength_before_the_first_collapse() -> None:
+    frontier = [point(1, 0.5), point(2, 0.9, 1.8), point(3, 0.9, 3.0, surgical=0.6), point(4, 0.9, 9.0, surgical=0.3),
+                point(5, 0.9, 9.0, surgical=0.9)]  # fmt: skip
+    chosen = choose(frontier, 0.0, Bounds())
+    assert chosen.recommended == frontier[1]
+    assert chosen.maximal == 3
+    assert choose(frontier[:3], 0.0, Bounds()).maximal == 3
+
+
+def test_nothing_is_recommended_where_nothing_keeps_within_the_bounds() -> None:
+    chosen = choose([point(1, 0.9, 5.0, surgical=0.1), point(2, 1.0, 9.0, surgical=0.0)], 0.0, Bounds())
+    assert chosen == Choice(None, 1)
+
+
+def test_the_maximum_is_never_below_the_recommended_strength() -> None:
+    chosen = choose([point(1, 0.5, surgical=0.4), point(2, 0.9, surgical=0.4)], 0.0, Bounds())
+    assert chosen.recommended is not None
+    assert chosen.maximal == chosen.recommended.strength == 2
+
+
+def test_the_scope_with_the_most_accurate_choices_wins_and_a_missing_choice_counts_as_nothing() -> None:
+    weak, strong, none = Choice(point(1, 0.5), 1), Choice(point(1, 0.9), 1), Choice(None, 1)
+    assert best_scope({"generation": {"anger": weak}, "all": {"anger": strong}}) == "all"
+    assert best_scope({"generation": {"anger": weak}, "all": {"anger": weak}}) == "generation"
+    assert best_scope({"a": {"anger": strong, "fear": none}, "b": {"anger": weak, "fear": weak}}) == "b"
