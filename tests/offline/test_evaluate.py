@@ -82,7 +82,8 @@ def pages(digest: str, most: float) -> dict[str, dict[str, Any]]:
         "/v1/models": {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]},
         "/v1/emotions": {
             "data": [{"id": name, "max_strength": most} for name in EMOTIONS],
-            "circuit": {"digest": digest, "methods": ["circuit", "steering"]},
+            "circuits": [{"digest": digest}],
+            "methods": ["circuit", "steering"],
         },
     }
 

@@ -211,7 +211,8 @@ def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, fused: 
 
 
 def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:
-    coefficients = Coefficients(NAMES, 8, torch.device("cpu"), max_requests=4, adapters=1, steering=True)
+    coefficients = Coefficients(3, 8, torch.device("cpu"), max_requests=4, adapters=1, steering=True)
+    coefficients.place("d", NAMES, 0)
     coefficients.join("circuit", wire(anger=1.0), 1)
     coefficients.join("steered", {**wire(fear=2.0), "method": "steering"}, 1)
     coefficients.update(["circuit", "steered"], np.array([1, 1]), np.array([0, 0]), lambda: np.array([0, 0]))
@@ -227,6 +228,7 @@ def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:
 
 
 def test_a_method_that_is_not_installed_is_never_taken_for_another() -> None:
-    coefficients = Coefficients(NAMES, 8, torch.device("cpu"), max_requests=4)
+    coefficients = Coefficients(3, 8, torch.device("cpu"), max_requests=4)
+    coefficients.place("d", NAMES, 0)
     with pytest.raises(RuntimeError, match="no emotion method 'steering'"):
         coefficients.join("steered", {**wire(fear=2.0), "method": "steering"}, 1)

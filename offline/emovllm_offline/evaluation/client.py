@@ -65,9 +65,9 @@ class EmotionClient:
         try:
             return Served(
                 self.model,
-                said["circuit"]["digest"],
+                "+".join(circuit["digest"] for circuit in said["circuits"]),
                 {emotion["id"]: float(emotion["max_strength"]) for emotion in said["data"]},
-                tuple(said["circuit"].get("methods", ("circuit",))),
+                tuple(said["methods"]),
             )
         except (KeyError, TypeError, ValueError):
             raise EvaluationError("the server has no circuit") from None
