@@ -38,7 +38,16 @@ def root(default_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def several(serve: Callable[..., Server], strong_circuit: Path, root: Path) -> Server:
     command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "512", "--dtype", "float32"]
     command += ["--circuit", f"main={shipped_circuits() / MODEL}", "--circuit", f"strong={strong_circuit}"]
-    command += ["--api-key", "client-key", "--max-strength", "1.2", "--default-emotion", "main/sadness", "--emotion-capacity", "14"]
+    command += [
+        "--api-key",
+        "client-key",
+        "--max-strength",
+        "1.2",
+        "--default-emotion",
+        "main/sadness",
+        "--emotion-capacity",
+        "14",
+    ]
     # In the environment, as an operator would: other users of the machine see command lines.
     return serve([*command, "--circuit-root", str(root)], env={"EMOVLLM_ADMIN_KEY": "admin-key"}).wait()
 
