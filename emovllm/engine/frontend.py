@@ -90,10 +90,11 @@ current: ContextVar[Record | None] = ContextVar("emotion_record", default=None)
 def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replaces a method by what `make` makes of it. Idempotent."""
     original = getattr(owner, name)
-    if hasattr(original, "_emovllm"):
+    made = getattr(original, "_emovllm", ())
+    if make in made:
         return
     wrapped = functools.wraps(original)(make(original))
-    wrapped._emovllm = True  # type: ignore[attr-defined]
+    wrapped._emovllm = (*made, make)  # type: ignore[attr-defined]
     setattr(owner, name, wrapped)
 
 
