@@ -139,9 +139,31 @@ def test_the_circuit_and_the_versions_are_told(server: Server) -> None:
     ((labels, value),) = found.series("emovllm_circuit_info")
     emotions = httpx.get(f"{server.url}/v1/emotions", timeout=60).json()
     assert value == 1
-    assert labels["digest"] == emotions["circuit"]["digest"]
-    assert labels["model"] == emotions["circuit"]["model"]
+    [circuit] = emotions["circuits"]
+    told = [labels[name] for name in ("name", "digest", "model")]
+    assert told == [circuit[name] for name in ("id", "digest", "model")]
     assert labels["emotions"].split(",") == [emotion["id"] for emotion in emotions["data"]]
+
+
+def test_refusals_are_counted_by_reason(server: Server) -> None:
+    def refusals() -> dict[str, float]:
+        found = scrape(address(server.url)).series("emovllm_refusals_total")
+        return {labels["reason"]: value for labels, value in found}
+
+    before = refusals()
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (COMPLETIONS, body(COMPLETIONS, emotion="joyful")),
+        (COMPLETIONS, body(COMPLETIONS, emotion="joyful", stream=True)),
+        (COMPLETIONS, body(COMPLETIONS, emotion="anger", emotion_strength=99)),
+        (COMPLETIONS, body(COMPLETIONS, emotion=["anger"])),
+        (COMPLETIONS, body(COMPLETIONS, model="SmolLM2-135M-Instruct:joyful")),
+        ("/tokenize", {"model": "SmolLM2-135M-Instruct", "prompt": "a", "emotion": "anger"}),
+    ]
+    for route, request in asked:
+        assert httpx.post(f"{server.url}{route}", json=request, timeout=60).is_client_error
+    after = refusals()
+    risen = {reason: value - before[reason] for reason, value in after.items() if value != before[reason]}
+    assert risen == {"unknown_emotion": 3, "over_maximum": 1, "bad_value": 1, "wrong_route": 1}
 
 
 def test_labels_are_bounded(server: Server) -> None:
