@@ -34,7 +34,10 @@ def test_our_routes_answer_as_they_are_described(operations: dict[str, Any]) -> 
             @given(operation.as_strategy(generation_mode=mode))
             def answers(case: Any, name: str = name) -> None:
                 asked.add(name)
-                case.call_and_validate()
+                reply = case.call(timeout=60)
+                assert reply.status_code < 500, reply.text
+                if reply.status_code < 400:
+                    case.validate_response(reply)
 
             answers()
     assert asked == set(operations)
