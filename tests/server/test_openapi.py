@@ -24,20 +24,20 @@ def test_our_routes_are_described(operations: dict[str, Any]) -> None:
     assert "GET /v1/emotions" in operations
 
 
+def _ask(cases: Any) -> None:
+    @settings(max_examples=25, derandomize=True, deadline=None, database=None)
+    @given(cases)
+    def answers(case: Any) -> None:
+        reply = case.call(timeout=60)
+        assert reply.status_code < 500, reply.text
+        if reply.status_code < 400:
+            case.validate_response(reply)
+
+    answers()
+
+
 def test_our_routes_answer_as_they_are_described(operations: dict[str, Any]) -> None:
-    asked = set()
-    for name, operation in operations.items():
-        wrong = (schemathesis.GenerationMode.NEGATIVE,) if operation.body else ()
-        for mode in (schemathesis.GenerationMode.POSITIVE, *wrong):
-
-            @settings(max_examples=25, derandomize=True, deadline=None, database=None)
-            @given(operation.as_strategy(generation_mode=mode))
-            def answers(case: Any, name: str = name) -> None:
-                asked.add(name)
-                reply = case.call(timeout=60)
-                assert reply.status_code < 500, reply.text
-                if reply.status_code < 400:
-                    case.validate_response(reply)
-
-            answers()
-    assert asked == set(operations)
+    for operation in operations.values():
+        _ask(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+        if operation.body:
+            _ask(operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
