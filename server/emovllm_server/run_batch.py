@@ -128,8 +128,13 @@ async def _answer_all(engine: Any, client: httpx.AsyncClient, replies: Replies, 
 
         async def work() -> None:
             nonlocal failed
+            task = asyncio.current_task()
+            assert task is not None
             for line in waiting:
                 response = await answer(line, client)
+                # vLLM's handlers answer a cancellation with an error, which is no reply.
+                if task.cancelling():
+                    raise asyncio.CancelledError
                 if engine.errored:
                     raise EngineDied(
                         f"the engine died; {len(replies) - len(replies.left)} of {len(replies)} lines have a reply in "

@@ -6,26 +6,38 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import settings
+from hypothesis import given, settings
 
 from server_process import Server
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="session")
-def described(tiny_server: Server) -> Any:
-    return schemathesis.openapi.from_url(f"{tiny_server.url}/openapi.json").include(tag="emovllm")
+@pytest.fixture(scope="module")
+def operations(tiny_server: Server) -> dict[str, Any]:
+    described = schemathesis.openapi.from_url(f"{tiny_server.url}/openapi.json").include(tag="emovllm")
+    found = [result.ok() for result in described.get_all_operations()]
+    return {f"{operation.method.upper()} {operation.path}": operation for operation in found}
 
 
-schema = schemathesis.pytest.from_fixture("described")
+def test_our_routes_are_described(operations: dict[str, Any]) -> None:
+    assert "GET /v1/emotions" in operations
 
 
-@schema.parametrize()
-@settings(max_examples=25, derandomize=True, deadline=None, database=None)
-def test_our_routes_answer_as_they_are_described(case: Any) -> None:
-    case.call_and_validate()
+def _ask(cases: Any) -> None:
+    @settings(max_examples=25, derandomize=True, deadline=None, database=None)
+    @given(cases)
+    def answers(case: Any) -> None:
+        reply = case.call(timeout=60)
+        assert reply.status_code < 500, reply.text
+        if reply.status_code < 400:
+            case.validate_response(reply)
+
+    answers()
 
 
-def test_our_routes_are_described(described: Any) -> None:
-    assert "/v1/emotions" in {operation.ok().path for operation in described.get_all_operations()}
+def test_our_routes_answer_as_they_are_described(operations: dict[str, Any]) -> None:
+    for operation in operations.values():
+        _ask(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+        if operation.body:
+            _ask(operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
