@@ -142,7 +142,7 @@ def test_an_engine_without_steering_refuses_it(series: Series, model: str, circu
 
 def test_a_circuit_without_directions_cannot_steer(series: Series, model: str, tmp_path: Path) -> None:
     circuit = random_circuit(model, tmp_path / "circuit")
-    with pytest.raises(EngineError, match="steering needs a circuit that holds directions"):
+    with pytest.raises(EngineError, match="holds no directions, which steering needs"):
         series.start(model, circuit, **settings(circuit))
 
 

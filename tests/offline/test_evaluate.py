@@ -248,7 +248,7 @@ def test_what_cannot_be_asked_is_said_before_anything_is(
 
 
 def test_servers_without_steering_or_without_emotions_are_told_apart(stub: Stub, tmp_path: Path) -> None:
-    del stub.pages["/v1/emotions"]["circuit"]["methods"]
+    stub.pages["/v1/emotions"]["methods"] = ["circuit"]
     with pytest.raises(EvaluationError, match="not started with steering"):
         run(stub, tmp_path)
     del stub.pages["/v1/emotions"]
