@@ -103,7 +103,7 @@ def reading(text: str) -> dict[str, Any] | None:
     """What the fields ask for, in one way of saying it: weights, and a scope; None for nothing. Raises: Refused."""
     fields = json.loads("{" + text + "}")
     emotion, strength, scope = (fields.get(name) for name in FIELDS)
-    if emotion is None:
+    if emotion is None or emotion == "none":
         if strength is not None or scope is not None:
             raise Refused
         return None
@@ -180,6 +180,9 @@ def test_whatever_the_fields_hold(asking: Asking, route: str) -> None:
     @example('"emotion": "anger", "emotion": "fear"')
     @example('"emotion": "joyful", "emotion": "fear"')
     @example('"emotion": "fear", "emotion": null')
+    @example('"emotion": "fear", "emotion": "none"')
+    @example('"emotion": "none", "emotion_strength": 1')
+    @example('"emotion": {"none": 1}')
     @example('"emotion": "anger", "emotion_strength": 1e400')
     @example('"emotion": "anger", "emotion_strength": 1e-320')
     @example('"emotion": {"anger": 1e308, "fear": 1}, "emotion_strength": 0')
