@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from emovllm.circuit import load_circuit
 from harness import Ask, Engine, Reply
 from models import tiny_model
 from oracle import Oracle
+from series import Series
 from test_exactness import assert_same
 from test_lora import Adapter
 from test_parallel import AsyncEngine
@@ -40,34 +41,23 @@ def root(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def start(model: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
-    logs = tmp_path_factory.mktemp("engines")
+def settings(root: Path, *names: str, capacity: int = CAPACITY) -> dict[str, Any]:
+    circuits = {name: str(root / name) for name in names}
+    return {"emovllm": {"circuit": circuits, "capacity": capacity, "circuit_root": str(root)}}
 
-    def start(
-        *names: str,
-        kind: type[Engine] = Engine,
-        capacity: int = CAPACITY,
-        env: dict[str, str] | None = None,
-        **config: Any,
-    ) -> Engine:
-        settings = {"circuit": {name: str(root / name) for name in names}, "capacity": capacity}
-        return kind(
-            logs / f"{len(list(logs.glob('*.log')))}.log",
-            {"VLLM_CACHE_ROOT": str(logs / "cache"), "VLLM_USE_AOT_COMPILE": "0", **(env or {})},
-            **{
-                "model": model,
-                "skip_tokenizer_init": True,
-                "dtype": "float32",
-                "max_model_len": 256,
-                "block_size": 32,
-                "disable_log_stats": False,
-                "additional_config": {"emovllm": {**settings, "circuit_root": str(root)}},
-                **config,
-            },
+
+@pytest.fixture(scope="module")
+def start(model: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """`start(*circuits, capacity=..., **config)`: an eager engine, in place of the one before."""
+    series = Series(tmp_path_factory.mktemp("engines"))
+
+    def start(*names: str, capacity: int = CAPACITY, **config: Any) -> Engine:
+        return series.start(
+            model, None, **{"max_model_len": 256, **config}, additional_config=settings(root, *names, capacity=capacity)
         )
 
-    return start
+    yield start
+    series.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +94,11 @@ BOTH = batch("a/anger", "b/anger", "a/fear", "b/joy", None, {"b/calm": 0.5, "b/a
 def test_circuits_side_by_side_equal_the_oracle(
     start: Callable[..., Engine], expected: Callable[[list[Ask]], list[Reply]], capacity: int
 ) -> None:
-    with start("a", "b", capacity=capacity, enforce_eager=True) as engine:
-        assert_same(engine.generate(BOTH, MAX_TOKENS), expected(BOTH))
-        # Every prompt is in the prefix cache now, and what each circuit made of it must not be another's.
-        swapped = batch("b/anger", "a/anger", "b/joy", "a/fear", "a/anger", "a/anger", None)
-        assert_same(engine.generate(swapped, MAX_TOKENS), expected(swapped))
+    engine = start("a", "b", capacity=capacity)
+    assert_same(engine.generate(BOTH, MAX_TOKENS), expected(BOTH))
+    # Every prompt is in the prefix cache now, and what each circuit made of it must not be another's.
+    swapped = batch("b/anger", "a/anger", "b/joy", "a/fear", "a/anger", "a/anger", None)
+    assert_same(engine.generate(swapped, MAX_TOKENS), expected(swapped))
 
 
 def test_a_circuit_loaded_later_equals_one_that_was_there(
@@ -116,36 +106,39 @@ def test_a_circuit_loaded_later_equals_one_that_was_there(
 ) -> None:
     adapter = Adapter(model, "both", tmp_path)
     asks = [Ask(prompt(3, 20), {"emotion": "b/anger"}, lora=adapter.path)]
-    lora = {"enforce_eager": True, "enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
-    with start("b", "late", **lora) as engine:
-        engine.generate(asks, 2)
-        whole = engine.vectors()
-    with start("b", **lora) as engine:
-        engine.generate(asks, 2)
-        alone = engine.vectors()
-        assert alone != whole
-        wrong = [str(root / "wrong"), load_circuit(root / "wrong").digest()]
-        assert engine.call("collective_rpc", "emotion_read", None, wrong) == [None]
-        [report] = engine.call("collective_rpc", "emotion_load", None, [3])
-        assert "weights served here are not that model's" in report["error"]
-        assert engine.vectors() == alone
-        [error] = engine.call("collective_rpc", "emotion_read", None, [str(root / "late"), "0" * 64])
-        assert "not the circuit that the server read" in error
-        digest = load_circuit(root / "late").digest()
-        assert engine.call("collective_rpc", "emotion_read", None, [str(root / "late"), digest]) == [None]
-        [report] = engine.call("collective_rpc", "emotion_load", None, [3])
-        assert report["error"] is None
-        assert digest in report["digests"]
-        assert engine.vectors() == whole
-        engine.call("collective_rpc", "emotion_unload", None, [digest])
-        assert engine.vectors() == alone
+    lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
+    engine = start("b", "late", **lora)
+    engine.generate(asks, 2)
+    whole = engine.vectors()
+    engine = start("b", **lora)
+    engine.generate(asks, 2)
+    alone = engine.vectors()
+    assert alone != whole
+    wrong = [str(root / "wrong"), load_circuit(root / "wrong").digest()]
+    assert engine.call("collective_rpc", "emotion_read", None, wrong) == [None]
+    [report] = engine.call("collective_rpc", "emotion_load", None, [3])
+    assert "weights served here are not that model's" in report["error"]
+    assert engine.vectors() == alone
+    [error] = engine.call("collective_rpc", "emotion_read", None, [str(root / "late"), "0" * 64])
+    assert "not the circuit that the server read" in error
+    digest = load_circuit(root / "late").digest()
+    assert engine.call("collective_rpc", "emotion_read", None, [str(root / "late"), digest]) == [None]
+    [report] = engine.call("collective_rpc", "emotion_load", None, [3])
+    assert report["error"] is None
+    assert digest in report["digests"]
+    assert engine.vectors() == whole
+    engine.call("collective_rpc", "emotion_unload", None, [digest])
+    assert engine.vectors() == alone
 
 
 def test_circuits_come_and_go_in_a_compiled_engine(
-    start: Callable[..., Engine], expected: Callable[[list[Ask]], list[Reply]], root: Path
+    model: str, expected: Callable[[list[Ask]], list[Reply]], root: Path, tmp_path: Path
 ) -> None:
-    with start("a", kind=AsyncEngine, env={"TORCH_LOGS": "recompiles"}) as engine:
-        assert isinstance(engine, AsyncEngine)
+    env = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "VLLM_USE_AOT_COMPILE": "0", "TORCH_LOGS": "recompiles"}
+    config = {"model": model, "skip_tokenizer_init": True, "dtype": "float32", "max_model_len": 256, "block_size": 32}
+    with AsyncEngine(
+        tmp_path / "engine.log", env, **config, disable_log_stats=False, additional_config=settings(root, "a")
+    ) as engine:
         first = batch("a/anger", None, "a/fear")
         assert_same(engine.generate(first, MAX_TOKENS), expected(first))
         for name, path, message in (
