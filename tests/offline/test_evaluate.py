@@ -52,15 +52,15 @@ def says(request: dict[str, Any]) -> str:
 
 
 def ids(text: str) -> list[int]:
-    return [ord(char) for char in text]
+    return [sum(map(ord, word)) for word in text.split()]
 
 
 def answer(request: dict[str, Any]) -> bytes:
-    """Token ids are characters. A reply is as unlikely as its first letter's place in the alphabet says."""
+    """A token is a word, its id the sum of its letters, and the larger the less likely."""
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
     reply: dict[str, Any] = {"id": "1", "created": 0, "model": request["model"], "choices": [choice]}
     if "prompt" in request:
-        logprobs = [None, *({str(token): {"logprob": -token / 100}} for token in request["prompt"][1:])]
+        logprobs = [None, *({str(token): {"logprob": -token / 1000}} for token in request["prompt"][1:])]
         choice |= {"text": "", "prompt_logprobs": logprobs}
         return json.dumps({**reply, "object": "text_completion"}).encode()
     text = says(request)
@@ -149,7 +149,7 @@ def test_the_summary_holds_what_the_replies_say(stub: Stub, tmp_path: Path) -> N
     assert value(cells, Condition("steering", 1.0, ""), "accuracy") == 0
     # The same text as the prompted one is as fluent; against the plain one it is what their letters say.
     assert value(cells, circuits, "fluency") == pytest.approx(1)
-    means = [np.mean(ids(SAYS[name])) / 100 for name in ("fear", "")]
+    means = [np.mean(ids(SAYS[name])) / 1000 for name in ("fear", "")]
     assert value(cells, circuits, "perplexity", "fear") == pytest.approx(math.exp(means[0] - means[1]))
     assert value(cells, none, "perplexity") == pytest.approx(1)
     assert value(cells, circuits, "repetition") == 0

@@ -20,12 +20,19 @@ def test_distinct_counts_different_grams_over_all() -> None:
     assert distinct(["one"], 2) == 1
 
 
-def test_repetition_is_the_share_of_trigrams_that_came_before() -> None:
-    assert text_metrics("I am here now.").repetition == 0
-    # Seven trigrams, of three kinds.
-    assert text_metrics("I am sad, I am sad. I'm... I am sad").repetition == pytest.approx(1 - 6 / 8)
-    assert text_metrics("no no no no no no").repetition == pytest.approx(1 - 1 / 4)
-    assert text_metrics("").repetition == 0
+def test_repetition_is_the_share_of_token_trigrams_that_came_before() -> None:
+    assert text_metrics("", [1, 2, 3, 4]).repetition == 0
+    # Eight trigrams, of six kinds.
+    assert text_metrics("", [1, 2, 3, 1, 2, 3, 9, 1, 2, 3]).repetition == pytest.approx(2 / 8)
+    assert text_metrics("", [7] * 6).repetition == pytest.approx(3 / 4)
+    assert text_metrics("", [1, 1]).repetition == text_metrics("", []).repetition == 0
+
+
+def test_a_collapse_without_words_is_seen() -> None:
+    made = text_metrics("F. (Happy ( ( ( ( ( (", [5, 6, 7, 8, *[9] * 90])
+    assert made.words == 2
+    assert made.run == 90
+    assert regime(made.repetition, 1.0) == "repetitive"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_the_longest_run_is_of_one_phrase_repeated_at_once(text: str, run: int) 
 
 
 def test_words_are_letters_and_their_apostrophes() -> None:
-    measured = text_metrics("It\u2019s 3 o'clock: don't, DON'T!")
+    measured = text_metrics("It\u2019s 3 o'clock: don't, DON'T!", [])
     assert measured.words == 4
     assert measured.distinct_1 == pytest.approx(3 / 4)
 

@@ -324,9 +324,9 @@ _LEGEND = (
     "that the judge takes for an emotion, averaged over the emotions. Perplexity: of the reply under the unsteered "
     "model given the neutral prompt, over that of the message's own unsteered reply (median); emotional text is "
     "unlikely there by nature. Fluency: the same given the prompt that asks for the emotion, over that of the prompted "
-    "reply (median); 1 is as fluent as prompting. Repetition: share of word 3-grams that occurred before in the reply. "
-    "Longest run: words in the longest stretch that repeats one phrase over and over. Cut: at the token limit. Leak: a "
-    f"letter that is not Latin. Relevance: cosine of the embeddings of reply and message. Regimes: repetitive "
+    "reply (median); 1 is as fluent as prompting. Repetition: share of token 3-grams that occurred before in the "
+    "reply. Longest run: tokens in the longest stretch that repeats one phrase over and over. Cut: at the token limit. "
+    "Leak: a letter that is not Latin. Relevance: cosine of the embeddings of reply and message. Regimes: repetitive "
     f"(repetition of {REPETITIVE:g} or more), explosive (else, fluency above {EXPLOSIVE:g}), surgical (the rest)."
 )
 

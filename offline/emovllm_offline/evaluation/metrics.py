@@ -6,14 +6,15 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # A word: letters of any script, with apostrophes inside.
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 # Latin letters and their accents end here; below are also signs that count as letters, such as the ordinals.
 _LATIN_END = 0x24F
-# The longest phrase whose immediate repeats are looked for, in words.
-LONGEST_PHRASE = 30
-# Of a reply: the share of its word 3-grams that occurred before in it, from which on it is a repetitive collapse. Two
+# The longest phrase whose immediate repeats are looked for, in tokens.
+LONGEST_PHRASE = 40
+# Of a reply: the share of its token 3-grams that occurred before in it, from which on it is a repetitive collapse. Two
 # ordinary sentences have 0 to 0.1.
 REPETITIVE = 0.3
 # Of a reply: its perplexity over the prompted reply's, given the emotion instruction, above which it is an explosive
@@ -24,9 +25,12 @@ SURGICAL, REPETITION, EXPLOSION = REGIMES = ("surgical", "repetitive", "explosiv
 
 @dataclass(frozen=True, slots=True)
 class TextMetrics:
-    """distinct_1, distinct_2: different n-grams over all (1 for a text too short to have any); repetition: the share of
-    word 3-grams that occurred before; run: words in the longest stretch that repeats one phrase over and over, the
-    phrase's first time included (0 for none)."""
+    """distinct_1, distinct_2: different word n-grams over all (1 for a text too short to have any); repetition: the
+    share of token 3-grams that occurred before; run: tokens in the longest stretch that repeats one phrase over and
+    over, the phrase's first time included (0 for none).
+
+    A collapse may have no words at all ("( ( ( (", "titititi"): repetition and run count tokens.
+    """
 
     words: int
     distinct_1: float
@@ -36,31 +40,32 @@ class TextMetrics:
     leak: bool
 
 
-def text_metrics(text: str) -> TextMetrics:
+def text_metrics(text: str, tokens: Sequence[int]) -> TextMetrics:
+    """Of a reply; tokens: its token ids."""
     words = _WORD.findall(text.lower().replace("\u2019", "'"))
     return TextMetrics(
         len(words),
         distinct(words, 1),
         distinct(words, 2),
-        1 - distinct(words, 3),
-        longest_run(words),
+        1 - distinct(tokens, 3),
+        longest_run(tokens),
         script_leak(text),
     )
 
 
-def distinct(words: Sequence[str], n: int) -> float:
+def distinct(units: Sequence[Any], n: int) -> float:
     """Different n-grams over all n-grams; 1 where there are none."""
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def longest_run(words: Sequence[str]) -> int:
-    """Words in the longest stretch made of one phrase repeated right after itself, at least twice whole."""
+def longest_run(units: Sequence[Any]) -> int:
+    """Units in the longest stretch made of one phrase repeated right after itself, at least twice whole."""
     longest = 0
-    for period in range(1, min(LONGEST_PHRASE, len(words) // 2) + 1):
+    for period in range(1, min(LONGEST_PHRASE, len(units) // 2) + 1):
         same = 0
-        for i in range(period, len(words)):
-            same = same + 1 if words[i] == words[i - period] else 0
+        for i in range(period, len(units)):
+            same = same + 1 if units[i] == units[i - period] else 0
             if same >= period:
                 longest = max(longest, same + period)
     return longest

@@ -69,7 +69,7 @@ def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emot
     scored = []
     for i, task in enumerate(planned):
         reply = folder.replies[task.key]
-        measured = text_metrics(reply.text)
+        measured = text_metrics(reply.text, reply.tokens)
         fluency = _ratio(folder, task.key, _prompted(task.key), INSTRUCTION) if task.key.emotion else None
         scored.append(
             Scored(
