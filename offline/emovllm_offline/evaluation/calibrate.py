@@ -30,7 +30,7 @@ SWEPT = "swept"  # the circuit as it is served meanwhile
 class Calibrated:
     """What was measured, what was chosen, and where.
 
-    points: by scope and emotion. uncalibrated: emotions that no strength served well: within the bounds, and above the false positives.
+    points: by scope and emotion. uncalibrated: emotions for which no strength will do.
     """
 
     scope: str
