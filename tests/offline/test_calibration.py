@@ -53,3 +53,10 @@ def test_the_scope_with_the_most_accurate_choices_wins_and_a_missing_choice_coun
     assert best_scope({"generation": {"anger": weak}, "all": {"anger": strong}}) == "all"
     assert best_scope({"generation": {"anger": weak}, "all": {"anger": weak}}) == "generation"
     assert best_scope({"a": {"anger": strong, "fear": none}, "b": {"anger": weak, "fear": weak}}) == "b"
+
+
+def test_an_accuracy_that_false_positives_explain_is_no_recommendation() -> None:
+    frontier = [point(1, 0.2), point(2, 0.3)]
+    assert choose(frontier, 0.0, Bounds(), 0.3).recommended is None
+    assert choose(frontier, 0.0, Bounds(), 0.2).recommended == frontier[1]
+    assert choose([point(1, 0.0)], 0.0, Bounds()).recommended is None

@@ -30,7 +30,7 @@ SWEPT = "swept"  # the circuit as it is served meanwhile
 class Calibrated:
     """What was measured, what was chosen, and where.
 
-    points: by scope and emotion. uncalibrated: emotions that no strength served within the bounds.
+    points: by scope and emotion. uncalibrated: emotions for which no strength will do.
     """
 
     scope: str
@@ -53,8 +53,8 @@ def calibrate(
 ) -> Calibrated:
     """`emovllm calibrate`: sweeps lambda, chooses, and writes what it chose into the circuit.
 
-    asked.strengths are lambdas, whatever the circuit recommends so far. An emotion that keeps within the bounds at none
-    of them is left as it was.
+    asked.strengths are lambdas, whatever the circuit recommends so far. An emotion that is not both within the bounds
+    and above the false positives at any of them is left as it was.
     Raises: EvaluationError where the messages are of the test set; and as `evaluate`.
     """
     if overlaps_test_set(asked.messages):
@@ -106,7 +106,8 @@ def choose_all(
             found = [_cell(cells, Condition(CIRCUITS, strength, scope), emotion) for strength in strengths]
             points[scope][emotion] = [_point(cell, judge) for cell in found]
             prompted = _value(_cell(cells, Condition(PROMPTING, 0.0, ""), emotion).repetition)
-            choices[scope][emotion] = choose(points[scope][emotion], prompted, bounds)
+            mistaken = _value(_cell(cells, Condition(NONE, 0.0, ""), emotion).accuracy[judge])
+            choices[scope][emotion] = choose(points[scope][emotion], prompted, bounds, mistaken)
     scope = best_scope(choices)
     scores = {}
     for emotion, choice in choices[scope].items():
@@ -144,7 +145,7 @@ def table(made: Calibrated, judge: str) -> list[list[str]]:
              "repetition"]]  # fmt: skip
     for emotion, choice in made.choices.items():
         if choice.recommended is None:
-            rows.append([emotion, "none within the bounds: left as it was", "-", "-", "-", "-", "-"])
+            rows.append([emotion, "none will do: left as it was", "-", "-", "-", "-", "-"])
             continue
         point, scores = choice.recommended, made.scores[emotion]
         rows.append(

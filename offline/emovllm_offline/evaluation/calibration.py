@@ -43,13 +43,15 @@ class Choice:
     maximal: float
 
 
-def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds) -> Choice:
+def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, false_positives: float = 0.0) -> Choice:
     """The most accurate strength within the bounds, the smaller of equals; and the last one before the first collapse.
 
-    points: of one emotion and scope, at least one.
+    points: of one emotion and scope, at least one. false_positives: the share of unsteered replies that the judge takes
+    for the emotion, which a strength must exceed to be recommended.
     """
     by_strength = sorted(points, key=lambda point: point.strength)
-    allowed = [point for point in by_strength if point.within(prompted_repetition, bounds)]
+    felt = [point for point in by_strength if point.accuracy > false_positives]
+    allowed = [point for point in felt if point.within(prompted_repetition, bounds)]
     # max() takes the first of equals.
     recommended = max(allowed, key=lambda point: point.accuracy, default=None)
     maximal = by_strength[0].strength
