@@ -118,6 +118,9 @@ class Engine:
         return self._metrics[name]
 
     def close(self) -> None:
+        """Idempotent."""
+        if self._log.closed:
+            return
         if self._process.stdin:
             self._process.stdin.close()
         try:

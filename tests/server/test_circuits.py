@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def root(default_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def several(serve: Callable[..., Server], strong_circuit: Path, root: Path) -> Server:
+def several(serve: Callable[..., Server], strong_circuit: Path, root: Path) -> Iterator[Server]:
     command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "512", "--dtype", "float32"]
     command += ["--circuit", f"main={shipped_circuits() / MODEL}", "--circuit", f"strong={strong_circuit}"]
     command += [
@@ -49,7 +49,9 @@ def several(serve: Callable[..., Server], strong_circuit: Path, root: Path) -> S
         "14",
     ]
     # In the environment, as an operator would: other users of the machine see command lines.
-    return serve([*command, "--circuit-root", str(root)], env={"EMOVLLM_ADMIN_KEY": "admin-key"}).wait()
+    server = serve([*command, "--circuit-root", str(root)], env={"EMOVLLM_ADMIN_KEY": "admin-key"}).wait()
+    yield server
+    server.close()
 
 
 def ask(server: Server, **fields: Any) -> httpx.Response:
