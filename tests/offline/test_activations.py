@@ -32,7 +32,8 @@ def test_padded_batch_equals_one_by_one(any_decoder, shared, counted):
 def test_batch_size_does_not_matter(decoder):
     batch = prompts(3, 9, 5, 4, 7, shared=2)
     for one, other in zip(collect(decoder, batch, 2).values(), collect(decoder, batch, 32).values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        # Another number of threads, or a batch of another shape, sums in another order.
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
 def test_residuals_are_those_of_the_model(any_decoder):
