@@ -15,8 +15,9 @@ from rich.console import Console
 from emovllm.cli import main
 from emovllm_server.metrics import Metrics
 from emovllm_server.top import command
-from emovllm_server.top.frame import Frame, frame, quantile
+from emovllm_server.top.frame import Frame, Quantiles, Row, frame, quantile
 from emovllm_server.top.scrape import Scrape, address, parse, scrape
+from emovllm_server.top.view import view
 
 WIRE = {"circuit": "d", "weights": {"anger": 1.0}, "scope": "generation"}
 
@@ -157,6 +158,16 @@ def test_once_prints_one_frame(site: Site, capsys: pytest.CaptureFixture[str], m
     parts += ["KV cache used 12.5%", "prefix cache hits 25.0%", "waiting 3", "start: over_maximum 2"]
     for part in parts:
         assert part in text, part
+
+
+def test_names_and_figures_stay_whole_in_a_narrow_terminal() -> None:
+    slow, step = Quantiles(45.678, 123.456), Quantiles(0.4567, 0.9876)
+    rows = tuple(Row(name, 500, 12345, 1234567, 123.4, 9876.5, slow, step, slow) for name in ("happiness", "mix"))
+    console = Console(width=80, file=io.StringIO())
+    console.print(view(Frame(2.0, rows, 0.5, 0.5, 3, {}, ("main",), "emovllm 1.2"), "http://h:1"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for whole in ("happiness", "1234567", "9876.5", "45678/123456", "457/988", "45.7/123"):
+        assert whole in text, text
 
 
 @pytest.mark.parametrize(

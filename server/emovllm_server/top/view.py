@@ -16,9 +16,9 @@ def view(frame: Frame, url: str, trouble: str | None = None) -> RenderableType:
     span = "since the server's start" if frame.seconds is None else f"over the last {frame.seconds:.0f} s"
     head = Text.assemble((url, "bold"), f"  {frame.version}  circuits: {', '.join(frame.circuits) or 'none'}")
     told = f"latencies: p50/p95, {span}; a request counts when it ends"
-    # Figures keep their width in a narrow terminal; names give way.
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=told, caption_justify="left")
-    table.add_column("emotion", overflow="fold", header_style="bold")
+    # In a narrow terminal long names fold, the usual six do not.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), caption=told, caption_justify="left")
+    table.add_column("emotion", overflow="fold", min_width=9, header_style="bold")
     for name in ("run", "requests", "tokens", "req/s", "tok/s", "TTFT ms", "TPOT ms", "end-to-end s"):
         table.add_column(name, justify="right", no_wrap=True, header_style="bold")
     for row in frame.rows:
@@ -55,7 +55,13 @@ def _rate(value: float | None) -> str:
 def _pair(quantiles: Quantiles, scale: float, digits: int) -> str:
     if math.isnan(quantiles.median):
         return "-"
-    return f"{quantiles.median * scale:.{digits}f}/{quantiles.p95 * scale:.{digits}f}"
+    return "/".join(_figures(value * scale, digits) for value in (quantiles.median, quantiles.p95))
+
+
+def _figures(value: float, digits: int) -> str:
+    """With as many decimals as three figures leave room for, and `digits` at most."""
+    whole = len(str(int(abs(value))))
+    return f"{value:.{max(0, min(digits, 3 - whole))}f}"
 
 
 def _percent(value: float) -> str:
