@@ -264,6 +264,7 @@ class PretendWorker(EmotionWorkerMixin):
         ]
         self.emotion_coefficients = Coefficients(1, 8, torch.device("cpu"), max_requests=4)
         self.model_runner = self
+        self.steered_layers = []
         self._ignored = ignored
 
     def execute_model(self) -> None:
