@@ -13,22 +13,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 
 from emovllm.catalogue import Applied, Catalogue, Served
-from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
+from emovllm.circuit import CircuitSpec, EmotionSpec
 from emovllm.engine.frontend import current
 from emovllm_server.middleware import EmotionMiddleware
+from specs import ANY_MODEL
 
 ROUTE = "/v1/completions"
 SPEC = CircuitSpec(
-    model=ModelSpec(
-        id="m",
-        architecture="A",
-        num_hidden_layers=1,
-        hidden_size=1,
-        intermediate_size=1,
-        num_attention_heads=1,
-        head_dim=1,
-        vocab_size=1,
-    ),
+    model=ANY_MODEL,
     emotions=(EmotionSpec(name="anger"), EmotionSpec(name="fear")),
 )
 SERVED = Served("default", SPEC, "d" * 64, frozenset(), 0)

@@ -7,24 +7,14 @@ from typing import Any
 import pytest
 
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
-from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
+from emovllm.circuit import CircuitSpec, EmotionSpec
 from emovllm.emotion import EmotionError
-
-MODEL = ModelSpec(
-    id="m",
-    architecture="A",
-    num_hidden_layers=1,
-    hidden_size=1,
-    intermediate_size=1,
-    num_attention_heads=1,
-    head_dim=1,
-    vocab_size=1,
-)
+from specs import ANY_MODEL
 
 
 def spec(*emotions: str, **changes: Any) -> CircuitSpec:
     return CircuitSpec(
-        model=MODEL,
+        model=ANY_MODEL,
         emotions=tuple(EmotionSpec(name=name, recommended=0.5, maximal=1.0) for name in emotions),
         **changes,
     )

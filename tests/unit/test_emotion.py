@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 
-from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
+from emovllm.circuit import CircuitSpec, EmotionSpec
 from emovllm.emotion import METHODS, Emotion, EmotionError, cache_key, resolve
+from specs import ANY_MODEL
 
 SPEC = CircuitSpec(
-    model=ModelSpec(
-        id="m",
-        architecture="A",
-        num_hidden_layers=1,
-        hidden_size=1,
-        intermediate_size=1,
-        num_attention_heads=1,
-        head_dim=1,
-        vocab_size=1,
-    ),
+    model=ANY_MODEL,
     emotions=(EmotionSpec(name="anger", recommended=0.5, maximal=1.0), EmotionSpec(name="fear")),
 )
 
