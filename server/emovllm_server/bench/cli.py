@@ -16,7 +16,7 @@ it goes on."""
 
 # With the default model on two cores: about half an hour, and seven minutes.
 FULL = {"rounds": 16, "starts": 2, "hf_rounds": 3, "batch_sizes": (1, 8, 64)}
-QUICK = {"rounds": 4, "starts": 1, "hf_rounds": 2, "batch_sizes": (1, 8, 32)}
+QUICK = {"rounds": 3, "starts": 1, "hf_rounds": 2, "batch_sizes": (1, 8, 16)}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help="a folder or Hugging Face id (default: the default model with its circuit)")
     add("--circuit", help="the circuit: a folder, or a Hugging Face repository id")
     add("--quick", action="store_true", help="under 10 minutes with the default model on two cores")
-    add("--batch-sizes", type=_sizes, metavar="N,N,...", help="default: 1,8,64 (quick: 1,8,32)")
-    add("--rounds", type=_count, metavar="N", help="of each start (default: 16; quick: 4)")
+    add("--batch-sizes", type=_sizes, metavar="N,N,...", help="default: 1,8,64 (quick: 1,8,16)")
+    add("--rounds", type=_count, metavar="N", help="of each start (default: 16; quick: 3)")
     add("--starts", type=_count, metavar="N",
         help="how often engines are started afresh: starts differ (default: 2; quick: 1)")  # fmt: skip
     add("--prompt-tokens", type=_count, default=64, metavar="N", help="of every request (default: 64)")
