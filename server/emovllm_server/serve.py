@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from emovllm.circuit import CircuitError
-from emovllm.default_model import DEFAULT_MODEL_ID, NAME, cache_root, resolve_model, shipped_circuits
+from emovllm.default_model import NAME, cache_root, is_default, resolve_model, shipped_circuits
 from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
@@ -22,7 +22,6 @@ _COMMANDS = {
         "-i INPUT.jsonl -o OUTPUT.jsonl [model]",
     ),
 }
-_DEFAULT = (None, "default", DEFAULT_MODEL_ID)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +43,7 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
     ours = settings(options)
     if "circuit" not in ours and (shipped := shipped_circuit(model, args.additional_config)) is not None:
         ours["circuit"] = shipped
-    if model in _DEFAULT:
+    if is_default(model):
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         args.model_tag = resolve_model(model)
@@ -78,7 +77,7 @@ def _is_cpu_build() -> bool:
 
 
 def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
-    if KEY in additional_config or model not in _DEFAULT:
+    if KEY in additional_config or not is_default(model):
         return None
     return str(shipped_circuits() / NAME)
 
