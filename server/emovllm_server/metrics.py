@@ -8,20 +8,20 @@ processes, and each of those must find it set. They lie in the default registry,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.circuit import CircuitSpec
+from emovllm.emotion import Reason
 
 # Values of the label `emotion` beside the circuits' own names.
 NONE, MIX = "none", "mix"
 # vLLM's, as its `FinishReason` prints them.
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
-Refusal = Literal["unknown_emotion", "bad_value", "over_maximum", "not_allowed", "wrong_route", "other"]
-REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
+REFUSALS: tuple[str, ...] = (*get_args(Reason), "other")
 
 # In seconds, as vLLM's histograms of the same names.
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
