@@ -9,7 +9,7 @@ import numpy as np
 
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
 from emovllm_offline.allocation import allocate
-from emovllm_offline.decoder import Decoder, projection_weight
+from emovllm_offline.decoder import Decoder
 from emovllm_offline.findings import Findings
 from emovllm_offline.parameters import Parameters
 
@@ -55,13 +55,10 @@ def assemble(
         provenance={**provenance, "groups": findings.groups},
     )
 
-    def weight_of(kind: str, layer: int) -> np.ndarray:
-        site = decoder.layers[layer]
-        weight = projection_weight(site.down_proj if kind == "mlp" else site.o_proj)
-        return weight.detach().float().cpu().numpy()
-
     directions = dict(zip(findings.emotions, findings.mlp_directions.astype(np.float32), strict=True))
-    return Circuit.fingerprinted(spec, neurons, heads, weight_of, directions if parameters.directions else None)
+    return Circuit.fingerprinted(
+        spec, neurons, heads, decoder.projection, directions if parameters.directions else None
+    )
 
 
 def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:

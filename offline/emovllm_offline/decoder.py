@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -59,6 +60,12 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def projection(self, kind: str, layer: int) -> np.ndarray:
+        """The weight of `attn` (o_proj) or `mlp` (down_proj), float32 [hidden, width]."""
+        site = self.layers[layer]
+        weight = projection_weight(site.down_proj if kind == "mlp" else site.o_proj)
+        return weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """Runs the decoder without the language model's head; ids: [batch, tokens].
