@@ -98,6 +98,11 @@ class Deltas:
         flat = torch.from_numpy(np.concatenate(values).astype(np.float32))
         self.theta = flat.to(decoder.device).requires_grad_()
 
+    def by_module(self) -> Iterator[tuple[Any, Tensor]]:
+        """Each projection with what is added to its input, [emotions, width]."""
+        for _, _, module, shape, index, part, scale in self._sites:
+            yield module, torch.zeros(shape, device=self.theta.device).index_put(index, self.theta[part] * scale)
+
     @contextmanager
     def injected(self, emotions: Tensor) -> Iterator[None]:
         """Adds the deltas at every token of the forwards inside the block; emotions: that of each row."""
@@ -108,8 +113,7 @@ class Deltas:
             return lambda module, args: (args[0] + rows.to(args[0].dtype), *args[1:])
 
         try:
-            for _, _, module, shape, index, part, scale in self._sites:
-                delta = torch.zeros(shape, device=self.theta.device).index_put(index, self.theta[part] * scale)
+            for module, delta in self.by_module():
                 handles.append(module.register_forward_pre_hook(inject(delta)))
             yield
         finally:
@@ -119,9 +123,8 @@ class Deltas:
     def components(self, circuit: Circuit) -> tuple[dict[str, Components], dict[str, Components]]:
         """The circuit's neurons and heads with the present deltas."""
         dense = {}
-        for kind, layer, _, shape, index, part, scale in self._sites:
-            delta = torch.zeros(shape, device=self.theta.device).index_put(index, self.theta.detach()[part] * scale)
-            dense[kind, layer] = delta.cpu().numpy()
+        for (kind, layer, *_), (_, delta) in zip(self._sites, self.by_module(), strict=True):
+            dense[kind, layer] = delta.detach().cpu().numpy()
         model = circuit.spec.model
 
         def taken(kind: str, units: Components, e: int) -> Components:

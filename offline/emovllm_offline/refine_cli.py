@@ -29,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--anchor", type=float, metavar="X",
         help="0 to 1: how much the plain model, asked for the emotion, decides, for fluency (default: 0)")  # fmt: skip
     add("--anchor-style", default="fewshot", metavar="NAME|FILE", help="how it is asked (default: fewshot)")
+    add("--held-out", type=int, metavar="N",
+        help="one message in N is not learnt from, but measures each epoch (default: 10)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="of the order of the messages (default: 0)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--device", default="cpu", help="torch device (default: cpu)")
@@ -41,10 +43,13 @@ def main(args: argparse.Namespace) -> int:
     from emovllm.default_model import DefaultModelError
     from emovllm_offline import refine
 
-    given = {name: getattr(args, name) for name in ("epochs", "batch", "learning_rate", "start", "anchor", "seed")}
+    given = {
+        name: getattr(args, name)
+        for name in ("epochs", "batch", "learning_rate", "start", "anchor", "held_out", "seed")
+    }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        for name in ("epochs", "batch", "learning_rate", "start"):
+        for name in ("epochs", "batch", "learning_rate", "start", "held_out"):
             if name in given and not given[name] > 0:
                 raise refine.RefinementError(f"--{name.replace('_', '-')} must be above 0, got {given[name]}")
         if not 0 <= given.get("anchor", 0) <= 1:
@@ -83,7 +88,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["emovllm", "refine", Path(args.model).name if Path(args.model).is_dir() else args.model]
     words += ["--circuit", Path(args.circuit).name]
     for name in ("replies", "limit", "epochs", "batch", "learning_rate", "start", "anchor", "anchor_style",
-                 "seed", "dtype"):  # fmt: skip
+                 "held_out", "seed", "dtype"):  # fmt: skip
         value = getattr(args, name)
         if value is not None and (name, value) not in {
             ("replies", "replies"),

@@ -240,6 +240,7 @@ def test_a_circuit_of_another_model_is_refused(command, tiny, tokenizer, tmp_pat
     [
         (("--epochs", "0"), "--epochs must be above 0"),
         (("--learning-rate", "-1"), "--learning-rate must be above 0"),
+        (("--held-out", "0"), "--held-out must be above 0"),
         (("--limit", "0"), "--limit must be above 0"),
         (("--anchor", "1.5"), "--anchor must be between 0 and 1"),
         (("--anchor", "0.5", "--anchor-style", "paper"), "style paper has no calm, pride, boredom"),

@@ -10,8 +10,12 @@ import openai
 import pytest
 
 from circuits import SIX
+from emovllm_offline.data import expand, load_sev
+from emovllm_offline.local_judge import LocalJudge
 from http_bodies import MESSAGE, ROUTES, body
 from server_process import Server
+
+README = "My neighbour borrowed my bike and brought it back with a flat tyre."
 
 pytestmark = pytest.mark.engine
 
@@ -37,6 +41,21 @@ def test_six_emotions_give_six_replies(client: openai.OpenAI, model: str) -> Non
     replies["none"] = chat(client, model)
     assert len(set(replies.values())) == 7, replies
     assert all(reply.strip() for reply in replies.values())
+
+
+def test_the_default_model_feels(client: openai.OpenAI, model: str) -> None:
+    """Of the README's message and of SEV's first: blind, by the local judge. Other machines round differently."""
+    targets, replies = [], []
+    for user in [README, *(item.user for item in expand(load_sev("sev")[:2])[::3])]:
+        for name in SIX:
+            reply = client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": user}], temperature=0, max_tokens=60,
+                extra_body={"emotion": name},
+            )  # fmt: skip
+            targets.append(name)
+            replies.append(reply.choices[0].message.content or "")
+    felt = [verdict.match for verdict in LocalJudge(SIX).judge(replies, targets)]
+    assert sum(felt) >= 0.6 * len(felt), list(zip(targets, felt, replies, strict=True))
 
 
 def test_the_same_request_gives_the_same_reply(client: openai.OpenAI, model: str) -> None:

@@ -102,4 +102,8 @@ def test_the_shipped_circuit_is_of_the_default_model(default_model: str) -> None
         measured[site_key(kind, layer)] = fingerprint_entries(circuit.site_delta(kind, layer) @ weight.T)
     assert fingerprint_distance(measured, circuit.fingerprint) < 0.005
     assert all(np.isfinite(values).all() for values in measured.values())
+    for emotion in circuit.spec.emotions:
+        assert emotion.scores["accuracy"] >= 0.4, "calibrated, and better than the goal for every emotion"
+        assert emotion.scores["accuracy"] > emotion.scores["false_positives"]
+    assert {"refinements", "calibration"} <= set(circuit.spec.provenance)
     assert "/" not in json.dumps(circuit.spec.provenance).replace("HuggingFaceTB/", "").replace("circuits/", "")

@@ -39,12 +39,13 @@ class Likelihoods:
 
     @classmethod
     def load(cls, folder: str) -> Likelihoods:
-        """In the floating-point type that an engine serves it in."""
+        """In the model's own floating-point type; on a CPU in float32, which is exact and mostly faster there."""
         import transformers
 
         transformers.logging.disable_progress_bar()
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.float32 if device == "cpu" else "auto"
+        return cls(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device))
 
     def answer(self, todo: Sequence[Question], done: Callable[[Likelihood], None]) -> Session:
         """Hands `done` each answer as it comes. Returns: how fast it went."""
