@@ -170,6 +170,8 @@ def refine(
     learnt = [example for example in given if example not in held_out]
     if not learnt or not held_out:
         raise RefinementError(f"{len(given)} messages are too few to learn from and to measure by")
+    if circuit.spec.scope != "generation":
+        raise RefinementError(f"the circuit's scope is {circuit.spec.scope}: only `generation` is fitted")
     if training.anchor and style is None:
         raise RefinementError("the anchor needs a style to ask for emotions with")
     decoder.model.requires_grad_(False)

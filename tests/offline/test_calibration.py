@@ -6,9 +6,9 @@ from emovllm_offline.evaluation.calibration import Bounds, Choice, Point, best_s
 
 
 def point(
-    strength: float, accuracy: float, fluency: float = 1.0, repetition: float = 0.0, surgical: float = 1.0
+    strength: float, accuracy: float, fluency: float = 1.0, repetition: float = 0.0, repetitive: float = 0.0
 ) -> Point:
-    return Point(strength, accuracy, fluency, repetition, surgical)
+    return Point(strength, accuracy, fluency, repetition, repetitive)
 
 
 def test_the_most_accurate_strength_within_the_bounds_is_recommended() -> None:
@@ -29,21 +29,24 @@ def test_repetition_is_bounded_beside_that_of_prompted_replies() -> None:
 
 
 def test_the_maximum_is_the_last_strength_before_the_first_collapse() -> None:
-    frontier = [point(1, 0.5), point(2, 0.9, 1.8), point(3, 0.9, 3.0, surgical=0.6), point(4, 0.9, 9.0, surgical=0.3),
-                point(5, 0.9, 9.0, surgical=0.9)]  # fmt: skip
+    frontier = [point(1, 0.5), point(2, 0.9, 1.8), point(3, 0.9, 3.0, repetitive=0.4), point(4, 0.9, 9.0),
+                point(5, 0.9, 3.0)]  # fmt: skip
     chosen = choose(frontier, 0.0, Bounds())
     assert chosen.recommended == frontier[1]
     assert chosen.maximal == 3
     assert choose(frontier[:3], 0.0, Bounds()).maximal == 3
+    assert choose(frontier, 0.0, Bounds(fluency=5.0)).maximal == 5
+    loops = [point(1, 0.5), point(2, 0.9, 1.0, repetitive=0.5), point(3, 0.9)]
+    assert choose(loops, 0.0, Bounds(fluency=5.0)).maximal == 1
 
 
 def test_nothing_is_recommended_where_nothing_keeps_within_the_bounds() -> None:
-    chosen = choose([point(1, 0.9, 5.0, surgical=0.1), point(2, 1.0, 9.0, surgical=0.0)], 0.0, Bounds())
+    chosen = choose([point(1, 0.9, 5.0, repetitive=0.1), point(2, 1.0, 9.0, repetitive=0.0)], 0.0, Bounds())
     assert chosen == Choice(None, 1)
 
 
 def test_the_maximum_is_never_below_the_recommended_strength() -> None:
-    chosen = choose([point(1, 0.5, surgical=0.4), point(2, 0.9, surgical=0.4)], 0.0, Bounds())
+    chosen = choose([point(1, 0.5, repetitive=0.6), point(2, 0.9, repetitive=0.6)], 0.0, Bounds())
     assert chosen.recommended is not None
     assert chosen.maximal == chosen.recommended.strength == 2
 

@@ -146,6 +146,12 @@ def test_the_best_epoch_is_kept(decoder, tokenizer, circuit):
         np.testing.assert_allclose(refined.neurons[name].delta, circuit.neurons[name].delta, rtol=1e-5, atol=1e-7)
 
 
+def test_a_scope_that_is_not_fitted_is_refused(decoder, tokenizer, circuit):
+    other = replace(circuit, spec=circuit.spec.model_copy(update={"scope": "all"}))
+    with pytest.raises(RefinementError, match="scope is all: only `generation` is fitted"):
+        refine(decoder, tokenizer, other, EXAMPLES, FRAMES, TRAINING)
+
+
 def test_too_few_messages_are_refused(decoder, tokenizer, circuit):
     with pytest.raises(RefinementError, match="1 messages are too few"):
         refine(decoder, tokenizer, circuit, EXAMPLES[:1], FRAMES)

@@ -181,7 +181,7 @@ def _point(cell: Cell, judge: str) -> Point:
         _value(cell.accuracy[judge]),
         _value(cell.fluency),
         _value(cell.repetition),
-        cell.regimes["surgical"],
+        cell.regimes["repetitive"],
     )
 
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 MOST_FLUENCY = 2.0
 # Of the mean share of repeated 3-grams, beyond that of prompted replies.
 MORE_REPETITION = 0.05
-# Of the replies that are neither repetitive nor explosive: below, the strength is past the collapse.
-LEAST_SURGICAL = 0.5
+# Past the collapse: half of the replies repetitive, or a median fluency of twice its bound (of a bound of 2, where
+# single replies count as explosive).
+COLLAPSED = 0.5
+BEYOND_FLUENCY = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     fluency: float = MOST_FLUENCY
     repetition: float = MORE_REPETITION
-    surgical: float = LEAST_SURGICAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,13 @@ class Point:
     accuracy: float
     fluency: float  # median
     repetition: float  # mean
-    surgical: float  # share of the replies
+    repetitive: float  # share of the replies
 
     def within(self, prompted_repetition: float, bounds: Bounds) -> bool:
         return self.fluency <= bounds.fluency and self.repetition <= prompted_repetition + bounds.repetition
+
+    def collapsed(self, bounds: Bounds) -> bool:
+        return self.repetitive >= COLLAPSED or self.fluency > BEYOND_FLUENCY * bounds.fluency
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, 
     recommended = max(allowed, key=lambda point: point.accuracy, default=None)
     maximal = by_strength[0].strength
     for point in by_strength:
-        if point.surgical < bounds.surgical:
+        if point.collapsed(bounds):
             break
         maximal = point.strength
     if recommended is not None:
