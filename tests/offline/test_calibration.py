@@ -36,7 +36,7 @@ def test_the_maximum_is_the_last_strength_before_the_first_collapse() -> None:
     assert chosen.maximal == 3
     assert choose(frontier[:3], 0.0, Bounds()).maximal == 3
     assert choose(frontier, 0.0, Bounds(fluency=5.0)).maximal == 5
-    loops = [point(1, 0.5), point(2, 0.9, 1.0, repetitive=0.5), point(3, 0.9)]
+    loops = [point(1, 0.5), point(2, 0.4, repetitive=0.5), point(3, 0.4)]
     assert choose(loops, 0.0, Bounds(fluency=5.0)).maximal == 1
 
 
