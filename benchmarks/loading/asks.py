@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ def _ask(prompt: str, kind: str, fields: dict[str, Any], model: str, tokens: int
 def _one(rng: random.Random, emotions: dict[str, float]) -> dict[str, Any]:
     name = rng.choice(list(emotions))
     # Down to half of the recommended, for each reply to be told from the plain one.
-    strength = round(rng.choice((-1, 1)) * rng.uniform(0.5, emotions[name]), 2)
+    strength = rng.choice((-1, 1)) * math.floor(100 * rng.uniform(0.5, emotions[name])) / 100
     return {"emotion": name, "emotion_strength": strength, "emotion_scope": rng.choice(_SCOPES)}
 
 

@@ -25,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--data", default="sev-test", metavar="FILE",
         help="sev-test (default), sev, sev-small, a SEV file, or lines with `user` (and `id`, `valence`)")  # fmt: skip
     add("--methods", type=names, default=names(_METHODS), metavar="NAME,...", help=f"default: {_METHODS}")
-    add("--strengths", type=numbers, default=(0.75, 1.0, 1.25), metavar="X,...",
-        help="1.0 is the recommended strength; of steering, the paper's (default: 0.75,1,1.25)")  # fmt: skip
+    add("--strengths", type=numbers, default=(0.75, 1.0), metavar="X,...",
+        help="1.0 is the recommended strength; of steering, the paper's (default: 0.75,1)")  # fmt: skip
     add_common(parser)
     add("--out", default="emovllm-evaluate", metavar="DIR", help="default: emovllm-evaluate")
     add("--paper-way", type=int, default=6, metavar="N",

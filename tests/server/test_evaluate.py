@@ -23,7 +23,7 @@ def evaluate(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
     data = tmp_path / "mine.jsonl"
     data.write_text('{"user": "My neighbour brought my bike back with a flat tyre."}\n')
-    arguments = ["--base-url", f"{server.url}/v1", "--data", str(data), "--strengths", "1,1.5"]
+    arguments = ["--base-url", f"{server.url}/v1", "--data", str(data), "--strengths", "1,1.1"]
     refused = evaluate(tmp_path / "out", *arguments)
     assert refused.returncode == 1
     assert "the server was not started with steering" in refused.stderr
