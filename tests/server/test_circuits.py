@@ -42,7 +42,7 @@ def several(serve: Callable[..., Server], strong_circuit: Path, root: Path) -> I
         "--api-key",
         "client-key",
         "--max-strength",
-        "1.2",
+        "1.1",
         "--default-emotion",
         "main/sadness",
         "--emotion-capacity",
@@ -84,7 +84,7 @@ def test_each_circuit_has_its_own_emotions(several: Server) -> None:
     listed = httpx.get(f"{several.url}/v1/emotions", headers=KEY).json()
     names = [f"main/{name}" for name in SIX] + [f"strong/{name}" for name in SIX]
     assert [emotion["id"] for emotion in listed["data"]] == names
-    assert {emotion["max_strength"] for emotion in listed["data"]} == {1.2}
+    assert {emotion["max_strength"] for emotion in listed["data"]} == {1.1}
     models = httpx.get(f"{several.url}/v1/models", headers=KEY).json()
     assert [model["id"] for model in models["data"]] == [MODEL, *(f"{MODEL}:{name}" for name in names)]
 
@@ -92,7 +92,7 @@ def test_each_circuit_has_its_own_emotions(several: Server) -> None:
 def test_the_operators_limits_hold(several: Server) -> None:
     over = ask(several, emotion="main/fear", emotion_strength=1.3)
     assert over.status_code == 400
-    assert "over this server's maximum of 1.2" in error(over)
+    assert "over this server's maximum of 1.1" in error(over)
     plain, default = ask(several, emotion="none"), ask(several)
     assert plain.headers["x-emotion"] == "none"
     assert default.json()["emotion"]["mix"] == {"sadness": 1.0}
