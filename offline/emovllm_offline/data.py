@@ -11,7 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from emovllm_offline.json_lines import read_json_lines
 
 Valence = Literal["positive", "neutral", "negative"]
 VALENCES: tuple[Valence, ...] = get_args(Valence)
@@ -77,22 +79,8 @@ def load_sev(source: str | Path = DEFAULT) -> list[Record]:
 
 
 def _read(path: Path) -> list[Record]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text") from None
     records: dict[str, Record] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = Record.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path}, line {number}: {where + ': ' if where else ''}{first['msg']}") from None
+    for number, record in read_json_lines(path, Record, DataError):
         if record.skeleton_id in records:
             raise DataError(f"{path}, line {number}: skeleton_id {record.skeleton_id!r} was used before")
         records[record.skeleton_id] = record

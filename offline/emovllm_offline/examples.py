@@ -8,9 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.circuit import EmotionName
+from emovllm_offline.json_lines import read_json_lines
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 DEFAULT = "replies"
@@ -37,22 +38,8 @@ def load_examples(source: str | Path = DEFAULT) -> list[Example]:
     Raises: ExamplesError, naming the file and the line.
     """
     path = _PACKAGED if str(source) == DEFAULT else Path(source)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise ExamplesError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ExamplesError(f"{path}: not UTF-8 text") from None
     found: dict[str, Example] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            example = Example.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ExamplesError(f"{path}, line {number}: {where}: {first['msg']}") from None
+    for number, example in read_json_lines(path, Example, ExamplesError):
         if example.id in found:
             raise ExamplesError(f"{path}, line {number}: {example.id} is there twice")
         found[example.id] = example

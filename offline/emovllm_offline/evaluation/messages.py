@@ -9,9 +9,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm_offline import data
+from emovllm_offline.json_lines import read_json_lines
 
 TEST_SET = "sev-test"
 # Of messages that say nothing of their own valence.
@@ -71,16 +72,7 @@ def _has_user(path: Path) -> bool:
 
 
 def _lines(path: Path) -> list[Message]:
-    found = []
-    # Not splitlines(): JSON may hold separators, such as U+2028, at which that would split.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            read = _Line.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise data.DataError(f"{path}, line {number}: {where + ': ' if where else ''}{first['msg']}") from None
-        found.append(Message(read.id or f"line-{number}", read.valence, read.user))
-    return found
+    return [
+        Message(read.id or f"line-{number}", read.valence, read.user)
+        for number, read in read_json_lines(path, _Line, data.DataError)
+    ]
