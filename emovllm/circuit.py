@@ -166,9 +166,7 @@ class Circuit:
         blank = np.zeros((len(spec.emotions), FINGERPRINT_SIZE), np.float32)
         sites = _sites(neurons, heads)
         circuit = cls(spec, neurons, heads, {site_key(*site): blank for site in sites})
-        folded = {site_key(*site): circuit.site_delta(*site) @ weight_of(*site).T for site in sites}
-        fingerprint = {key: fingerprint_entries(vectors) for key, vectors in folded.items()}
-        return cls(spec, neurons, heads, fingerprint, directions or {})
+        return cls(spec, neurons, heads, measure_fingerprint(circuit, weight_of), directions or {})
 
     def _check_fingerprint(self) -> None:
         expected = {site_key(kind, layer) for kind, layer in self.sites()}
@@ -267,6 +265,13 @@ def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -
 
 def site_key(kind: str, layer: int) -> str:
     return f"{kind}.{layer}"
+
+
+def measure_fingerprint(circuit: Circuit, weight_of: Callable[[str, int], np.ndarray]) -> dict[str, np.ndarray]:
+    """The fingerprint that a circuit has on a model; `weight_of` as for `Circuit.fingerprinted`."""
+    return {
+        site_key(*site): fingerprint_entries(circuit.site_delta(*site) @ weight_of(*site).T) for site in circuit.sites()
+    }
 
 
 def fingerprint_entries(folded: np.ndarray) -> np.ndarray:

@@ -28,9 +28,8 @@ from emovllm.circuit import (
     Components,
     EmotionSpec,
     fingerprint_distance,
-    fingerprint_entries,
     load_circuit,
-    site_key,
+    measure_fingerprint,
 )
 from emovllm.default_model import resolve_model
 from emovllm_offline import examples
@@ -416,8 +415,7 @@ def _agree(circuit: Circuit, decoder: Decoder) -> None:
     shape = (model.num_hidden_layers, model.intermediate_size, model.num_attention_heads, model.head_dim)
     theirs = (len(decoder.layers), decoder.intermediate_size, decoder.num_heads, decoder.head_dim)
     if shape == theirs:
-        folded = {site_key(*site): circuit.site_delta(*site) @ decoder.projection(*site).T for site in circuit.sites()}
-        measured = {key: fingerprint_entries(vectors) for key, vectors in folded.items()}
+        measured = measure_fingerprint(circuit, decoder.projection)
         if fingerprint_distance(measured, circuit.fingerprint) < FINGERPRINT_TOLERANCE:
             return
     raise RefinementError(f"the circuit is of another model ({model.id})")
