@@ -38,7 +38,7 @@ COPY server server
 COPY offline offline
 COPY circuits circuits
 RUN uv pip install --system --no-cache --torch-backend cpu \
-    --constraints scripts/constraints-cpu.txt --overrides scripts/overrides.txt ".[cpu,smollm2,offline]"
+    --constraints scripts/constraints-cpu.txt --overrides scripts/overrides.txt ".[cpu,smollm2,offline,evaluate]"
 # By number, which Kubernetes asks for to know that it is not root.
 USER 10001
 # The default model is converted while the image is built, so that the first start is quick.

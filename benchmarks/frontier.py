@@ -1,8 +1,11 @@
 """Accuracy against quality of one or more circuits at several lambdas, in one process, without an engine.
 
     scripts/env python benchmarks/frontier.py CIRCUIT ... --lambdas 0.75,1 --messages 12
+    scripts/env python benchmarks/frontier.py CIRCUIT --scope prompt_last
+    scripts/env python benchmarks/frontier.py CIRCUIT --layers 10-19 --kind heads --half-life 20
 
 The quick measure that docs/experiments.md compares circuits by before `emovllm calibrate` measures one in the engine.
+It also tries what the engine serves another way or not at all: a scope, a part of the circuit, a strength that decays.
 The messages are of SEV, none of them among those that `emovllm refine` learns from; greedy, the neutral prompt,
 float32. Prompted replies, the yardstick of fluency, are kept in --cache, since they are the same for every circuit.
 """
@@ -15,6 +18,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +27,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emovllm.circuit import load_circuit
+from emovllm.circuit import Circuit, load_circuit
 from emovllm.default_model import resolve_model
 from emovllm_offline.data import Item, expand, load_sev
 from emovllm_offline.decoder import Decoder, find_decoder, repeat_cache
@@ -34,7 +38,6 @@ from emovllm_offline.generate import stop_tokens
 from emovllm_offline.lexicon import LexiconJudge
 from emovllm_offline.local_judge import LocalJudge
 from emovllm_offline.prompts import render
-from emovllm_offline.refine import Deltas
 from emovllm_offline.styles import load_style
 
 
@@ -51,32 +54,60 @@ class Row(NamedTuple):
     text: str
 
 
+@dataclass
+class Added:
+    """What is added to the inputs of projections, [rows, 1, width] each; `weight` scales it from step to step.
+
+    half_life: tokens in which the weight halves; None: it stays, within the scope.
+    """
+
+    vectors: dict[Any, torch.Tensor]
+    scope: str = "generation"
+    half_life: float | None = None
+    weight: float = 0.0
+
+    def at(self, token: int) -> None:
+        """token: of the reply to come; -1 is the prompt before its last token."""
+        if token < 0:
+            self.weight = float(self.scope == "all")
+        else:
+            decayed = 1.0 if self.half_life is None else 0.5 ** (token / self.half_life)
+            self.weight = 0.0 if token and self.scope == "prompt_last" else decayed
+
+    def hooks(self) -> list[Any]:
+        def hook(vector: torch.Tensor) -> Any:
+            return lambda _, args: (args[0] + self.weight * vector, *args[1:]) if self.weight else None
+
+        return [module.register_forward_pre_hook(hook(vector)) for module, vector in self.vectors.items()]
+
+
 @torch.no_grad()
 def generate(
-    decoder: Decoder, prompt: Sequence[int], stops: set[int], limit: int, added: dict[Any, torch.Tensor], rows: int
+    decoder: Decoder, prompt: Sequence[int], stops: set[int], limit: int, added: Added, rows: int
 ) -> list[tuple[list[int], bool]]:
-    """Greedy replies to one prompt; `added`: for each projection what to add to its input, [rows, 1, width].
-
-    Returns: each reply's tokens, and whether the limit ended it.
-    """
-    cache = repeat_cache(decoder.prefix_cache(prompt[:-1]), rows)
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, vector=vector: (args[0] + vector, *args[1:]))
-        for module, vector in added.items()
-    ]
+    """Greedy replies to one prompt. Returns: each reply's tokens, and whether the limit ended it."""
+    handles = added.hooks()
+    added.at(-1)
+    if added.weight:
+        head = torch.tensor([list(prompt[:-1])]).expand(rows, -1)
+        cache = decoder.model(input_ids=head, use_cache=True, logits_to_keep=1).past_key_values
+    else:
+        cache = repeat_cache(decoder.prefix_cache(prompt[:-1]), rows)
     ids = torch.full((rows, 1), prompt[-1])
     replies: list[list[int]] = [[] for _ in range(rows)]
     open_rows = set(range(rows))
     try:
-        for position in range(len(prompt) - 1, len(prompt) - 1 + limit):
+        for token in range(limit):
+            added.at(token)
+            position = len(prompt) - 1 + token
             logits = decoder.model(input_ids=ids, position_ids=torch.tensor([[position]]), past_key_values=cache,
                                    use_cache=True).logits  # fmt: skip
             best = logits[:, -1].argmax(-1)
             for row in list(open_rows):
-                if (token := int(best[row])) in stops:
+                if (chosen := int(best[row])) in stops:
                     open_rows.remove(row)
                 else:
-                    replies[row].append(token)
+                    replies[row].append(chosen)
             if not open_rows:
                 break
             ids = best[:, None]
@@ -84,6 +115,26 @@ def generate(
         for handle in handles:
             handle.remove()
     return [(reply, row in open_rows) for row, reply in enumerate(replies)]
+
+
+def vectors(
+    decoder: Decoder, circuit: Circuit, cells: Sequence[tuple[int, float]], layers: range, kind: str | None
+) -> dict[Any, torch.Tensor]:
+    """What a part of the circuit adds to projections' inputs, a row for each (emotion, lambda): [rows, 1, width]."""
+    which = torch.tensor([e for e, _ in cells])
+    scales = torch.tensor([scale for _, scale in cells])[:, None]
+    found = {}
+    for site, layer in circuit.sites():
+        if layer in layers and kind in (None, {"attn": "heads", "mlp": "neurons"}[site]):
+            block = decoder.layers[layer]
+            delta = torch.from_numpy(circuit.site_delta(site, layer))[which] * scales
+            found[block.o_proj if site == "attn" else block.down_proj] = delta[:, None]
+    return found
+
+
+def _layers(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def main() -> None:
@@ -95,6 +146,10 @@ def main() -> None:
     add("--messages", type=int, default=12)
     add("--prompt-style", default="fewshot")
     add("--max-tokens", type=int, default=60)
+    add("--scope", choices=("generation", "prompt_last", "all"), default="generation")
+    add("--layers", type=_layers, default=range(1000), metavar="FIRST-LAST", help="only the units of these layers")
+    add("--kind", choices=("neurons", "heads"), help="only these units")
+    add("--half-life", type=float, metavar="TOKENS", help="lambda halves in so many tokens of the reply")
     add("--cache", type=Path, default=Path("frontier-prompted.json"))
     args = parser.parse_args()
     folder, style = resolve_model(args.model), load_style(args.prompt_style)
@@ -111,11 +166,8 @@ def main() -> None:
 
     for source in args.circuits:
         circuit = load_circuit(source)
-        deltas = Deltas(decoder, circuit, 1.0)
         cells = [(e, scale) for scale in args.lambdas for e in range(len(circuit.names))]
-        which = torch.tensor([e for e, _ in cells])
-        scales = torch.tensor([scale for _, scale in cells])[:, None, None]
-        added = {module: delta.detach()[which][:, None] * scales for module, delta in deltas.by_module()}
+        added = Added(vectors(decoder, circuit, cells, args.layers, args.kind), args.scope, args.half_life)
         rows = []
         for number, item in enumerate(tqdm(items, desc=Path(source).name, unit="message", file=sys.stderr)):
             prompt = render(tokenizer, style.neutral, item.user).ids
@@ -125,7 +177,7 @@ def main() -> None:
                 asked = instruction(number, item, name)
                 key = f"{style.name} {item.id} {name}"
                 if key not in prompted:
-                    prompted[key] = generate(decoder, asked, stops, args.max_tokens, {}, 1)[0][0]
+                    prompted[key] = generate(decoder, asked, stops, args.max_tokens, Added({}), 1)[0][0]
                 mine = [row for row, (of, _) in enumerate(cells) if of == e]
                 texts = [replies[row][0] or [min(stops)] for row in mine] + [prompted[key] or [min(stops)]]
                 *steered, plain = likelihoods.means(asked, texts)

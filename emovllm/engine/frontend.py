@@ -217,7 +217,10 @@ def _wrap_input_processor() -> None:
 def _resolving(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = process_inputs(self, *args, **kwargs)
-        served = served_by(self.vllm_config)
+        if not hasattr(self, "_emotion_catalogue"):
+            # Kept, as finding it takes longer than all else here. It stays the same when circuits are loaded.
+            self._emotion_catalogue = served_by(self.vllm_config)
+        served = self._emotion_catalogue
         params = request.sampling_params
         prompt = kwargs["prompt"] if "prompt" in kwargs else args[1]
         beam = prompt.get(KEY) if isinstance(prompt, dict) else None
