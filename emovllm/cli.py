@@ -19,6 +19,7 @@ _COMMANDS = {
     "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
     "elicit": ("emovllm_offline.elicit_cli", "generate and judge replies in each emotion"),
     "discover": ("emovllm_offline.discover_cli", "find a model's emotion circuit"),
+    "own-replies": ("emovllm_offline.own_replies_cli", "let the model write replies for refine to learn from"),
     "refine": ("emovllm_offline.refine_cli", "fit a circuit's difference vectors to emotional replies"),
     "validate": ("emovllm_offline.validate_cli", "test a circuit's neurons and heads, beside random ones"),
     "report": ("emovllm_offline.report_cli", "draw a circuit and what was measured, as one page"),
