@@ -1,8 +1,10 @@
 """Emotional replies of the model itself, for `emovllm refine` to learn from: what it says under a circuit, sifted.
 
 To every message the served model replies a few times in each emotion, sampled. Of those that end by themselves, repeat
-no three tokens and, by the lexicon judge, show the emotion, the one is kept that the plain model finds likeliest when
-its prompt asks for the emotion (best of n); where none is left, the reply that was there stays.
+no three tokens, name something of the message and, by the lexicon judge, show the emotion, the one is kept that the
+plain model finds likeliest when its prompt asks for the emotion (best of n); where none is left, the reply that was
+there stays. Without the third condition the likeliest replies fit every message ("I am so stunned, I can hardly believe
+it!"), and a circuit that learns from them says little else.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from emovllm_offline.evaluation.metrics import text_metrics
 from emovllm_offline.examples import Example
 from emovllm_offline.findings import work_folder
 from emovllm_offline.judges import Judge, read_whole_lines
-from emovllm_offline.lexicon import LexiconJudge
+from emovllm_offline.lexicon import LexiconJudge, tokens
 from emovllm_offline.prompts import render
 from emovllm_offline.refine import FRAMES
 from emovllm_offline.styles import DEFAULT_STYLES, Style, load_style
@@ -34,6 +36,8 @@ from emovllm_offline.styles import DEFAULT_STYLES, Style, load_style
 SETTINGS, SAMPLES, CHOSEN = "own-replies.json", "samples.jsonl", "chosen.jsonl"
 # Shorter ones say too little to be learnt from.
 LEAST_WORDS = 5
+# Words of so many letters are taken to name something; as many letters from the start tell two of them apart.
+NAMING = 5
 # Messages whose samples one call of the engine makes: what an interruption may lose.
 CHUNK = 16
 
@@ -83,15 +87,23 @@ Sampler = Callable[[Sequence[tuple[int, Example]]], list[Samples]]
 Scorer = Callable[[int, Example, str, Sequence[Sequence[int]]], list[float]]
 
 
-def worth_learning(samples: Sequence[Sample], emotion: str, judge: Judge) -> list[Sample]:
-    """Those that show the emotion, say something, and do not repeat themselves."""
+def worth_learning(samples: Sequence[Sample], message: str, emotion: str, judge: Judge) -> list[Sample]:
+    """Those that show the emotion, speak of the message, and do not repeat themselves."""
+    named = _named(message)
     verdicts = judge.judge([sample.text for sample in samples], [emotion] * len(samples))
     measured = [text_metrics(sample.text, sample.tokens) for sample in samples]
     return [
         sample
         for sample, verdict, metrics in zip(samples, verdicts, measured, strict=True)
-        if verdict.label == emotion and metrics.words >= LEAST_WORDS and metrics.repetition == 0
+        if verdict.label == emotion
+        and metrics.words >= LEAST_WORDS
+        and metrics.repetition == 0
+        and named & _named(sample.text)
     ]
+
+
+def _named(text: str) -> set[str]:
+    return {word[:NAMING] for word in tokens(text) if len(word) >= NAMING}
 
 
 def choose(number: int, example: Example, sampled: Samples, judge: Judge, score: Scorer) -> Chosen:
@@ -99,7 +111,7 @@ def choose(number: int, example: Example, sampled: Samples, judge: Judge, score:
     replies = dict(example.replies)
     own = []
     for emotion, samples in sampled.replies.items():
-        if good := worth_learning(samples, emotion, judge):
+        if good := worth_learning(samples, example.user, emotion, judge):
             scores = score(number, example, emotion, [sample.tokens for sample in good])
             replies[emotion] = min(zip(scores, good, strict=True), key=lambda pair: pair[0])[1].text
             own.append(emotion)

@@ -8,8 +8,8 @@ from emovllm_offline.own_replies import CHUNK, OwnRepliesError, Sample, Samples,
 from emovllm_offline.own_replies_cli import main
 from models import tiny_model
 
-ANGRY = "I am furious about this mess, it makes me so angry."
-ANGRIER = "This is outrageous, I am so angry that I could scream."
+ANGRY = "I am furious about this message, it makes me so angry."
+ANGRIER = "Such messages are outrageous, I am so angry that I could scream."
 LEXICON = LexiconJudge(SIX)
 
 
@@ -65,20 +65,22 @@ def run(given, circuit, tmp_path, fake, **more):
     )  # fmt: skip
 
 
-def test_only_replies_that_show_the_emotion_say_something_and_do_not_loop_are_learnt_from():
+def test_only_replies_that_show_the_emotion_speak_of_the_message_and_do_not_loop_are_learnt_from():
     bad = [
-        sample("What a pleasant afternoon we had by the lake."),
-        sample("I am terrified of what comes next, so scared."),
-        sample("I am furious."),
+        sample("What a pleasant message we had by the lake."),
+        sample("I am terrified of the next message, so scared."),
+        sample("I am furious: messages!"),
+        sample("I am furious about that, it makes me so angry."),
         sample(ANGRY, (1, 2, 3, 4, 1, 2, 3, 9)),
     ]
-    assert worth_learning([*bad, sample(ANGRY)], "anger", LEXICON) == [sample(ANGRY)]
-    assert worth_learning(bad, "anger", LEXICON) == []
-    assert worth_learning([], "anger", LEXICON) == []
+    message = "Your message came, and I read it."
+    assert worth_learning([*bad, sample(ANGRY)], message, "anger", LEXICON) == [sample(ANGRY)]
+    assert worth_learning(bad, message, "anger", LEXICON) == []
+    assert worth_learning([], message, "anger", LEXICON) == []
 
 
 def test_the_likeliest_is_chosen_and_the_written_one_stays_where_none_is_good():
-    example = Example(id="a", user="u", replies={"anger": "written anger", "fear": "written fear"})
+    example = Example(id="a", user="A message.", replies={"anger": "written anger", "fear": "written fear"})
     sampled = Samples(id="a", replies={"anger": (sample(ANGRY), sample("Lovely."), sample(ANGRIER)), "fear": ()})
     asked = []
 
