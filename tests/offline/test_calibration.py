@@ -45,10 +45,12 @@ def test_nothing_is_recommended_where_nothing_keeps_within_the_bounds() -> None:
     assert chosen == Choice(None, 1)
 
 
-def test_the_maximum_is_never_below_the_recommended_strength() -> None:
-    chosen = choose([point(1, 0.5, repetitive=0.6), point(2, 0.9, repetitive=0.6)], 0.0, Bounds())
-    assert chosen.recommended is not None
-    assert chosen.maximal == chosen.recommended.strength == 2
+def test_nothing_is_recommended_from_the_first_collapse_on() -> None:
+    # Prompted replies that are loops bound repetition too loosely to notice.
+    loops = [point(3, 1.0, repetition=0.7, repetitive=0.9), point(4, 1.0, repetition=0.3, repetitive=0.2)]
+    frontier = [point(1, 0.5), point(2, 0.8, repetition=0.2, repetitive=0.3), *loops]
+    assert choose(frontier, 0.66, Bounds()) == Choice(frontier[1], 2)
+    assert choose(loops, 0.66, Bounds()) == Choice(None, 3)
 
 
 def test_the_scope_with_the_most_accurate_choices_wins_and_a_missing_choice_counts_as_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,24 +49,19 @@ class Choice:
 
 
 def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, false_positives: float = 0.0) -> Choice:
-    """The most accurate strength within the bounds, the smaller of equals; and the last one before the first collapse.
+    """The most accurate strength within the bounds before the first collapse, the smaller of equals; and the last one
+    before that collapse, which bounds may be too loose to notice: those of a model whose prompted replies are loops.
 
     points: of one emotion and scope, at least one. false_positives: the share of unsteered replies that the judge takes
     for the emotion, which a strength must exceed to be recommended.
     """
     by_strength = sorted(points, key=lambda point: point.strength)
-    felt = [point for point in by_strength if point.accuracy > false_positives]
+    whole = list(itertools.takewhile(lambda point: not point.collapsed(bounds), by_strength))
+    felt = [point for point in whole if point.accuracy > false_positives]
     allowed = [point for point in felt if point.within(prompted_repetition, bounds)]
     # max() takes the first of equals.
     recommended = max(allowed, key=lambda point: point.accuracy, default=None)
-    maximal = by_strength[0].strength
-    for point in by_strength:
-        if point.collapsed(bounds):
-            break
-        maximal = point.strength
-    if recommended is not None:
-        maximal = max(maximal, recommended.strength)
-    return Choice(recommended, maximal)
+    return Choice(recommended, whole[-1].strength if whole else by_strength[0].strength)
 
 
 def best_scope(choices: Mapping[str, Mapping[str, Choice]]) -> str:
