@@ -190,7 +190,7 @@ def run(
         "style": chosen.digest(),
         **asdict(sampling),
     }
-    place = Work(Path(work) if work is not None else work_folder(out), json.loads(json.dumps(about)), fresh)
+    place = Work(Path(work) if work is not None else work_folder(out), about, fresh)
     _sample(found, place, make_sampler or (lambda: _engine(folder, circuit, given.names, sampling)), progress)
     _choose(found, place, LexiconJudge(given.names), make_scorer or (lambda: _plain(folder, chosen)), progress)
     lines = [place.chosen[example.id].model_dump_json(exclude={"own"}) + "\n" for example in found]
@@ -202,10 +202,11 @@ def run(
 
 def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], progress: bool) -> None:
     todo = [(number, example) for number, example in enumerate(found) if example.id not in place.samples]
+    if not todo:
+        return
+    sampler = make()
     with _bar("samples", len(todo), len(found), progress) as bar:
-        sampler = make() if todo else None
         for begin in range(0, len(todo), CHUNK):
-            assert sampler is not None
             for row in sampler(todo[begin : begin + CHUNK]):
                 place.add(row)
                 bar.update()
@@ -213,10 +214,11 @@ def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], 
 
 def _choose(found: Sequence[Example], place: Work, judge: Judge, make: Callable[[], Scorer], progress: bool) -> None:
     todo = [(number, example) for number, example in enumerate(found) if example.id not in place.chosen]
+    if not todo:
+        return
+    scorer = make()
     with _bar("choosing", len(todo), len(found), progress) as bar:
-        scorer = make() if todo else None
         for number, example in todo:
-            assert scorer is not None
             place.add(choose(number, example, place.samples[example.id], judge, scorer))
             bar.update()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from emovllm_offline.evaluate_cli import numbers
+
 DESCRIPTION = """Let the model reply under a circuit, keep the replies that show the emotion and that the plain model
 finds likeliest when asked for it, and write them for `emovllm refine --replies`: a circuit that learns from them writes
 more as its model does. Interrupted, the same command goes on."""
@@ -19,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", required=True, help="JSON lines to write")
     add("--replies", default="replies", metavar="FILE",
         help="the messages, with the replies to keep where none of its own is good (default: replies)")  # fmt: skip
-    add("--strengths", type=_strengths, metavar="X,...", help="of the requests (default: 0.7,0.9)")
+    add("--strengths", type=numbers, metavar="X,...", help="of the requests (default: 0.7,0.9)")
     add("--samples", type=int, metavar="N", help="of each message, emotion and strength (default: 2)")
     add("--temperature", type=float, metavar="X", help="of the samples (default: 0.7)")
     add("--max-tokens", type=int, metavar="N", help="longer replies are dropped (default: 60)")
@@ -60,10 +62,3 @@ def main(args: argparse.Namespace) -> int:
         return 1
     print(f"{args.out}: its own are {', '.join(f'{number} of {name}' for name, number in counts.items())}")
     return 0
-
-
-def _strengths(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
