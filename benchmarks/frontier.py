@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emovllm.circuit import Circuit, load_circuit
 from emovllm.default_model import resolve_model
+from emovllm.progress import track
 from emovllm_offline.data import Item, expand, load_sev
 from emovllm_offline.decoder import Decoder, find_decoder, repeat_cache
 from emovllm_offline.evaluation.likelihood import Likelihoods
@@ -169,7 +168,7 @@ def main() -> None:
         cells = [(e, scale) for scale in args.lambdas for e in range(len(circuit.names))]
         added = Added(vectors(decoder, circuit, cells, args.layers, args.kind), args.scope, args.half_life)
         rows = []
-        for number, item in enumerate(tqdm(items, desc=Path(source).name, unit="message", file=sys.stderr)):
+        for number, item in enumerate(track(items, Path(source).name, len(items), unit="messages")):
             prompt = render(tokenizer, style.neutral, item.user).ids
             replies = generate(decoder, prompt, stops, args.max_tokens, added, len(cells))
             nll = {}

@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from emovllm.progress import stage
+
 NAME = "SmolLM2-135M-Instruct"
 DEFAULT_MODEL_ID = f"HuggingFaceTB/{NAME}"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,7 +37,9 @@ def default_model() -> Path:
     """
     folder = cache_root() / f"{NAME}-v{_CONVERSION}" / NAME
     if not (folder / "config.json").is_file():
-        _convert(_gguf(), folder)
+        gguf = _gguf()
+        with stage(f"Converting {NAME}", hint="once, some 15 s"):
+            _convert(gguf, folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: the default model, and circuits for it."""
+"""Shared by all tests: how they are spread over processes, the default model, and circuits for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,45 @@ from pathlib import Path
 
 import pytest
 
+import shared
+
 # Tests reach for no hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests run side by side: each engine computes with one thread, on whatever core is free. vLLM would bind all to one.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+
+# The memory that one test process and its engines may take, in GiB.
+_MEMORY = 8
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory / _MEMORY)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share an engine or a server run in one process, one after the other; the longest of these begin."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(shared.group_of(item)))
+    items.sort(key=lambda item: shared.order_of(item.get_closest_marker("xdist_group").args[0]))  # type: ignore[union-attr]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.getoption("loadgroup", False) and any("@" not in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "this pytest-xdist does not group tests under this pytest: each would start its own engine"
+        )
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends a group's engines and servers with its last test: together they would not fit into memory."""
+    markers = [each and each.get_closest_marker("xdist_group") for each in (item, nextitem)]
+    if markers[1] is None or markers[0].args != markers[1].args:  # type: ignore[union-attr]
+        shared.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from emovllm.circuit import Circuit, CircuitError, load_circuit
 from emovllm.engine import runner_v1, runner_v2, sites, steering
 from emovllm.engine.batch import Coefficients
 from emovllm.engine.config import Unsupported, adapters_of, has_room, settings_of
+from emovllm.progress import stage
 
 # vLLM configures the loggers below its own name only.
 logger = init_logger("vllm.emovllm")
@@ -153,9 +154,17 @@ class EmotionWorkerMixin:
             raise
         self.emotion_coefficients.broken = None
 
+    def determine_available_memory(self) -> int:
+        # Where the model is run, and so compiled, for the first time.
+        if self.vllm_config.compilation_config.mode == CompilationMode.NONE:  # type: ignore[attr-defined]
+            return int(super().determine_available_memory())  # type: ignore[misc]
+        with stage("Compiling the model", logger.info, "a minute or more the first time, then seconds"):
+            return int(super().determine_available_memory())  # type: ignore[misc]
+
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()  # type: ignore[misc]
-        self._check_live()
+        with stage("Checking that every site of the circuit is live", logger.info):
+            self._check_live()
         return times
 
     def emotion_report(self) -> dict[str, Any]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
+from emovllm.progress import Bar
 from emovllm_offline import data
 from emovllm_offline.generate import Backend, Generation, Question
 from emovllm_offline.judges import Judge, read_whole_lines
@@ -94,9 +93,7 @@ def elicit(
     _agree(out, settings(backend, records, styles, judge, max_new_tokens))
     path = out / REPLIES
     replies = _resume(path, todo, backend.chunk)
-    bar = tqdm(
-        total=len(todo), initial=len(replies), desc="replies", unit="reply", disable=not progress, file=sys.stderr
-    )
+    bar = Bar("replies", len(todo), done=len(replies), unit="replies", shown=progress)
     with bar, path.open("a", encoding="utf-8") as file:
         for start in range(len(replies), len(todo), backend.chunk):
             chunk = todo[start : start + backend.chunk]
@@ -111,7 +108,7 @@ def elicit(
             file.write("".join(reply.model_dump_json() + "\n" for reply in done))
             file.flush()
             replies += done
-            bar.update(len(chunk))
+            bar.advance(len(chunk))
     return replies
 
 

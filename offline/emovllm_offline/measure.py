@@ -6,14 +6,13 @@ Each stage takes an optional checkpoint and goes on from it.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from emovllm.progress import Bar
 from emovllm_offline import contributions, directions
 from emovllm_offline.activations import GroupMeans, collect
 from emovllm_offline.checkpoint import Checkpoint
@@ -83,10 +82,10 @@ def measure_activations(
     if checkpoint is not None:
         arrays, done = checkpoint.load()
         means.restore(arrays, done)
-    with _bar(len(steps), done, "activations", "group", progress) as bar:
+    with Bar("activations", len(steps), done=done, unit="groups", shown=progress) as bar:
         for group in steps[done:]:
             means.add(collect(decoder, group.prompts(tokenizer), batch_size), group.emotions)
-            bar.update()
+            bar.advance()
             if checkpoint is not None:
                 checkpoint.save(means.state(), means.groups)
     if checkpoint is not None and means.groups > done:
@@ -113,7 +112,7 @@ def measure_normed_heads(
     if checkpoint is not None:
         arrays, done = checkpoint.load()
         total = arrays.get("total", total)
-    with _bar(len(steps), done, "heads", "group", progress) as bar:
+    with Bar("heads", len(steps), done=done, unit="groups", shown=progress) as bar:
         for step, group in enumerate(steps[done:], done + 1):
             emotion = group.emotions
             state = collect(decoder, group.prompts(tokenizer), batch_size)
@@ -124,7 +123,7 @@ def measure_normed_heads(
                 )
                 for e, of_prompt in zip(emotion, drop, strict=True):
                     total[e, i] += of_prompt / share[e]
-            bar.update()
+            bar.advance()
             if checkpoint is not None:
                 checkpoint.save({"total": total}, step)
     if checkpoint is not None and len(steps) > done:
@@ -150,7 +149,7 @@ def measure_importance(
         arrays, done = checkpoint.load()
         total = arrays.get("total", total)
     sigma = arrays["sigma"] if done else residual_scale(decoder, prompts, batch_size)
-    with _bar(len(prompts), done, "sublayer importance", "prompt", progress) as bar:
+    with Bar("sublayer importance", len(prompts), done=done, unit="prompts", shown=progress) as bar:
         for step, prompt in enumerate(prompts[done:], done + 1):
             if parameters.importance == "gradient":
                 total += gradient_importance(decoder, prompt, sublayers, reference)
@@ -158,7 +157,7 @@ def measure_importance(
                 total += sublayer_importance(
                     decoder, [prompt], sublayers, reference, sigma, parameters.alphas, batch_size
                 )
-            bar.update()
+            bar.advance()
             if checkpoint is not None:
                 checkpoint.save({"total": total, "sigma": sigma}, step, always=True)
     return sigma, total / len(prompts)
@@ -209,7 +208,3 @@ def conclude(
         importance=importance,
         similarity=directions.similarity(directions.interleave(attn, mlp)),
     )
-
-
-def _bar(total: int, done: int, what: str, unit: str, progress: bool) -> tqdm:
-    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=not progress, file=sys.stderr)

@@ -10,7 +10,6 @@ it!"), and a circuit that learns from them says little else.
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tqdm import tqdm
 
 from emovllm.circuit import EmotionName, load_circuit, write_atomically
 from emovllm.default_model import public_model_id, resolve_model
+from emovllm.progress import Bar
 from emovllm_offline import examples
 from emovllm_offline.evaluation.likelihood import Likelihoods
 from emovllm_offline.evaluation.metrics import text_metrics
@@ -209,7 +208,7 @@ def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], 
         for begin in range(0, len(todo), CHUNK):
             for row in sampler(todo[begin : begin + CHUNK]):
                 place.add(row)
-                bar.update()
+                bar.advance()
 
 
 def _choose(found: Sequence[Example], place: Work, judge: Judge, make: Callable[[], Scorer], progress: bool) -> None:
@@ -220,11 +219,11 @@ def _choose(found: Sequence[Example], place: Work, judge: Judge, make: Callable[
     with _bar("choosing", len(todo), len(found), progress) as bar:
         for number, example in todo:
             place.add(choose(number, example, place.samples[example.id], judge, scorer))
-            bar.update()
+            bar.advance()
 
 
-def _bar(what: str, todo: int, total: int, progress: bool) -> tqdm:
-    return tqdm(desc=what, unit="message", initial=total - todo, total=total, disable=not progress, file=sys.stderr)
+def _bar(what: str, todo: int, total: int, progress: bool) -> Bar:
+    return Bar(what, total, done=total - todo, unit="messages", shown=progress)
 
 
 def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sampling) -> Sampler:

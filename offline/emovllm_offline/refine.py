@@ -9,7 +9,6 @@ lambda 1, from the prompt's last token on. No unit is added and no weight of the
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from tqdm import tqdm
 
 import emovllm
 from emovllm.circuit import (
@@ -32,6 +30,7 @@ from emovllm.circuit import (
     measure_fingerprint,
 )
 from emovllm.default_model import resolve_model
+from emovllm.progress import Bar
 from emovllm_offline import examples
 from emovllm_offline.checkpoint import Checkpoint
 from emovllm_offline.decoder import Decoder, find_decoder, repeat_cache, weights_digest
@@ -202,8 +201,7 @@ def refine(
             _restore(adam, deltas.theta, arrays, done)
     if not history:
         measure()
-    bar = tqdm(total=total, initial=done, desc="refinement", unit="step", disable=not progress, file=sys.stderr)
-    with bar:
+    with Bar("refinement", total, done=done, unit="steps", shown=progress) as bar:
         for step in range(done, total):
             epoch, at = divmod(step, steps)
             order = random.Random(f"{training.seed} {epoch}").sample(range(len(learnt)), len(learnt))
@@ -214,10 +212,9 @@ def refine(
                 loss = loss_of(learnt[i], frames[(i + epoch) % len(frames)]).mean() / len(chosen)
                 loss.backward()
             adam.step()
-            bar.update()
             if at == steps - 1:
                 measure()
-            bar.set_postfix(held_out=f"{np.mean(history[-1]):.3f}")
+            bar.advance(note=f"held out {np.mean(history[-1]):.3f}")
             if checkpoint is not None:
                 arrays = _arrays(adam, deltas.theta, best, history)
                 checkpoint.save(arrays, step + 1, always=step == total - 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 from emovllm.circuit import write_atomically
 from emovllm.default_model import resolve_model
+from emovllm.progress import track
 from emovllm_offline import data
 from emovllm_offline.decoder import Decoder, find_decoder, weights_digest
 from emovllm_offline.findings import Findings
@@ -72,10 +71,8 @@ def validate(
     protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size)
     items = data.expand(records)
     store = _Store(folder / PART, inputs, protocol.sizes, fresh)
-    for index in tqdm(
-        range(store.done, len(items)), desc="validation", unit="item", initial=store.done, total=len(items),
-        disable=not progress, file=sys.stderr,
-    ):  # fmt: skip
+    left = range(store.done, len(items))
+    for index in track(left, "validation", len(items), done=store.done, unit="items", shown=progress):
         store.append(*protocol.measure(items[index], index))
     result = _summarise(protocol, inputs, records, *store.read())
     result.save(folder)

@@ -17,7 +17,7 @@ from emovllm.emotion import Method
 from emovllm.engine.admin import Admin, AdminError
 from emovllm.engine.config import Unsupported
 from emovllm.engine.frontend import served_by
-from emovllm_server import metrics
+from emovllm_server import metrics, starting
 from emovllm_server.middleware import EmotionMiddleware
 from emovllm_server.openapi import describe_emotions
 
@@ -104,6 +104,7 @@ class EmotionRoutes:
         state.emotion_admin = None
         if served is not None and state.emotion_admin_key is not None:
             state.emotion_admin = Admin(engine_client, served)
+        starting.end()
 
 
 async def list_emotions(request: Request) -> EmotionList:

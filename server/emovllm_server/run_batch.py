@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from emovllm.engine.config import KEY, Unsupported
-from emovllm_server import serve
+from emovllm.progress import Bar
+from emovllm_server import serve, starting
 from emovllm_server.batch_file import BatchFileError, Line, Replies, parse_lines
 
 # What OpenAI's batches may ask of a model that writes.
@@ -104,6 +103,7 @@ async def _run_engine(args: argparse.Namespace, replies: Replies) -> None:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     vllm = _vllm_server()
+    starting.begin()
     async with vllm.build_async_engine_client(args, usage_context=UsageContext.OPENAI_BATCH_RUNNER) as engine:
         if KEY not in (engine.vllm_config.additional_config or {}):
             raise Unsupported("the engine has no circuit")
@@ -120,11 +120,8 @@ async def _run_engine(args: argparse.Namespace, replies: Replies) -> None:
 async def _answer_all(engine: Any, client: httpx.AsyncClient, replies: Replies, identity: str) -> None:
     left = replies.left
     waiting = iter(left)
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.description}"))  # fmt: skip
     failed = 0
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(replies), completed=len(replies) - len(left))
+    with Bar("run-batch", len(replies), done=len(replies) - len(left), unit="requests") as bar:
 
         async def work() -> None:
             nonlocal failed
@@ -142,7 +139,7 @@ async def _answer_all(engine: Any, client: httpx.AsyncClient, replies: Replies, 
                     )
                 failed += response["status_code"] != 200
                 replies.add(line, identity, response)
-                progress.update(bar, advance=1, description=f"{failed} refused" if failed else "")
+                bar.advance(note=f"{failed} refused" if failed else "")
 
         # Enough for full batches, without all of a long file in memory.
         parallel = engine.vllm_config.parallel_config.data_parallel_size

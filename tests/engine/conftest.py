@@ -9,22 +9,28 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+import shared
 from harness import Ask, Engine, mixed_batch
 from oracle import Oracle
+from series import V2, Series
 
 BLOCK = 32
 
-# Those that several modules share.
-_SHARED = {"plain_compiled", "steered_compiled", "plain_eager", "steered_eager"}
-_engines: list[Engine] = []
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
+    """For engines of tiny models: one process for all tests that run in this one."""
+    series = Series(tmp_path_factory.mktemp("series"))
+    yield series
+    series.close()
 
 
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Ends the shared engines after the last test that needs one: together they take a third of a machine's memory."""
-    left = item.session.items[item.session.items.index(item) + 1 :]
-    if _engines and not any(_SHARED.intersection(getattr(other, "fixturenames", ())) for other in left):
-        while _engines:
-            _engines.pop().close()
+@pytest.fixture(scope="session")
+def series_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
+    """The same on the V2 runner."""
+    series = Series(tmp_path_factory.mktemp("series-v2"), V2)
+    yield series
+    series.close()
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +68,8 @@ def mixed(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
 
 @pytest.fixture(scope="session")
 def start(default_model: str, strong_circuit: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
-    """`start(steered=..., **config)`: an engine of the default model in float32. All share one compile cache, which
-    begins empty: what one engine compiled, another might load. As `emovllm serve` sets it on a CPU: vLLM 0.32 cannot
-    load there what it saves itself, and PyTorch's cache spares the third engine a minute."""
+    """`start(steered=..., **config)`: an engine of the default model in float32. The compile cache begins empty, and is
+    used as `emovllm serve` does on a CPU: vLLM 0.32 cannot load there what it saves itself."""
     root = tmp_path_factory.mktemp("engines")
     caches = {
         "VLLM_CACHE_ROOT": str(root / "cache"),
@@ -88,29 +93,21 @@ def start(default_model: str, strong_circuit: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def plain_compiled(start: Callable[..., Engine]) -> Iterator[Engine]:
-    with start(steered=False) as engine:
-        _engines.append(engine)
-        yield engine
-
-
-@pytest.fixture(scope="session")
-def steered_compiled(plain_compiled: Engine, start: Callable[..., Engine]) -> Iterator[Engine]:
-    """Starts after the plain engine has filled the compile cache."""
+def steered_compiled(start: Callable[..., Engine]) -> Iterator[Engine]:
     with start(steered=True) as engine:
-        _engines.append(engine)
+        shared.until_the_group_ends(engine)
         yield engine
 
 
 @pytest.fixture(scope="session")
 def plain_eager(start: Callable[..., Engine]) -> Iterator[Engine]:
     with start(steered=False, enforce_eager=True) as engine:
-        _engines.append(engine)
+        shared.until_the_group_ends(engine)
         yield engine
 
 
 @pytest.fixture(scope="session")
 def steered_eager(start: Callable[..., Engine]) -> Iterator[Engine]:
     with start(steered=True, enforce_eager=True) as engine:
-        _engines.append(engine)
+        shared.until_the_group_ends(engine)
         yield engine

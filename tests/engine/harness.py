@@ -96,15 +96,21 @@ class Engine:
         self._metrics = reply["metrics"]
         return self._replies(reply)
 
-    def restart(self, **config: Any) -> None:
+    def restart(self, env: dict[str, str] | None = None, **config: Any) -> None:
         """Another engine in the same process, which spares vLLM's imports; in-process engines only. After an
-        EngineError, the process can still be restarted."""
-        self._ask({"config": config})
+        EngineError, the process can still be restarted. `env` changes the process's first environment."""
+        self._ask({"config": config, "env": env or {}})
 
     def vectors(self) -> dict[str, list[list[float]]]:
         """The folded vectors of each site, [emotions, hidden]; in-process engines only."""
         vectors: dict[str, list[list[float]]] = self._ask({"vectors": True})["vectors"]
         return vectors
+
+    def columns(self, count: int) -> dict[str, list[list[float]]]:
+        """The first `count` columns of each row-parallel projection's weights as its kernel multiplies by them, by its
+        module's name: [count, hidden]; in-process engines only."""
+        columns: dict[str, list[list[float]]] = self._ask({"columns": count})["columns"]
+        return columns
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of vLLM's `LLM`, with plain data in and out."""
@@ -165,7 +171,7 @@ class Engine:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise EngineError(f"the engine ended; see {self._log.name}")
+            raise EngineError(f"the engine ended; its log {self._log.name} with\n{self.log()[-3000:]}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise EngineError(reply["error"])

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from emovllm.engine.config import KEY
 from harness import Ask, Engine
 
+# The V2 model runner, whose Triton kernels are interpreted.
+V2 = {
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "TRITON_INTERPRET": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("triton_cpu")), os.environ.get("PYTHONPATH", "")]),
+}
+
 
 class Series:
     """One process, in which each engine replaces the one before: vLLM is imported once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
+        """`env`: of the process, whose engines may change it further."""
         self._folder = folder
+        self._env = env or {}
         self._engine: Engine | None = None
 
-    def start(self, model: str, circuit: Path | None, **changes: Any) -> Engine:
+    def start(self, model: str, circuit: Path | None, env: dict[str, str] | None = None, **changes: Any) -> Engine:
         """Raises: EngineError; the next start may succeed."""
         config: dict[str, Any] = {
             "model": model,
@@ -31,9 +41,8 @@ class Series:
             **changes,
         }
         if self._engine is None:
-            self._engine = Engine(self._folder / "engines.log", {"VLLM_CACHE_ROOT": str(self._folder)}, **config)
-        else:
-            self._engine.restart(**config)
+            self._engine = Engine(self._folder / "engines.log", {"VLLM_CACHE_ROOT": str(self._folder), **self._env})
+        self._engine.restart(env, **config)
         return self._engine
 
     def close(self) -> None:

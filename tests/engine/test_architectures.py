@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ UNKNOWN = "lfm2"
 TOKENS = 12
 # vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart.
 TOLERANCE = {"gemma2": 0.01}
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
-    series = Series(tmp_path_factory.mktemp("series"))
-    yield series
-    series.close()
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != UNKNOWN])

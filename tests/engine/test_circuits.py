@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,15 @@ def settings(root: Path, *names: str, capacity: int = CAPACITY) -> dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def start(model: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+def start(model: str, root: Path, series: Series) -> Callable[..., Engine]:
     """`start(*circuits, capacity=..., **config)`: an eager engine, in place of the one before."""
-    series = Series(tmp_path_factory.mktemp("engines"))
 
     def start(*names: str, capacity: int = CAPACITY, **config: Any) -> Engine:
         return series.start(
             model, None, **{"max_model_len": 256, **config}, additional_config=settings(root, *names, capacity=capacity)
         )
 
-    yield start
-    series.close()
+    return start
 
 
 @pytest.fixture(scope="module")

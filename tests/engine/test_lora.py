@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from circuits import random_circuit
 from harness import Ask, Engine, Reply, mixed_batch
 from models import tiny_model
 from oracle import Oracle
+from series import Series
 from test_exactness import assert_same
 
 pytestmark = pytest.mark.engine
@@ -81,25 +82,21 @@ def expected(model: str, circuit: Path, adapters: dict[str, Adapter]) -> Callabl
 
 
 @pytest.fixture(scope="module")
-def engine(model: str, circuit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(
-        tmp_path_factory.mktemp("engine") / "log",
+def engine(model: str, circuit: Path, series: Series) -> Engine:
+    return series.start(
+        model,
+        circuit,
         # Traced by Dynamo, so that the coefficients' further columns are part of a graph.
         {"VLLM_CPU_CI_ENV": "1"},
-        model=model,
-        skip_tokenizer_init=True,
-        dtype="float32",
+        enforce_eager=False,
         max_model_len=512,
-        block_size=32,
-        disable_log_stats=False,
+        max_num_seqs=128,
         enable_lora=True,
         # Fewer than the adapters, so that they take each other's. vLLM's CPU kernels give a request without an adapter
         # the last slot's, steered or not, when it shares a batch with adapters: the first test leaves that slot empty.
         max_loras=3,
         max_lora_rank=8,
-        additional_config={"emovllm": {"circuit": str(circuit)}},
-    ) as engine:
-        yield engine
+    )
 
 
 @pytest.fixture(scope="module")

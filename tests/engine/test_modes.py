@@ -18,6 +18,7 @@ from circuits import random_circuit
 from harness import Ask, Engine, EngineError
 from models import tiny_model
 from oracle import Oracle
+from series import Series
 from test_exactness import assert_same
 
 pytestmark = pytest.mark.engine
@@ -74,11 +75,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """To be restarted in the mode of each test."""
-    folder = tmp_path_factory.mktemp("engine")
-    with Engine(folder / "log", {"VLLM_CACHE_ROOT": str(folder / "cache")}, **tiny.config()) as engine:
-        yield engine
+def begin(tiny: Tiny, series: Series) -> Callable[..., Engine]:
+    """`begin(**changes)`: an engine in the mode of a test, in place of the one before."""
+    return lambda **changes: series.start(circuit=tiny.circuit, **tiny.config(**changes))
 
 
 def assert_some_drafts_accepted(engine: Engine) -> None:
@@ -88,17 +87,15 @@ def assert_some_drafts_accepted(engine: Engine) -> None:
 
 @pytest.mark.parametrize("caching", [False, True])
 def test_ngram_drafts_in_chunks_and_after_preemption_equal_the_oracle(
-    engine: Engine, tiny: Tiny, caching: bool
+    begin: Callable[..., Engine], tiny: Tiny, caching: bool
 ) -> None:
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-    engine.restart(
-        **tiny.config(
-            speculative_config=ngram,
-            max_num_batched_tokens=64,
-            max_num_seqs=8,
-            num_gpu_blocks_override=14,
-            enable_prefix_caching=caching,
-        )
+    engine = begin(
+        speculative_config=ngram,
+        max_num_batched_tokens=64,
+        max_num_seqs=8,
+        num_gpu_blocks_override=14,
+        enable_prefix_caching=caching,
     )
     tiny.check(engine)
     assert_some_drafts_accepted(engine)
@@ -107,7 +104,9 @@ def test_ngram_drafts_in_chunks_and_after_preemption_equal_the_oracle(
     tiny.check(engine)
 
 
-def test_prompts_that_end_at_different_tokens_of_a_block_do_not_share_it(engine: Engine, tiny: Tiny) -> None:
+def test_prompts_that_end_at_different_tokens_of_a_block_do_not_share_it(
+    begin: Callable[..., Engine], tiny: Tiny
+) -> None:
     # The second prompt is the first with the beginning of its reply, and what follows is the same text: but the tokens
     # in between were injected in the first only. Preempted, the second request must not resume on the first's block.
     weak = {"emotion": "fear", "emotion_strength": 0.2}
@@ -118,17 +117,15 @@ def test_prompts_that_end_at_different_tokens_of_a_block_do_not_share_it(engine:
     assert expected.tokens == reply.tokens[10:]
     assert expected.logprobs[-20:] != pytest.approx(reply.logprobs[-20:], abs=2e-3)
 
-    engine.restart(**tiny.config(max_model_len=128, num_gpu_blocks_override=5, enable_prefix_caching=True))
+    engine = begin(max_model_len=128, num_gpu_blocks_override=5, enable_prefix_caching=True)
     replies = engine.generate([Ask(first.prompt, weak, {"max_tokens": 56}), second], 46)
     assert engine.metric("vllm:num_preemptions") > 0
     assert_same(replies, [reply, expected])
 
 
-def test_drafts_of_an_unsteered_model_equal_the_oracle(engine: Engine, tiny: Tiny) -> None:
+def test_drafts_of_an_unsteered_model_equal_the_oracle(begin: Callable[..., Engine], tiny: Tiny) -> None:
     # The draft model is the model itself, without emotion: right for plain requests, often wrong for the others.
-    engine.restart(
-        **tiny.config(speculative_config={"method": "draft_model", "model": tiny.model, "num_speculative_tokens": 3})
-    )
+    engine = begin(speculative_config={"method": "draft_model", "model": tiny.model, "num_speculative_tokens": 3})
     tiny.check(engine)
     assert_some_drafts_accepted(engine)
 
@@ -163,8 +160,10 @@ def test_asynchronous_scheduling_with_drafts_in_chunks_and_after_preemption_equa
     assert async_engine.metric("vllm:num_preemptions") > 0
 
 
-def test_reloaded_weights_are_steered_by_their_own_fold(engine: Engine, tiny: Tiny, tmp_path: Path) -> None:
-    engine.restart(**tiny.config())
+def test_reloaded_weights_are_steered_by_their_own_fold(
+    begin: Callable[..., Engine], tiny: Tiny, tmp_path: Path
+) -> None:
+    engine = begin()
     before = engine.vectors()
     engine.call("collective_rpc", "reload_weights")
     assert engine.vectors() == before
@@ -186,8 +185,8 @@ def test_reloaded_weights_are_steered_by_their_own_fold(engine: Engine, tiny: Ti
     assert_same(engine.generate(tiny.asks, TOKENS), oracle.generate(tiny.asks, TOKENS))
 
 
-def test_weights_of_another_model_are_not_reloaded(engine: Engine, tiny: Tiny, tmp_path: Path) -> None:
-    engine.restart(**tiny.config())
+def test_weights_of_another_model_are_not_reloaded(begin: Callable[..., Engine], tiny: Tiny, tmp_path: Path) -> None:
+    engine = begin()
     stranger = tiny_model(tmp_path, seed=1, **SHAPE)
     with pytest.raises(EngineError, match="weights served here are not that model's"):
         engine.call("collective_rpc", "reload_weights", kwargs={"weights_path": stranger})

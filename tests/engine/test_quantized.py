@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from circuits import random_circuit
 from emovllm.circuit import load_circuit
 from emovllm.sites import parse_site
 from families import family_model
-from harness import EngineError, Reply
+from harness import Engine, EngineError, Reply
 from oracle import Oracle
 from series import Series, mixed_batch, unsteered
 
@@ -115,16 +115,15 @@ def round_activations(model: nn.Module) -> None:
 
 
 def agreement(replies: list[Reply], right: list[Reply]) -> tuple[int, float]:
-    """Over the tokens that each two replies begin with in common: how many, and the largest difference of
-    log-probability."""
-    agreed, error = 0, 0.0
+    """Over the tokens that each two replies begin with in common: how many all others are, and the root mean square of
+    what log-probabilities differ by."""
+    errors = []
     for reply, one in zip(replies, right, strict=True):
         for step, (token, other) in enumerate(zip(reply.tokens, one.tokens, strict=True)):
             if token != other:
                 break
-            agreed += 1
-            error = max(error, abs(reply.logprobs[step] - one.logprobs[step]))
-    return agreed, error
+            errors.append(reply.logprobs[step] - one.logprobs[step])
+    return sum(len(one.tokens) for one in right) - len(errors), float(np.sqrt(np.mean(np.square(errors))))
 
 
 @dataclass
@@ -136,16 +135,6 @@ class Case:
     circuit: Path
     oracle: Oracle
     dtype: str
-    # The least share of equal tokens, and the largest difference of log-probability before them.
-    agreed: float
-    error: float
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
-    series = Series(tmp_path_factory.mktemp("series"))
-    yield series
-    series.close()
 
 
 @pytest.fixture(scope="module", params=SCHEMES)
@@ -157,42 +146,64 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     oracle = Oracle(plain, circuit)
     if request.param == "w8a8":
         round_activations(oracle.model)
-    # vLLM's kernel of 4-bit weights takes no float32 on a CPU: in bfloat16, unsteered replies share 123 of 132 tokens
-    # with the oracle's, within 0.13; steered ones 116, within 0.11.
-    if request.param == "w4a16":
-        return Case(model, plain, circuit, oracle, "bfloat16", agreed=0.8, error=0.25)
-    # All tokens are equal. An activation that lies between two int8 values goes either way: one did, by 0.012, as much
-    # as in the oracle itself when it adds what is folded.
-    return Case(model, plain, circuit, oracle, "float32", agreed=1.0, error=0.05)
+    # vLLM's kernel of 4-bit weights takes no float32 on a CPU, and with AMX that of 8-bit ones takes none either.
+    takes_float32 = request.param == "w8a8" and not torch.cpu._is_amx_tile_supported()
+    return Case(model, plain, circuit, oracle, "float32" if takes_float32 else "bfloat16")
 
 
-def test_a_mixed_batch_equals_the_oracle_of_the_same_rounding(series: Series, case: Case) -> None:
+@pytest.fixture
+def plain_engine(series: Series, case: Case) -> Engine:
+    """vLLM without a circuit. How far its kernels are from the oracle on this processor is the measure of all else:
+    some take bfloat16 alone, and some overflow."""
+    engine = series.start(case.model, None, dtype=case.dtype)
+    try:
+        engine.generate(unsteered(mixed_batch()[:1]), 1)
+    except EngineError as error:
+        if "has no attribute 'cpu_gemm_wna16'" not in str(error):
+            raise
+        pytest.skip("this vLLM has no kernel of 4-bit weights for this processor")
+    return engine
+
+
+def test_a_mixed_batch_is_as_near_to_the_oracle_of_the_same_rounding_as_plain_requests_are(
+    series: Series, case: Case, plain_engine: Engine
+) -> None:
     asks = mixed_batch()
     expected, without = case.oracle.generate(asks, TOKENS), case.oracle.generate(unsteered(asks), TOKENS)
-    unsteered_engine = series.start(case.model, None, dtype=case.dtype).generate(unsteered(asks), TOKENS)
+    unsteered_engine = plain_engine.generate(unsteered(asks), TOKENS)
     engine = series.start(case.model, case.circuit, dtype=case.dtype)
     steered, plain = engine.generate(asks, TOKENS), engine.generate(unsteered(asks), TOKENS)
     assert plain == unsteered_engine
-    for replies, right in ((plain, without), (steered, expected)):
-        agreed, error = agreement(replies, right)
-        assert agreed >= case.agreed * TOKENS * len(asks)
-        assert error <= case.error
+    (plain_apart, plain_error), (apart, error) = agreement(plain, without), agreement(steered, expected)
+    # Where the processor multiplies exactly, both are nearly 0.
+    assert apart <= 2 * plain_apart + 4
+    assert error <= 1.5 * plain_error + 0.005
     assert sum(a.tokens != b.tokens for a, b in zip(plain, steered, strict=True)) >= len(asks) - 4
 
 
-def test_the_folded_vectors_are_those_of_the_dequantised_weights(series: Series, case: Case) -> None:
+def test_the_folded_vectors_are_those_of_the_dequantised_weights(
+    series: Series, case: Case, plain_engine: Engine
+) -> None:
+    weights = load_file(Path(case.plain) / "model.safetensors")
+    columns = {parse_site(name): np.array(found) for name, found in plain_engine.columns(16).items()}
     folded = series.start(case.model, case.circuit, dtype=case.dtype).vectors()
     circuit = load_circuit(case.circuit)
-    weights = load_file(Path(case.plain) / "model.safetensors")
     sites = {parse_site(name.removesuffix(".weight")): weight.numpy() for name, weight in weights.items()}
     assert len(folded) == len(circuit.sites())
+
+    def distance(found: np.ndarray, right: np.ndarray) -> float:
+        return float(np.linalg.norm(found - right) / np.linalg.norm(right))
+
     for kind, layer in circuit.sites():
-        right = circuit.site_delta(kind, layer) @ sites[kind, layer].T
-        error = np.linalg.norm(np.array(folded[f"{kind}.{layer}"]) - right) / np.linalg.norm(right)
-        assert error < 1e-3
+        weight = sites[kind, layer]  # [hidden, in]
+        kernel = distance(columns[kind, layer], weight[:, :16].T)
+        right = circuit.site_delta(kind, layer) @ weight.T
+        assert distance(np.array(folded[f"{kind}.{layer}"]), right) < 1.5 * kernel + 2e-4
 
 
-def test_another_models_circuit_is_still_refused(series: Series, case: Case, tmp_path: Path) -> None:
+def test_another_models_circuit_is_still_refused(
+    series: Series, case: Case, plain_engine: Engine, tmp_path: Path
+) -> None:
     stranger = random_circuit(family_model("llama", tmp_path / "stranger", seed=1), tmp_path / "circuit")
     with pytest.raises(EngineError, match="weights served here are not that model's"):
         series.start(case.model, stranger, dtype=case.dtype)

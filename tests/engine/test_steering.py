@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from models import tiny_model
 from oracle import Oracle
 from series import Series, mixed_batch
 from test_exactness import assert_same
-from test_model_runner_v2 import V2
 
 pytestmark = pytest.mark.engine
 
@@ -34,13 +32,6 @@ def by_both_methods() -> list[Ask]:
         for ask in asks
     ]
     return asks + steered
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
-    series = Series(tmp_path_factory.mktemp("series"))
-    yield series
-    series.close()
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +163,14 @@ def test_the_compiled_model_equals_the_oracle(model: str, circuit: Path, oracle:
 
 def test_two_tensor_parallel_ranks_equal_the_oracle(model: str, circuit: Path, oracle: Oracle, tmp_path: Path) -> None:
     # Compiled by Dynamo alone, which is quick.
-    env = {"VLLM_CACHE_ROOT": str(tmp_path), "VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_CI_ENV": "1"}
+    env = {"VLLM_CACHE_ROOT": str(tmp_path), "VLLM_CPU_CI_ENV": "1"}
     asks = by_both_methods()
     with Engine(tmp_path / "log", env, **config(model, tensor_parallel_size=2, **settings(circuit))) as engine:
         assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
 
 
-def test_the_v2_model_runner_equals_the_oracle(model: str, circuit: Path, oracle: Oracle, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("V2")
+def test_the_v2_model_runner_equals_the_oracle(series_v2: Series, model: str, circuit: Path, oracle: Oracle) -> None:
     asks = by_both_methods()
-    with Engine(tmp_path / "log", V2, **config(model, enforce_eager=True, **settings(circuit))) as engine:
-        assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
+    engine = series_v2.start(model, circuit, max_num_seqs=32, **settings(circuit))
+    assert_same(engine.generate(asks, 12), oracle.generate(asks, 12))

@@ -1,9 +1,12 @@
-"""A vLLM engine in a process of its own, driven by JSON lines: `python worker.py '{"model": ...}'`.
+"""A vLLM engine in a process of its own, driven by JSON lines: `python worker.py '{"model": ...}'`, or '{}' where the
+first engine is asked for by a line as well.
 
 Each line in is {"prompts": [[token ids]], "fields": [{emotion fields}], "params": [{sampling parameters}], "loras":
 [folder or null], "max_tokens": n}; each line out is {"outputs": [{"tokens", "logprobs", "others"}], "metrics":
-{name: value}} or {"error": text}. {"config": {...}} ends the engine and starts another in the same process, which has
-vLLM imported already; {"vectors": true} asks for the folded vectors of each site, in-process engines only;
+{name: value}} or {"error": text}. {"config": {...}, "env": {...}} ends the engine and starts another in the same
+process, which has vLLM imported already, with these changes of the process's first environment; {"vectors": true} asks
+for the folded vectors of each site, and {"columns": n} for the first n columns of each projection's weights as its
+kernel multiplies by them, in-process engines only;
 {"method": name, "args": [...], "kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second argument
 names a function of hooks.py to call first.
 """
@@ -28,9 +31,16 @@ def main() -> None:
 
         getattr(hooks, sys.argv[2])()
     from vllm import LLM
+    from vllm.model_executor.models import registry
 
+    # vLLM looks at each class of model in a process of its own, which imports everything again.
+    registry._run_in_subprocess = lambda inspect: inspect()
+    ask_for_amx()
+    environment = dict(os.environ)
+    config = json.loads(sys.argv[1])
+    begun = bool(config)
     try:
-        llm = LLM(**json.loads(sys.argv[1]))
+        llm = LLM(**config) if begun else None
     except Exception as error:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         raise SystemExit(1) from error
@@ -39,12 +49,18 @@ def main() -> None:
         request = json.loads(line)
         try:
             if "config" in request:
-                llm = None
-                end_engine()
+                if begun:
+                    llm = None
+                    end_engine()
+                begun = True
+                os.environ.clear()
+                os.environ.update(environment | request["env"])
                 llm = LLM(**request["config"])
                 reply = {"ready": True}
             elif "vectors" in request:
                 reply = {"vectors": vectors(llm)}
+            elif "columns" in request:
+                reply = {"columns": columns(llm, request["columns"])}
             elif "method" in request:
                 reply = {"result": getattr(llm, request["method"])(*request["args"], **request["kwargs"])}
             else:
@@ -55,13 +71,18 @@ def main() -> None:
         replies.write(json.dumps(reply) + "\n")
 
 
+def ask_for_amx() -> None:
+    """As our workers do (emovllm/engine/cpu_worker.py), for engines without ours."""
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
+
+
 def end_engine() -> None:
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-    from vllm.model_executor.models import registry
     from vllm.triton_utils import dispatcher
 
-    # vLLM looks at each class of model in a process of its own, which imports everything again.
-    registry._run_in_subprocess = lambda inspect: inspect()
     # The CPU's kernels stay in place, and vLLM's search for where to put them fails on modules of Numba.
     dispatcher._rebind_kernels = lambda overrides: None
     gc.collect()  # an engine is full of cycles
@@ -73,6 +94,22 @@ def vectors(llm: Any) -> dict[str, list[list[float]]]:
         return {site.key: site.layer.emotion_vectors.tolist() for site in worker.emotion_sites}
 
     return {key: rows for rank in llm.collective_rpc(of_worker) for key, rows in rank.items()}
+
+
+def columns(llm: Any, count: int) -> dict[str, list[list[float]]]:
+    def of_worker(worker: Any) -> dict[str, list[list[float]]]:
+        import torch
+        from vllm.model_executor.layers.linear import RowParallelLinear
+
+        found = {}
+        for name, layer in worker.model_runner.get_model().named_modules():
+            if isinstance(layer, RowParallelLinear):
+                rows = torch.eye(count, layer.input_size_per_partition, dtype=worker.model_config.dtype)
+                found[name] = layer.quant_method.apply(layer, rows).float().tolist()
+        return found
+
+    (found,) = llm.collective_rpc(of_worker)
+    return found
 
 
 def generate(

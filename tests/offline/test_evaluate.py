@@ -14,7 +14,7 @@ import pytest
 
 from emovllm.circuit import load_circuit
 from emovllm_offline.evaluation import calibrate as calibration
-from emovllm_offline.evaluation import command, generate, intervals, local_server, paper_way
+from emovllm_offline.evaluation import command, generate, intervals, paper_way
 from emovllm_offline.evaluation.calibration import Bounds
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.command import Asked, Where, evaluate
@@ -388,12 +388,3 @@ def test_the_papers_way_is_timed_on_the_same_prompts(tmp_path: Path) -> None:
     assert told["with_start"] > told["seconds"]
     with pytest.raises(EvaluationError, match=r"could not be timed: .*unknown emotion"):
         paper_way.measure(model, circuit, [[3]], "joy", 5)
-
-
-@pytest.mark.parametrize(("cpu_build", "cores", "expected"), [(True, 2, "0"), (True, 32, None), (False, 2, None)])
-def test_an_evaluations_engine_has_all_of_few_cores(
-    cpu_build: bool, cores: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local_server, "_is_cpu_build", lambda: cpu_build)
-    monkeypatch.setattr(local_server.os, "sched_getaffinity", lambda process: set(range(cores)))
-    assert local_server._all_of_few_cores().get("VLLM_CPU_NUM_OF_RESERVED_CPU") == expected

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 import openai
 import pytest
 
+import shared
 from loading import tiny
 from server_process import BIN, Server
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """`serve(command, env=...)`: starts a server, without waiting for it; all end with the session."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Server]:
+    """`serve(command, env=...)`: starts a server, without waiting for it; all end with the group of tests."""
     folder = tmp_path_factory.mktemp("servers")
-    servers: list[Server] = []
+    numbers = itertools.count()
 
     def start(command: list[str], env: dict[str, str] | None = None) -> Server:
-        servers.append(Server(command, folder / f"{len(servers)}.log", env))
-        return servers[-1]
+        server = Server(command, folder / f"{next(numbers)}.log", env)
+        shared.until_the_group_ends(server)
+        return server
 
-    yield start
-    for server in servers:
-        server.close()
+    return start
 
 
 @pytest.fixture(scope="session")
 def server(serve: Callable[..., Server]) -> Server:
     """`emovllm serve`, with the default model and its circuit."""
-    command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024"]
+    # In float32 a reply does not depend on what else is in the batch, nor on the processor's kernels.
+    command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024", "--dtype", "float32"]
     return serve([*command, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]).wait()
 
 

@@ -24,14 +24,14 @@ class Server:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **(env or {})}
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [*command, "--host", "127.0.0.1", "--port", str(port)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment, **settings},
+                env={**environment, **settings, **(env or {})},
                 start_new_session=True,
             )
 
@@ -40,13 +40,16 @@ class Server:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}; see {self.log}")
+                raise RuntimeError(f"the server ended with {self.process.returncode}: {self._last_words()}")
             try:
                 if httpx.get(f"{self.url}/health").status_code == 200:
                     return self
             except httpx.TransportError:
                 time.sleep(0.5)
-        raise RuntimeError(f"the server took more than {seconds} s; see {self.log}")
+        raise RuntimeError(f"the server took more than {seconds} s: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return f"{self.log} ends\n{self.log.read_text(errors='replace')[-3000:]}"
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.progress import Progress
 
 from circuits import random_circuit
 from emovllm.circuit import CircuitSpec, load_circuit
@@ -116,11 +115,10 @@ def measure_with_fakes(
         engines.append(FakeEngine(name, steps[name], asked, limit))
         return engines[-1]
 
-    with Progress(disable=True) as progress:
-        try:
-            run(settings, spec, record, start_engine, progress)
-        except KeyboardInterrupt:
-            assert limit is not None
+    try:
+        run(settings, spec, record, start_engine, shown=False)
+    except KeyboardInterrupt:
+        assert limit is not None
     return asked, engines
 
 
@@ -329,8 +327,8 @@ def test_a_prompt_found_in_the_prefix_cache_stops_the_benchmark(tmp_path: Path, 
             return {**super().measure(*args, **kwargs), "hits": 16}
 
     settings = make_settings(starts=1)
-    with Progress(disable=True) as progress, pytest.raises(BenchError, match="16 tokens of prompts"):
-        run(settings, spec, Record(tmp_path, settings), lambda name, _: Cheating(name, 0.01, []), progress)
+    with pytest.raises(BenchError, match="16 tokens of prompts"):
+        run(settings, spec, Record(tmp_path, settings), lambda name, _: Cheating(name, 0.01, []), shown=False)
 
 
 def test_the_report_has_every_row_target_and_figure(tmp_path: Path) -> None:

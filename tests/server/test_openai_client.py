@@ -246,3 +246,9 @@ def test_the_listed_maximum_is_the_cap(server: Server, client: openai.OpenAI, mo
         assert chat(client, model, emotion=name, emotion_strength=cap)
         with pytest.raises(openai.BadRequestError, match="over the circuit's maximum"):
             chat(client, model, emotion=name, emotion_strength=cap * 1.001)
+
+
+def test_circuits_are_closed_where_no_admin_key_is(server: Server) -> None:
+    closed = httpx.get(f"{server.url}/v1/emotions/circuits", headers={"x-emovllm-admin-key": "any"})
+    assert closed.status_code == 403
+    assert "start it with --admin-key" in closed.json()["error"]["message"]

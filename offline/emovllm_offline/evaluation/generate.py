@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
+from emovllm.progress import Bar
 from emovllm_offline.evaluation.client import Connection, EmotionClient, connect, saturate
 from emovllm_offline.evaluation.likelihood import Likelihoods, Question
 from emovllm_offline.evaluation.plan import INSTRUCTED, EvaluationError, Task
@@ -65,11 +63,11 @@ def ask_model(planned: Sequence[Task], folder: Folder, model: str) -> None:
     if not todo:
         return
     scorer = Likelihoods.load(model)
-    with _bar("perplexity", len(todo)) as bar:
+    with Bar("perplexity", len(todo), unit="requests") as bar:
 
         def done(answer: Likelihood) -> None:
             folder.add_likelihood(answer)
-            bar.update()
+            bar.advance()
 
         folder.add_session(scorer.answer(todo, done))
 
@@ -81,11 +79,11 @@ async def _replies(
         return
     # Untimed: a first request may compile or allocate.
     folder.add_reply(await client.reply(todo[0], max_tokens))
-    with _bar("replies", len(todo), 1) as bar:
+    with Bar("replies", len(todo), done=1, unit="requests") as bar:
 
         def done(reply: Reply) -> int:
             folder.add_reply(reply)
-            bar.update()
+            bar.advance()
             return len(reply.tokens)
 
         async def ask(task: Task) -> Reply:
@@ -98,7 +96,7 @@ async def _replies(
 async def _likelihoods(todo: Sequence[Question], folder: Folder, client: EmotionClient, connection: Connection) -> None:
     if not todo:
         return
-    with _bar("perplexity", len(todo)) as bar:
+    with Bar("perplexity", len(todo), unit="requests") as bar:
 
         async def ask(question: Question) -> tuple[Question, float]:
             return question, await client.likelihood(question.prompt, question.tokens)
@@ -106,7 +104,7 @@ async def _likelihoods(todo: Sequence[Question], folder: Folder, client: Emotion
         def done(answer: tuple[Question, float]) -> int:
             question, nll = answer
             folder.add_likelihood(Likelihood(key=question.key, given=question.given, nll=nll))
-            bar.update()
+            bar.advance()
             return len(question.prompt) + len(question.tokens)
 
         await saturate("perplexity", ask, todo, connection.concurrency, done, folder.add_session)
@@ -125,7 +123,3 @@ def throughput(sessions: Sequence[Session], phase: str) -> dict[str, float] | No
         "tokens_per_s": sum(session.tokens for session in chosen) / seconds,
         "utilisation": sum(session.busy * session.seconds for session in chosen) / seconds,
     }
-
-
-def _bar(what: str, total: int, initial: int = 0) -> tqdm:
-    return tqdm(total=total, initial=initial, desc=what, unit="request", file=sys.stderr, smoothing=0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import secrets
@@ -18,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from emovllm.cpu import is_cpu_build
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.plan import EvaluationError
 
 # vLLM's import, the model's conversion and a first compilation.
 READY_SECONDS = 1200
-FEW_CORES = 4
 
 
 @contextlib.contextmanager
@@ -47,10 +46,10 @@ def local_server(
     # No sampling parameters of the model's own: every method is decoded alike.
     command += ["--generation-config", "vllm", "--served-model-name", "evaluated"]
     command += ["--additional-config", json.dumps({"emovllm": {"steering": steering}})]
-    if _is_cpu_build() and "--block-size" not in engine_args:
+    if is_cpu_build() and "--block-size" not in engine_args:
         # The default of 128 tokens is longer than most prompts, which would share nothing.
         command += ["--block-size", "32"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", **_all_of_few_cores(), **os.environ}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", **os.environ}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -111,18 +110,3 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     return port
-
-
-def _all_of_few_cores() -> dict[str, str]:
-    """vLLM's CPU build leaves one core to its scheduler, which is half of two; an evaluation has none to spare."""
-    if _is_cpu_build() and len(os.sched_getaffinity(0)) <= FEW_CORES:
-        return {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    return {}
-
-
-def _is_cpu_build() -> bool:
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

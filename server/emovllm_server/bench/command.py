@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from emovllm.circuit import CircuitError, load_circuit, resolve_circuit
 from emovllm.default_model import public_model_id, resolve_model
@@ -49,12 +48,10 @@ def bench(
     _check(settings)
     record = Record(folder, settings, fresh)
     launcher = Launcher(settings, path, str(where), folder / "logs")
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     # A terminated benchmark ends its engines too, and reports.
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            run(settings, loaded.spec, record, launcher, progress)
+        run(settings, loaded.spec, record, launcher)
         complete = True
     except KeyboardInterrupt:
         complete = False

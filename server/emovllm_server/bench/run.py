@@ -5,11 +5,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import Any
-
-from rich.progress import Progress
 
 from emovllm.circuit import CircuitSpec
+from emovllm.progress import Bar
 from emovllm_server.bench.engine import Measuring
 from emovllm_server.bench.plan import (
     BLENDS,
@@ -46,39 +44,53 @@ def run(
     circuit: CircuitSpec,
     record: Record,
     start_engine: Start,
-    progress: Progress,
+    shown: bool = True,
 ) -> None:
-    """Returns when all is measured. Raises: BenchError."""
+    """Returns when all is measured. shown: tells how far it is. Raises: BenchError."""
     todo = {start: [b for b in blocks(settings, start) if not record.has_block(b)] for start in range(settings.starts)}
-    bar = progress.add_task("", total=sum(len(block.order) for of_start in todo.values() for block in of_start))
-    for start, of_start in todo.items():
-        prefix = not record.has_prefix(start, len(PREFIX))
-        if not of_start and not prefix:
-            continue
-        session = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        with ExitStack() as running:
-            engines = {}
-            for name in engine_names(settings):
-                _say(progress, bar, settings, start, f"starting {name}")
-                engines[name] = running.enter_context(closing(start_engine(name, start)))
-            record.add_engine(engines[STEERED].about)
-            _say(progress, bar, settings, start, "warming up")
-            _warm_up(settings, circuit, engines)
-            for block in of_start:
-                ids = prompts(settings, block, circuit.model.vocab_size)
-                for engine, scenario in block.order:
-                    what = f"round {block.round + 1}/{settings.rounds}, batch {block.batch_size}: {engine}, {scenario}"
-                    _say(progress, bar, settings, start, what)
-                    asked = requests(scenario, block.batch_size, circuit, settings.seed)
-                    reply = engines[engine].measure(ids, asked, settings.output_tokens)
-                    if reply.get("hits"):
-                        raise BenchError(f"{engine}: the prefix cache gave {reply['hits']} tokens of prompts that "
-                                         "should be new to it")  # fmt: skip
-                    record.add(timing(block, engine, scenario, session, reply))
-                    progress.advance(bar)
-            if prefix:
-                _say(progress, bar, settings, start, "shared prefix")
-                _measure_prefix(settings, circuit, engines, record, start, session)
+    measurements = sum(len(block.order) for of_start in todo.values() for block in of_start)
+    with Bar("bench", measurements, unit="measurements", shown=shown) as bar:
+        for start, of_start in todo.items():
+            if of_start or not record.has_prefix(start, len(PREFIX)):
+                _run_start(settings, circuit, record, start_engine, start, of_start, bar)
+
+
+def _run_start(
+    settings: Settings,
+    circuit: CircuitSpec,
+    record: Record,
+    start_engine: Start,
+    start: int,
+    todo: list[Block],
+    bar: Bar,
+) -> None:
+    def say(what: str) -> None:
+        bar.tell((f"start {start + 1}/{settings.starts}, " if settings.starts > 1 else "") + what)
+
+    session = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    with ExitStack() as running:
+        engines = {}
+        for name in engine_names(settings):
+            say(f"starting {name}")
+            engines[name] = running.enter_context(closing(start_engine(name, start)))
+        record.add_engine(engines[STEERED].about)
+        say("warming up")
+        _warm_up(settings, circuit, engines)
+        for block in todo:
+            ids = prompts(settings, block, circuit.model.vocab_size)
+            for engine, scenario in block.order:
+                say(f"round {block.round + 1}/{settings.rounds}, batch {block.batch_size}: {engine}, {scenario}")
+                asked = requests(scenario, block.batch_size, circuit, settings.seed)
+                reply = engines[engine].measure(ids, asked, settings.output_tokens)
+                if reply.get("hits"):
+                    raise BenchError(
+                        f"{engine}: the prefix cache gave {reply['hits']} tokens of prompts that should be new to it"
+                    )
+                record.add(timing(block, engine, scenario, session, reply))
+                bar.advance()
+        if not record.has_prefix(start, len(PREFIX)):
+            say("shared prefix")
+            _measure_prefix(settings, circuit, engines, record, start, session)
 
 
 def _warm_up(settings: Settings, circuit: CircuitSpec, engines: dict[str, Measuring]) -> None:
@@ -104,8 +116,3 @@ def _measure_prefix(
         asked = requests(scenario, len(ids), circuit, settings.seed)
         reply = engines[engine].measure(ids, asked, TAIL_OUTPUT, one_by_one=True)
         record.add(PrefixHits(start, engine, scenario, session, reply["queries"], reply["hits"]))
-
-
-def _say(progress: Progress, bar: Any, settings: Settings, start: int, what: str) -> None:
-    of = f"start {start + 1}/{settings.starts}, " if settings.starts > 1 else ""
-    progress.update(bar, description=of + what)

