@@ -37,7 +37,8 @@ COPY emovllm emovllm
 COPY server server
 COPY offline offline
 COPY circuits circuits
-RUN uv pip install --system --no-cache --torch-backend cpu \
+# Compiled here, for its user may not write beside the packages: each start would compile 3,000 modules anew.
+RUN uv pip install --system --no-cache --compile-bytecode --torch-backend cpu \
     --constraints scripts/constraints-cpu.txt --overrides scripts/overrides.txt ".[cpu,smollm2,offline,evaluate]"
 # By number, which Kubernetes asks for to know that it is not root.
 USER 10001

@@ -11,21 +11,21 @@ from pathlib import Path
 
 _TESTS = Path(__file__).parents[2] / "tests"
 ARGUMENTS = (
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "tiny"),
+    *("--dtype", "float32", "--enforce-eager", "--served-model-name", "tiny"),
     # 100 MiB of cache, all of which is soon in use: what grows after that is no cache.
     *("--block-size", "32", "--num-gpu-blocks-override", "4096"),
 )
 
 
-def command(folder: Path, seed: int = 0) -> list[str]:
-    """Makes model and circuit in `folder`, and the command that serves them."""
+def command(folder: Path, seed: int = 0, length: int = 256) -> list[str]:
+    """Makes model and circuit in `folder`, and the command that serves them. length: tokens of prompt and reply."""
     sys.path[:0] = [str(_TESTS)]
     try:
         from circuits import random_circuit
         from models import tiny_chat_model
     finally:
         sys.path.remove(str(_TESTS))
-    model = tiny_chat_model(folder / "model", seed)
+    model = tiny_chat_model(folder / "model", seed, max_position_embeddings=length)
     circuit = random_circuit(model, folder / "circuit", scale=1.0, seed=seed)
     emovllm = str(Path(sys.executable).with_name("emovllm"))
-    return [emovllm, "serve", model, "--circuit", str(circuit), *ARGUMENTS]
+    return [emovllm, "serve", model, "--circuit", str(circuit), "--max-model-len", str(length), *ARGUMENTS]

@@ -7,41 +7,47 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from loading import tiny
 from server_process import Server
 
 pytestmark = pytest.mark.engine
 
+# A reply that takes some seconds, and one that nobody waits for.
 LONG = {
     "model": "tiny",
     "prompt": "the rain",
-    "max_tokens": 220,
+    "max_tokens": 500,
     "ignore_eos": True,
     "temperature": 0,
     "emotion": "fear",
 }
+ENDLESS = {**LONG, "max_tokens": 15_000}
 CLIENTS = 3
 
 
 class Streams:
-    """Clients of long replies, each in a thread; `lines` holds what each has got."""
+    """Clients of one request, each in a thread; `lines` holds what each has got."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, request: dict[str, Any]) -> None:
         self.lines: list[list[str]] = [[] for _ in range(CLIENTS)]
         self._started = [threading.Event() for _ in range(CLIENTS)]
-        self._threads = [threading.Thread(target=self._stream, args=(url, number)) for number in range(CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._stream, args=(url, request, number)) for number in range(CLIENTS)
+        ]
         for thread in self._threads:
             thread.start()
         for started in self._started:
             assert started.wait(60)
 
-    def _stream(self, url: str, number: int) -> None:
+    def _stream(self, url: str, request: dict[str, Any], number: int) -> None:
         try:
-            with httpx.stream("POST", f"{url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as reply:
+            with httpx.stream("POST", f"{url}/v1/completions", json={**request, "stream": True}, timeout=60) as reply:
                 for line in reply.iter_lines():
                     if line:
                         self.lines[number].append(line)
@@ -59,18 +65,19 @@ class Streams:
 
 
 @pytest.fixture(scope="module")
-def servers(serve: Callable[..., Server], tiny_command: list[str]) -> list[Server]:
+def servers(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> list[Server]:
     """Three, started at the same time; each test ends one."""
-    return [serve([*tiny_command, *more]) for more in (["--shutdown-timeout", "60"], [], [])]
+    command = tiny.command(tmp_path_factory.mktemp("tiny"), length=16_384)
+    return [serve([*command, *more]) for more in (["--shutdown-timeout", "60"], [], [])]
 
 
 class Ending:
     """A server with clients in the middle of their replies."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, request: dict[str, Any]) -> None:
         self.server = server.wait()
         self.children = psutil.Process(server.process.pid).children(recursive=True)
-        self.streams = Streams(server.url)
+        self.streams = Streams(server.url, request)
 
     def status(self) -> int:
         """The exit status, once no client waits and no process of the server is left."""
@@ -86,7 +93,7 @@ class Ending:
 
 def test_a_terminated_server_ends_its_replies_where_it_is_given_time(servers: list[Server]) -> None:
     reply = httpx.post(f"{servers[0].wait().url}/v1/completions", json=LONG, timeout=60).json()
-    ending = Ending(servers[0])
+    ending = Ending(servers[0], LONG)
     os.kill(ending.server.process.pid, signal.SIGTERM)
     assert ending.status() == 0
     for lines in ending.streams.lines:
@@ -96,14 +103,14 @@ def test_a_terminated_server_ends_its_replies_where_it_is_given_time(servers: li
 
 
 def test_a_terminated_server_ends_at_once_by_default(servers: list[Server]) -> None:
-    ending = Ending(servers[1])
+    ending = Ending(servers[1], ENDLESS)
     os.kill(ending.server.process.pid, signal.SIGTERM)
     assert ending.status() == 0
     ending.check_none_looks_whole()
 
 
 def test_a_server_whose_worker_is_killed_ends_with_it_and_says_so(servers: list[Server]) -> None:
-    ending = Ending(servers[2])
+    ending = Ending(servers[2], ENDLESS)
     # The engine ends for want of its worker, and the server for want of its engine.
     names = {child.name(): child for child in ending.children}
     assert any(name.startswith("VLLM::EngineCor") for name in names)
