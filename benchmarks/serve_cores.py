@@ -123,11 +123,7 @@ def main() -> None:
     print(f"{dict(describe())}, rounds: {args.rounds}\n")
     print("| clients | figure | one reserved | all cores | ratio |\n| --- | --- | ---: | ---: | ---: |")
     for count in clients:
-        for name, unit, factor in (
-            ("tokens_per_s", "tokens/s", 1),
-            ("ttft", "TTFT p50, ms", 1e3),
-            ("tpot", "TPOT p50, ms", 1e3),
-        ):
+        for name, unit, factor in FIGURES:
             every, reserved = (np.array([getattr(f, name) for f in found[kind, count]]) * factor for kind in KINDS)
             paired = ratio({"0": list(np.log(every / reserved))})
             print(

@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emovllm import cpu
 from emovllm.circuit import EmotionName, load_circuit, write_atomically
 from emovllm.default_model import public_model_id, resolve_model
-from emovllm.progress import Bar
+from emovllm.progress import Bar, stage
 from emovllm_offline import examples
 from emovllm_offline.evaluation.likelihood import Likelihoods
 from emovllm_offline.evaluation.metrics import text_metrics
@@ -229,12 +230,21 @@ def _bar(what: str, todo: int, total: int, progress: bool) -> Bar:
 def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sampling) -> Sampler:
     """A vLLM engine in processes of its own, which end with the sampler."""
     from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams, TokensPrompt
 
+    cpu.prepare()
+    with stage("Starting the engine", hint="with settings that are new it compiles, which takes a minute or more"):
+        from vllm import LLM, SamplingParams, TokensPrompt
+
+        engine = LLM(
+            folder,
+            # No sampling parameters of the model's own; blocks small enough for prompts to share them between emotions.
+            generation_config="vllm",
+            block_size=32,
+            max_model_len=1024,
+            seed=0,
+            additional_config={"emovllm": {"circuit": str(circuit)}},
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    # No sampling parameters of the model's own; blocks small enough for prompts to share them between emotions.
-    engine = LLM(folder, max_model_len=1024, block_size=32, generation_config="vllm", seed=0,
-                 additional_config={"emovllm": {"circuit": str(circuit)}})  # fmt: skip
     each = [(name, strength) for name in names for strength in sampling.strengths]
 
     def sample(some: Sequence[tuple[int, Example]]) -> list[Samples]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from circuits import SIX
+from emovllm import cpu
 from emovllm.default_model import shipped_circuits
 from emovllm_offline.examples import load_examples
 
@@ -29,6 +30,9 @@ def test_the_default_model_writes_replies_of_its_own(default_model: str, tmp_pat
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "Starting the engine: done in " in ended.stderr
+    if len(os.sched_getaffinity(0)) <= cpu.FEW_CORES:
+        assert "reserve_cpu_num=0" in ended.stdout + ended.stderr
     written, own = load_examples()[:2], load_examples(out)
     assert [example.id for example in own] == [example.id for example in written]
     changed = sum(a.replies[name] != b.replies[name] for a, b in zip(written, own, strict=True) for name in SIX)

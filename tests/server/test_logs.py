@@ -48,3 +48,15 @@ def test_prompts_on_other_routes_are_not_logged(tiny_server: Server) -> None:
     ):
         httpx.post(f"{tiny_server.url}{path}", json=body, timeout=60)
     assert SECRET not in tiny_server.log.read_text()
+
+
+def test_the_start_is_told_stage_by_stage(tiny_server: Server) -> None:
+    log = tiny_server.log.read_text()
+    told = [
+        "Loading vLLM: done in ",
+        "Starting the engine (",
+        "Checking that every site of the circuit is live: done in ",
+    ]
+    places = [log.find(line) for line in [*told, "Starting the engine: done in ", "Starting vLLM server on"]]
+    assert -1 not in places
+    assert places == sorted(places)
