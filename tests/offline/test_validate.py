@@ -139,7 +139,7 @@ def test_no_unit_changes_nothing(decoder, findings, mode):
     units = Units(findings, (0, 1), decoder.device, torch.float32)
     variants = [Variant(kind, source, 0, 1) for kind in KINDS for source in range(5)]
     scores, _ = sweep(decoder, last(20), units, mode, variants)
-    np.testing.assert_allclose(scores, scores[:1].repeat(10, 0), atol=1e-5)
+    np.testing.assert_allclose(scores, scores[:1].repeat(10, 0), rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
