@@ -49,7 +49,8 @@ class Streams:
 
     def _stream(self, url: str, request: dict[str, Any], number: int) -> None:
         try:
-            with httpx.stream("POST", f"{url}/v1/completions", json={**request, "stream": True}, timeout=PATIENCE) as reply:
+            body = {**request, "stream": True}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE) as reply:
                 for line in reply.iter_lines():
                     if line:
                         self.lines[number].append(line)
