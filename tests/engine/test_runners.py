@@ -77,6 +77,8 @@ class Runner:
             defaults = {"max_model_len": 512, "max_num_seqs": 64, "enforce_eager": not compiled}
             circuit, env = self._circuit if steered else None, self._compiled if compiled else None
             self._running = asked, self._series.start(self._model, circuit, env, **{**defaults, **config})
+        # Once in the log of its process, whose engines are all of one runner.
+        assert ("Using V2 Model Runner" in self._running[1].log()) == ("VLLM_CPU_CI_ENV" in self._compiled)
         return self._running[1]
 
 
