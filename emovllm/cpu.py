@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
+import platform
 
 from emovllm.default_model import cache_root
 
@@ -20,6 +22,19 @@ def is_cpu_build() -> bool:
     return True
 
 
+def instruction_set() -> str:
+    """A name for what this processor can do, and for what PyTorch is told of it (`ATEN_CPU_CAPABILITY`): the same where
+    compiled kernels are. PyTorch (2.13) keeps no such thing with the kernels that it caches, and a process that takes
+    up those of another instruction set computes NaN or dies; homes and images are shared between machines."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = ""
+    told = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    return hashlib.sha256(f"{platform.machine()}\n{flags}\n{told}".encode()).hexdigest()[:12]
+
+
 def prepare() -> None:
     """Before vLLM is imported. Does nothing where vLLM is not the CPU build; what is set already stays."""
     if not is_cpu_build():
@@ -27,7 +42,7 @@ def prepare() -> None:
     # vLLM saves its whole compiled model and then, on a CPU, fails to load it and compiles anew (0.32: "no attribute
     # 'finalize_loading'"). PyTorch's own caches work: 12 s in place of 40 for the default model.
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor" / instruction_set()))
     if len(os.sched_getaffinity(0)) <= FEW_CORES:
         # vLLM leaves a core to its scheduler, which is half of two; what that costs is in docs/performance.md.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")

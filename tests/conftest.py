@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import shared
+from emovllm.cpu import instruction_set
 
 # Tests reach for no hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests run side by side: each engine computes with one thread, on whatever core is free. vLLM would bind all to one.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+# As `emovllm serve` does: kernels that were compiled under another instruction set compute nonsense.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"emovllm-tests-{os.getuid()}" / instruction_set())
+)
 
 # The memory that one test process and its engines may take, in GiB.
 _MEMORY = 8

@@ -39,3 +39,16 @@ def test_what_the_user_has_set_stays(environment: dict[str, str], monkeypatch: p
     environment |= {RESERVED: "1", "VLLM_USE_AOT_COMPILE": "1"}
     cpu.prepare()
     assert (environment[RESERVED], environment["VLLM_USE_AOT_COMPILE"]) == ("1", "1")
+
+
+def test_kernels_of_each_instruction_set_have_a_cache_of_their_own(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: True)
+    folders = set()
+    for told in ("", "avx2", "default"):
+        environment |= {"ATEN_CPU_CAPABILITY": told}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        cpu.prepare()
+        folders.add(environment["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(folders) == 3
