@@ -43,7 +43,7 @@ RUN uv pip install --system --no-cache --compile-bytecode --torch-backend cpu \
 # By number, which Kubernetes asks for to know that it is not root.
 USER 10001
 # The default model is converted while the image is built, so that the first start is quick.
-RUN python -c "from emovllm.default_model import default_model; default_model()"
+RUN python -c "from emovllm.models import default_model; default_model()"
 ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1
 EXPOSE 8000
 HEALTHCHECK --start-period=10m --interval=15s --timeout=5s --retries=4 \

@@ -26,18 +26,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emovllm.circuit import Circuit, load_circuit
-from emovllm.default_model import resolve_model
+from emovllm.models import resolve_model
 from emovllm.progress import track
-from emovllm_offline.data import Item, expand, load_sev
-from emovllm_offline.decoder import Decoder, find_decoder, repeat_cache
-from emovllm_offline.evaluation.likelihood import Likelihoods
-from emovllm_offline.evaluation.metrics import text_metrics
-from emovllm_offline.examples import load_examples
-from emovllm_offline.generate import stop_tokens
-from emovllm_offline.lexicon import LexiconJudge
-from emovllm_offline.local_judge import LocalJudge
-from emovllm_offline.prompts import render
-from emovllm_offline.styles import load_style
+from emovllm_offline.data.examples import load_examples
+from emovllm_offline.data.prompts import render
+from emovllm_offline.data.sev import Item, expand, load_sev
+from emovllm_offline.data.styles import load_style
+from emovllm_offline.judges.lexicon import LexiconJudge
+from emovllm_offline.judges.local import LocalJudge
+from emovllm_offline.judges.text import text_metrics
+from emovllm_offline.model.decoder import Decoder, find_decoder, repeat_cache
+from emovllm_offline.model.generate import stop_tokens
+from emovllm_offline.model.likelihood import Likelihoods
 
 
 class Row(NamedTuple):

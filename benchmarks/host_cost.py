@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from emovllm.engine.batch import Coefficients
+from emovllm.engine.coefficients import Coefficients
 
 NAMES = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 PROMPT = 512

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emovllm.default_model import resolve_model
-from emovllm_offline import data, directions
-from emovllm_offline.decoder import Decoder, find_decoder
-from emovllm_offline.discover import measure
-from emovllm_offline.importance import (
+from emovllm.models import resolve_model
+from emovllm_offline.data import sev
+from emovllm_offline.data.prompts import Prompt, render
+from emovllm_offline.data.styles import load_style
+from emovllm_offline.discovery import directions
+from emovllm_offline.discovery.discover import measure
+from emovllm_offline.discovery.importance import (
     ALPHAS,
     gradient_importance,
     pushed,
@@ -28,9 +30,8 @@ from emovllm_offline.importance import (
     residual_scale,
     sublayer_importance,
 )
-from emovllm_offline.parameters import Parameters
-from emovllm_offline.prompts import Prompt, render
-from emovllm_offline.styles import load_style
+from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.model.decoder import Decoder, find_decoder
 
 
 @torch.no_grad()
@@ -67,11 +68,11 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     decoder, tokenizer = find_decoder(model), AutoTokenizer.from_pretrained(folder)
     style = load_style("paper")
-    records = data.load_sev()[:2]
+    records = sev.load_sev()[:2]
     findings = measure(decoder, tokenizer, records, [style], Parameters(importance_prompts=1))
     sublayers = directions.interleave(findings.attn_directions, findings.mlp_directions)
     reference = directions.reference_direction(sublayers, directions.band_layers(len(decoder.layers)))
-    prompt = render(tokenizer, style.neutral, data.expand(records)[0].user)
+    prompt = render(tokenizer, style.neutral, sev.expand(records)[0].user)
     sigma = residual_scale(decoder, [prompt])
     print(f"{folder.split('/')[-1]}: prompt of {len(prompt.ids)} tokens, {decoder.sublayers} sublayers, ", end="")
     print(f"{len(ALPHAS)} alphas, {torch.get_num_threads()} threads")

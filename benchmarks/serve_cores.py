@@ -26,7 +26,7 @@ import openai
 
 from emovllm.progress import Bar
 from emovllm_server.bench.machine import describe
-from emovllm_server.bench.statistics import ratio
+from emovllm_server.bench.ratios import ratio
 
 # VLLM_CPU_NUM_OF_RESERVED_CPU of each server.
 KINDS = {"all cores": "0", "one reserved": "1"}

@@ -11,9 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from emovllm.baseline import layer_key, steered_layers
 from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, site_key
 from emovllm.emotion import FIELDS, Emotion, EmotionError, Method, resolve, short
-from emovllm.steering import layer_key, steered_layers
 
 # Asks for the plain model, where the operator has set a default emotion.
 NONE = "none"

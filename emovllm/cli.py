@@ -12,21 +12,24 @@ from emovllm import __version__
 # Whose arguments are vLLM's to parse, --help included.
 _OF_VLLM = {
     "serve": ("emovllm_server.serve", "serve a model with its circuit (takes every argument of vllm serve)"),
-    "run-batch": ("emovllm_server.run_batch", "answer an OpenAI Batch file (takes every argument of vllm run-batch)"),
+    "run-batch": (
+        "emovllm_server.batch.command",
+        "answer an OpenAI Batch file (and the arguments of vllm run-batch)",
+    ),
 }
 _COMMANDS = {
     "top": ("emovllm_server.top.cli", "watch a server: rates, latencies and running requests by emotion"),
     "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
-    "elicit": ("emovllm_offline.elicit_cli", "generate and judge replies in each emotion"),
-    "discover": ("emovllm_offline.discover_cli", "find a model's emotion circuit"),
-    "own-replies": ("emovllm_offline.own_replies_cli", "let the model write replies for refine to learn from"),
-    "refine": ("emovllm_offline.refine_cli", "fit a circuit's difference vectors to emotional replies"),
-    "validate": ("emovllm_offline.validate_cli", "test a circuit's neurons and heads, beside random ones"),
-    "report": ("emovllm_offline.report_cli", "draw a circuit and what was measured, as one page"),
-    "calibrate": ("emovllm_offline.calibrate_cli", "find the strengths to serve a circuit at"),
-    "evaluate": ("emovllm_offline.evaluate_cli", "measure how well emotions show in replies, and what that costs"),
-    "judge-report": ("emovllm_offline.judge_report_cli", "measure how often the built-in judge is right"),
-    "import-published": ("emovllm_offline.import_cli", "turn the paper's published artefacts into a circuit"),
+    "elicit": ("emovllm_offline.commands.elicit", "generate and judge replies in each emotion"),
+    "discover": ("emovllm_offline.commands.discover", "find a model's emotion circuit"),
+    "own-replies": ("emovllm_offline.commands.own_replies", "let the model write replies for refine to learn from"),
+    "refine": ("emovllm_offline.commands.refine", "fit a circuit's difference vectors to emotional replies"),
+    "validate": ("emovllm_offline.commands.validate", "test a circuit's neurons and heads, beside random ones"),
+    "report": ("emovllm_offline.commands.report", "draw a circuit and what was measured, as one page"),
+    "calibrate": ("emovllm_offline.commands.calibrate", "find the strengths to serve a circuit at"),
+    "evaluate": ("emovllm_offline.commands.evaluate", "measure how well emotions show in replies, and what that costs"),
+    "judge-report": ("emovllm_offline.commands.judge_report", "measure how often the built-in judge is right"),
+    "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
 
 
@@ -71,8 +74,8 @@ def _show(args: argparse.Namespace) -> int:
 def _reporting(run: object, args: object) -> int:
     """Errors that are the user's to mend are told in a line, without a traceback."""
     from emovllm.circuit import CircuitError
-    from emovllm.default_model import DefaultModelError
     from emovllm.engine.config import Unsupported
+    from emovllm.models import DefaultModelError
 
     try:
         return run(args)  # type: ignore[operator]

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 
-from emovllm.default_model import cache_root
+from emovllm.models import cache_root
 
 # Where there are so few, one that serves nothing but the front end is missed.
 FEW_CORES = 4

@@ -39,7 +39,7 @@ class Emotion:
     """A request's emotion, resolved against a circuit.
 
     `weights` are the lambdas of method section 8, (emotion, lambda) sorted by name, none of them 0. With the method
-    `steering`, the baseline that evaluations compare with, they count in `emovllm.steering.RATIO`.
+    `steering`, the baseline that evaluations compare with, they count in `emovllm.baseline.RATIO`.
     """
 
     weights: tuple[tuple[str, float], ...]

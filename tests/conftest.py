@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import shared
 from emovllm.cpu import instruction_set
+from support import groups
 
 # Tests reach for no hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,8 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share an engine or a server run in one process, one after the other; the longest of these begin."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(shared.group_of(item)))
-    items.sort(key=lambda item: shared.order_of(item.get_closest_marker("xdist_group").args[0]))  # type: ignore[union-attr]
+            item.add_marker(pytest.mark.xdist_group(groups.group_of(item)))
+    items.sort(key=lambda item: groups.order_of(item.get_closest_marker("xdist_group").args[0]))  # type: ignore[union-attr]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -51,12 +51,12 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Ends a group's engines and servers with its last test: together they would not fit into memory."""
     markers = [each and each.get_closest_marker("xdist_group") for each in (item, nextitem)]
     if markers[1] is None or markers[0].args != markers[1].args:  # type: ignore[union-attr]
-        shared.close()
+        groups.close()
 
 
 @pytest.fixture(scope="session")
 def default_model() -> str:
-    from emovllm.default_model import default_model as convert
+    from emovllm.models import default_model as convert
 
     return str(convert())
 
@@ -64,6 +64,6 @@ def default_model() -> str:
 @pytest.fixture(scope="session")
 def strong_circuit(default_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random circuit for the default model, in all layers, that changes replies at once."""
-    from circuits import random_circuit
+    from support.circuits import random_circuit
 
     return random_circuit(default_model, tmp_path_factory.mktemp("circuits") / "strong")

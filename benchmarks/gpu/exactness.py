@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from circuits import random_circuit
 from emovllm.circuit import Circuit, load_circuit
-from emovllm.default_model import default_model
 from emovllm.emotion import resolve
-from emovllm_offline.control import Control
-from harness import Ask, Engine, Reply, mixed_batch
+from emovllm.models import default_model
+from emovllm_offline.model.control import Control
+from support.circuits import random_circuit
+from support.engine import Ask, Engine, Reply, mixed_batch
 
 TOLERANCE = 1e-3
 TOKENS = 48

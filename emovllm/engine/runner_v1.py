@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.engine.batch import Coefficients
+from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import emotion_of
 from emovllm.engine.lora import adapter_slots
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emovllm.engine.batch import Coefficients
+from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import emotion_of
 from emovllm.engine.lora import adapter_slots
 

@@ -11,8 +11,8 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
 from emovllm.circuit import Circuit, CircuitError, load_circuit
-from emovllm.engine import runner_v1, runner_v2, sites, steering
-from emovllm.engine.batch import Coefficients
+from emovllm.engine import injection, residual, runner_v1, runner_v2
+from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import Unsupported, adapters_of, has_room, settings_of
 from emovllm.progress import stage
 
@@ -47,7 +47,7 @@ class EmotionWorkerMixin:
 
     emotion_circuits: dict[str, _Placed]  # by digest
     emotion_pending: Circuit
-    steered_layers: list[steering.SteeredLayer]
+    steered_layers: list[residual.SteeredLayer]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
@@ -68,7 +68,7 @@ class EmotionWorkerMixin:
         )
         compiled = config.compilation_config.mode != CompilationMode.NONE
         room = has_room(circuits.values(), settings.capacity)
-        self.emotion_sites = sites.install(
+        self.emotion_sites = injection.install(
             runner.get_model(),
             None if room else {site for circuit in circuits.values() for site in circuit.sites()},
             self.emotion_coefficients,
@@ -78,7 +78,7 @@ class EmotionWorkerMixin:
         self.steered_layers = []
         if settings.steering:
             spec = next(iter(circuits.values())).spec.model
-            self.steered_layers = steering.install(
+            self.steered_layers = residual.install(
                 runner.get_model(), spec, self.emotion_coefficients, settings.capacity, compiled
             )
         self.emotion_circuits = {}
@@ -100,8 +100,8 @@ class EmotionWorkerMixin:
 
     def _place(self, circuit: Circuit, first: int) -> None:
         """Raises: Unsupported."""
-        sites.fill(self.emotion_sites, circuit, first)
-        steering.fill(self.steered_layers, circuit, first)
+        injection.fill(self.emotion_sites, circuit, first)
+        residual.fill(self.steered_layers, circuit, first)
         digest = circuit.digest()
         self.emotion_circuits[digest] = _Placed(circuit, first)
         self.emotion_coefficients.place(digest, circuit.names, first)
@@ -140,14 +140,14 @@ class EmotionWorkerMixin:
             self._clear(placed.columns)
 
     def _clear(self, columns: slice) -> None:
-        sites.clear(self.emotion_sites, columns)
-        steering.clear(self.steered_layers, columns)
+        injection.clear(self.emotion_sites, columns)
+        residual.clear(self.steered_layers, columns)
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]
         try:
             for placed in self.emotion_circuits.values():
-                sites.fill(self.emotion_sites, placed.circuit, placed.first)
+                injection.fill(self.emotion_sites, placed.circuit, placed.first)
         except Unsupported as error:
             # The weights are in place all the same, and plain requests may go on.
             self.emotion_coefficients.broken = str(error)

@@ -12,7 +12,7 @@ from typing import Any
 
 from emovllm.circuit import CircuitError, resolve_circuit
 from emovllm.engine.config import DEFAULT_NAME
-from emovllm_server.routes import ADMIN_KEY
+from emovllm_server.api.routes import ADMIN_KEY
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from emovllm import cpu
 from emovllm.circuit import CircuitError
-from emovllm.default_model import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
+from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.plugin import name_plugins
 from emovllm.progress import stage
 from emovllm_server import starting

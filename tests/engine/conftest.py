@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-import shared
-from harness import Ask, Engine, mixed_batch
-from oracle import Oracle
-from series import V2, Series
+from support import groups
+from support.engine import Ask, Engine, mixed_batch
+from support.oracle import Oracle
+from support.series import V2, Series
 
 BLOCK = 32
 
@@ -95,19 +95,19 @@ def start(default_model: str, strong_circuit: Path, tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="session")
 def steered_compiled(start: Callable[..., Engine]) -> Iterator[Engine]:
     with start(steered=True) as engine:
-        shared.until_the_group_ends(engine)
+        groups.until_the_group_ends(engine)
         yield engine
 
 
 @pytest.fixture(scope="session")
 def plain_eager(start: Callable[..., Engine]) -> Iterator[Engine]:
     with start(steered=False, enforce_eager=True) as engine:
-        shared.until_the_group_ends(engine)
+        groups.until_the_group_ends(engine)
         yield engine
 
 
 @pytest.fixture(scope="session")
 def steered_eager(start: Callable[..., Engine]) -> Iterator[Engine]:
     with start(steered=True, enforce_eager=True) as engine:
-        shared.until_the_group_ends(engine)
+        groups.until_the_group_ends(engine)
         yield engine

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from circuits import random_circuit
-from families import FAMILIES, family_model
-from harness import EngineError
-from oracle import Oracle
-from series import Series, mixed_batch, unsteered
+from support.circuits import random_circuit
+from support.engine import EngineError
+from support.families import FAMILIES, family_model
+from support.oracle import Oracle
+from support.series import Series, mixed_batch, unsteered
 
 pytestmark = pytest.mark.engine
 

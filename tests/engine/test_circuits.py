@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from circuits import random_circuit
 from emovllm.circuit import load_circuit
-from harness import Ask, Engine, Reply
-from models import tiny_model
-from oracle import Oracle
-from series import Series
-from test_exactness import assert_same
-from test_lora import Adapter
-from test_parallel import AsyncEngine
+from support.adapters import Adapter
+from support.circuits import random_circuit
+from support.engine import Ask, AsyncEngine, Engine, Reply, assert_same
+from support.models import tiny_model
+from support.oracle import Oracle
+from support.series import Series
 
 pytestmark = pytest.mark.engine
 

@@ -7,19 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import Ask, Engine, Reply
-from oracle import Oracle
+from support.engine import Ask, Engine, assert_same
+from support.oracle import Oracle
 
 pytestmark = pytest.mark.engine
 
 MAX_TOKENS = 24
 BLOCK = 32
-
-
-def assert_same(replies: list[Reply], expected: list[Reply], tolerance: float = 1e-3) -> None:
-    for number, (reply, wanted) in enumerate(zip(replies, expected, strict=True)):
-        assert reply.tokens == wanted.tokens, f"request {number}"
-        assert reply.logprobs == pytest.approx(wanted.logprobs, abs=tolerance), f"request {number}"
 
 
 def test_the_oracle_itself_is_moved_by_every_emotion(oracle: Oracle, mixed: list[Ask]) -> None:

@@ -14,12 +14,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from circuits import random_circuit
-from harness import Ask, Engine, EngineError
-from models import tiny_model
-from oracle import Oracle
-from series import Series
-from test_exactness import assert_same
+from support.circuits import random_circuit
+from support.engine import Ask, Engine, EngineError, assert_same
+from support.models import tiny_model
+from support.oracle import Oracle
+from support.series import Series
 
 pytestmark = pytest.mark.engine
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from circuits import SIX
 from emovllm import cpu
-from emovllm.default_model import shipped_circuits
-from emovllm_offline.examples import load_examples
+from emovllm.models import shipped_circuits
+from emovllm_offline.data.examples import load_examples
+from support.circuits import SIX
 
 pytestmark = pytest.mark.engine
 

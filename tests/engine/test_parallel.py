@@ -13,43 +13,17 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from circuits import SIX, random_circuit
 from emovllm.circuit import Circuit, Components, load_circuit
-from harness import Ask, Engine, Reply
-from models import tiny_model
-from oracle import Oracle
+from support.circuits import SIX, random_circuit
+from support.engine import Ask, AsyncEngine, Engine, assert_same
+from support.models import tiny_model
+from support.oracle import Oracle
 
 pytestmark = pytest.mark.engine
 
 MAX_TOKENS = 24
 # Prompts of up to 60 tokens and replies of 24: three blocks.
 BLOCK = 32
-
-
-class AsyncEngine(Engine):
-    """Behind the client that servers use."""
-
-    script = Path(__file__).with_name("async_worker.py")
-
-    def beams(self, ask: Ask, width: int, max_tokens: int) -> list[tuple[list[int], float]]:
-        """The replies of a beam search, best first, and the log-probability of each."""
-        asked = {"prompt": ask.prompt, "fields": ask.fields, "width": width, "max_tokens": max_tokens}
-        return [tuple(beam) for beam in self._ask({"beams": asked})["beams"]]
-
-    def admin(self, *asked: str) -> str:
-        """Loads or unloads a circuit: `load`, name, path, or `unload`, name. Returns: why not, or nothing."""
-        return str(self._ask({"admin": asked})["refusal"])
-
-    def generate_while(self, asks: list[Ask], max_tokens: int, *asked: str) -> tuple[list[Reply], str, bool]:
-        """The replies to requests during which a circuit is loaded or unloaded, why not, and whether that waited."""
-        reply = self._ask({"admin": asked, "requests": self._requests(asks, max_tokens)})
-        return self._replies(reply), reply["refusal"], reply["waited"]
-
-
-def assert_same(replies: list[Reply], expected: list[Reply]) -> None:
-    for number, (reply, wanted) in enumerate(zip(replies, expected, strict=True)):
-        assert reply.tokens == wanted.tokens, f"request {number}"
-        assert reply.logprobs == pytest.approx(wanted.logprobs, abs=1e-3), f"request {number}"
 
 
 @pytest.fixture(scope="module")

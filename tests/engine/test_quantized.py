@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from circuits import random_circuit
+from emovllm.architectures import parse_site
 from emovllm.circuit import load_circuit
-from emovllm.sites import parse_site
-from families import family_model
-from harness import Engine, EngineError, Reply
-from oracle import Oracle
-from series import Series, mixed_batch, unsteered
+from support.circuits import random_circuit
+from support.engine import Engine, EngineError, Reply
+from support.families import family_model
+from support.oracle import Oracle
+from support.series import Series, mixed_batch, unsteered
 
 pytestmark = pytest.mark.engine
 

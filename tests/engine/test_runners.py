@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuits import random_circuit
-from harness import Ask, Engine, mixed_batch
-from models import tiny_model
-from oracle import Oracle
-from series import Series
-from test_exactness import assert_same
+from support.circuits import random_circuit
+from support.engine import Ask, Engine, assert_same, mixed_batch
+from support.models import tiny_model
+from support.oracle import Oracle
+from support.series import Series
 
 pytestmark = pytest.mark.engine
 

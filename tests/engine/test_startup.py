@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from circuits import SIX, random_circuit
 from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.circuit import CircuitError, load_circuit
-from emovllm.engine.batch import Coefficients
+from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import KEY, Unsupported, configure, graph_tag, settings_of
 from emovllm.engine.frontend import check_workers
 from emovllm.engine.worker import EmotionWorkerMixin
-from harness import Ask, EngineError
-from models import tiny_model
-from series import Series
+from support.circuits import SIX, random_circuit
+from support.engine import Ask, EngineError
+from support.models import tiny_model
+from support.series import Series
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from circuits import random_circuit
-from families import family_model
-from harness import Ask, Engine, EngineError
-from models import tiny_model
-from oracle import Oracle
-from series import Series, mixed_batch
-from test_exactness import assert_same
+from support.circuits import random_circuit
+from support.engine import Ask, Engine, EngineError, assert_same
+from support.families import family_model
+from support.models import tiny_model
+from support.oracle import Oracle
+from support.series import Series, mixed_batch
 
 pytestmark = pytest.mark.engine
 

@@ -26,9 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from emovllm_offline.data import Events, Record
-from emovllm_offline.decoder import Decoder, find_decoder
-from emovllm_offline.styles import Style
+from emovllm_offline.data.sev import Events, Record
+from emovllm_offline.data.styles import Style
+from emovllm_offline.model.decoder import Decoder, find_decoder
 
 VOCABULARY = 128
 TEMPLATE = (

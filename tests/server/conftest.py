@@ -8,9 +8,8 @@ from collections.abc import Callable
 import openai
 import pytest
 
-import shared
-from loading import tiny
-from server_process import BIN, Server
+from support import groups, tiny
+from support.servers import BIN, Server
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Server]:
 
     def start(command: list[str], env: dict[str, str] | None = None) -> Server:
         server = Server(command, folder / f"{next(numbers)}.log", env)
-        shared.until_the_group_ends(server)
+        groups.until_the_group_ends(server)
         return server
 
     return start

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuits import random_circuit
 from emovllm.circuit import CircuitSpec, load_circuit
 from emovllm.cli import main
 from emovllm.emotion import resolve
@@ -40,11 +39,12 @@ from emovllm_server.bench.plan import (
     prompts,
     requests,
 )
+from emovllm_server.bench.ratios import PLAIN, Ratio, Table, ratio
 from emovllm_server.bench.record import METRICS, PrefixHits, Record, Timing, timing
 from emovllm_server.bench.run import run
-from emovllm_server.bench.statistics import PLAIN, Ratio, Table, ratio
-from models import TINY, tiny_model
-from server_process import BIN
+from support.circuits import random_circuit
+from support.models import TINY, tiny_model
+from support.servers import BIN
 
 VOCAB = TINY["vocab_size"]
 
@@ -430,7 +430,7 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"the engine hf: .*no-such-model.*hf\.log"):
         Engine(
             "hf",
-            "emovllm_offline.hf_baseline",
+            "emovllm_offline.model.timing_process",
             {"model": "/no-such-model", "circuit": ""},
             os.environ,
             tmp_path / "hf.log",
@@ -469,7 +469,7 @@ def test_the_benchmark_needs_neither_torch_nor_vllm_nor_offline() -> None:
 
 
 def test_hugging_face_generates_what_the_reference_does(tiny: str, circuit: Path) -> None:
-    from emovllm_offline.hf_baseline import Baseline
+    from emovllm_offline.model.timing_process import Baseline
 
     baseline = Baseline(tiny, str(circuit), "float32")
     ids = np.random.default_rng(0).integers(0, VOCAB, (3, 12)).tolist()

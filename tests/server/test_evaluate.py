@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emovllm.default_model import NAME, shipped_circuits
-from models import tiny_model
-from server_process import BIN, Server
+from emovllm.models import NAME, shipped_circuits
+from support.models import tiny_model
+from support.servers import BIN, Server
 
 pytestmark = pytest.mark.engine
 

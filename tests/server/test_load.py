@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import pytest
 
-from loading import asks
-from loading.clients import Clients
-from loading.memory import slope
-from loading.run import Settings, gauges, run, settled_gauges
-from server_process import Server
+from benchmarks.load import asks
+from benchmarks.load.clients import Clients
+from benchmarks.load.memory import slope
+from benchmarks.load.run import Settings, gauges, run, settled_gauges
+from support.servers import Server
 
 SMALL = Settings(clients=60, seconds=12, warmup_s=2, asks=60, tokens=24, leaving=0.1, seed=1)
 

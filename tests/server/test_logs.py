@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from http_bodies import ROUTES
-from server_process import Server
+from support.bodies import ROUTES
+from support.servers import Server
 
 pytestmark = pytest.mark.engine
 

@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from loading import tiny
-from server_process import Server
+from support import tiny
+from support.servers import Server
 
 pytestmark = pytest.mark.engine
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from http_bodies import body
-from server_process import BIN, Server
+from support.bodies import body
+from support.servers import BIN, Server
 
 pytestmark = pytest.mark.engine
 

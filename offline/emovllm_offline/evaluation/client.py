@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import openai
 
+from emovllm_offline.data.prompts import TEMPLATE_OPTIONS, messages
+from emovllm_offline.evaluation.folder import Reply, Session
 from emovllm_offline.evaluation.plan import DECODING, EvaluationError, Task
-from emovllm_offline.evaluation.replies import Reply, Session
-from emovllm_offline.openai_endpoint import EndpointError, Refused, translated
-from emovllm_offline.prompts import TEMPLATE_OPTIONS, messages
+from emovllm_offline.judges.endpoint import EndpointError, Refused, translated
 
 In = TypeVar("In")
 Out = TypeVar("Out")

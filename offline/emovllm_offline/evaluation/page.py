@@ -12,7 +12,7 @@ import numpy as np
 from emovllm_offline.evaluation.scoring import Scored
 from emovllm_offline.evaluation.summary import condition_of, conditions
 from emovllm_offline.evaluation.tables import Table
-from emovllm_offline.report import PAGE_STYLE, html_table
+from emovllm_offline.validation.report import PAGE_STYLE, html_table
 
 SAMPLES = 12
 

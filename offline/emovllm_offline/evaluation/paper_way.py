@@ -12,7 +12,7 @@ from typing import Any
 
 from emovllm_offline.evaluation.plan import EvaluationError
 
-MODULE = "emovllm_offline.hf_baseline"
+MODULE = "emovllm_offline.model.timing_process"
 
 
 def measure(

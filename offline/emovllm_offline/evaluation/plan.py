@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from emovllm_offline.evaluation.messages import Message
-from emovllm_offline.styles import Frame, Style
+from emovllm_offline.data.messages import Message
+from emovllm_offline.data.styles import Frame, Style
 
 NONE, PROMPTING, STEERING, CIRCUITS, BOTH = METHODS = (
     "none",

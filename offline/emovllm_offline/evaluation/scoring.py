@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emovllm_offline.evaluation.metrics import TextMetrics, regime, text_metrics
+from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder
 from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task
-from emovllm_offline.evaluation.replies import INSTRUCTION, NEUTRAL, Folder
-from emovllm_offline.judges import Judge, Verdict
+from emovllm_offline.judges.judge import Judge, Verdict
+from emovllm_offline.judges.text import TextMetrics, regime, text_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def judged(
 
 def relevance_of(planned: Sequence[Task], texts: Sequence[str]) -> list[float] | None:
     """Of each reply to its message; None without the extra `evaluate`, whose model embeds them."""
-    from emovllm_offline.embeddings import EmbeddingError, relevance
+    from emovllm_offline.judges.embeddings import EmbeddingError, relevance
 
     try:
         return [float(value) for value in relevance([task.user for task in planned], texts)]
@@ -129,7 +129,7 @@ def _ratio(folder: Folder, key: Key, reference: Key, given: str) -> float | None
 
 def agreements(scored: Sequence[Scored], judges: Sequence[str]) -> list[dict[str, Any]]:
     """Cohen's kappa of every two judges, over the replies that have a target."""
-    from emovllm_offline.agreement import agreement
+    from emovllm_offline.judges.agreement import agreement
 
     aimed = [reply for reply in scored if reply.key.emotion]
     verdicts: Mapping[str, list[Verdict]] = {

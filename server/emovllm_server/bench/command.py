@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from emovllm.circuit import CircuitError, load_circuit, resolve_circuit
-from emovllm.default_model import public_model_id, resolve_model
+from emovllm.models import public_model_id, resolve_model
 from emovllm_server import serve
 from emovllm_server.bench import machine, plot, report, result
 from emovllm_server.bench.engine import Launcher

@@ -16,7 +16,7 @@ from emovllm.engine.config import KEY
 from emovllm_server.bench.plan import HF, STEERED, BenchError, Settings
 from emovllm_server.serve import prepare_environment
 
-MODULES = {HF: "emovllm_offline.hf_baseline"}
+MODULES = {HF: "emovllm_offline.model.timing_process"}
 VLLM_MODULE = "emovllm_server.bench.engine_process"
 
 

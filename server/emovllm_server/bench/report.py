@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from emovllm_server.bench.plan import TAIL_TOKENS
+from emovllm_server.bench.ratios import Ratio
 from emovllm_server.bench.record import METRICS
 from emovllm_server.bench.result import AA, Result, Row, Target
-from emovllm_server.bench.statistics import Ratio
 
 _VERDICTS = {"met": "green", "missed": "red"}
 

@@ -21,8 +21,8 @@ from emovllm_server.bench.plan import (
     Measure,
     Settings,
 )
+from emovllm_server.bench.ratios import PLAIN, Ratio, Table
 from emovllm_server.bench.record import METRICS, PrefixHits, Timing
-from emovllm_server.bench.statistics import PLAIN, Ratio, Table
 
 AA = "A/A: plain B / plain A"
 # Of one and the same engine.

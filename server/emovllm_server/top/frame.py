@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emovllm_server.metrics import MIX, NONE
+from emovllm_server.metrics.collectors import MIX, NONE
 from emovllm_server.top.scrape import Scrape
 
 

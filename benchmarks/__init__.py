@@ -1,0 +1,1 @@
+"""Measurements that the docs report; each file tells its command."""

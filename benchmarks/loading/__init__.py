@@ -1,1 +1,0 @@
-"""`benchmarks/load.py`, in parts."""

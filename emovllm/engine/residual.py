@@ -1,0 +1,106 @@
+"""The steering baseline on a loaded vLLM model: a forward hook on each decoder layer of the band.
+
+Only where `additional_config["emovllm"]["steering"]` asks for it; otherwise no layer is touched. The residual stream is
+whole on every tensor-parallel rank, so that each adds the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emovllm.architectures import layer_of, parse_site
+from emovllm.baseline import layer_key, steered_layers, steering_vectors
+from emovllm.circuit import Circuit, ModelSpec
+from emovllm.engine.arithmetic import MAX_FUSED
+from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.config import Unsupported
+
+
+@dataclass(slots=True)
+class SteeredLayer:
+    """One decoder layer; `layer.emotion_vectors` is what its hook adds."""
+
+    number: int
+    layer: Any
+
+    @property
+    def key(self) -> str:
+        return layer_key(self.number)
+
+
+def install(
+    model: nn.Module, spec: ModelSpec, coefficients: Coefficients, capacity: int, compiled: bool
+) -> list[SteeredLayer]:
+    """Hooks the band's layers that this rank holds. Raises: Unsupported."""
+    wanted = steered_layers(spec.num_hidden_layers)
+    found: dict[int, str] = {}
+    for name, _ in model.named_modules():
+        site, layer = parse_site(name), layer_of(name)
+        if site is None or layer is None or site[1] not in wanted:
+            continue
+        if found.setdefault(site[1], layer) != layer:
+            raise Unsupported(f"{layer}: two layers have its number; this architecture cannot be steered")
+    steered = []
+    for number, name in sorted(found.items()):
+        layer = model.get_submodule(name)
+        vectors = torch.zeros(capacity, spec.hidden_size, device=coefficients.buffer.device)
+        layer.register_buffer("emotion_vectors", vectors, persistent=False)
+        layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
+        carried = "residual" in inspect.signature(layer.forward).parameters
+        layer.register_forward_hook(_hook(capacity, carried, compiled and capacity <= MAX_FUSED))
+        steered.append(SteeredLayer(number, layer))
+    return steered
+
+
+def fill(layers: list[SteeredLayer], circuit: Circuit, first: int) -> None:
+    """Puts a circuit's directions into the vectors from `first` on."""
+    for steered in layers:
+        vectors = torch.from_numpy(steering_vectors(circuit, steered.number))
+        steered.layer.emotion_vectors[first : first + len(vectors)] = vectors
+
+
+def clear(layers: list[SteeredLayer], columns: slice) -> None:
+    """Takes a circuit out of its columns."""
+    for steered in layers:
+        steered.layer.emotion_vectors[columns] = 0
+
+
+def _hook(emotions: int, carried: bool, fused: bool) -> Callable[[Any, Any, Any], Any]:
+    """carried: whether layers take the residual of the one before, so that their two outputs are to be added."""
+
+    def steer(layer: Any, args: Any, output: Any) -> Any:
+        # The coefficients' last columns are steering's.
+        coefficients = layer.emotion_coefficients[:, -emotions:]
+        if isinstance(output, Tensor):
+            return add_steering(output, None, coefficients, layer.emotion_vectors, fused)
+        if isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
+            hidden, residual = output
+            whole = residual if carried else None  # StableLM's second output is of no more use
+            return add_steering(hidden, whole, coefficients, layer.emotion_vectors, fused), residual
+        raise Unsupported(f"{type(layer).__name__}: it returns neither the residual stream nor its two parts; "
+                          'start without "steering"')  # fmt: skip
+
+    return steer
+
+
+def add_steering(hidden: Tensor, residual: Tensor | None, coefficients: Tensor, vectors: Tensor, fused: bool) -> Tensor:
+    """Adds strength * RMS(h) * vector to a layer's output, h being the residual stream, `hidden` + `residual`.
+
+    Args:
+        hidden, residual: [..., tokens, hidden], any floating-point type; residual None where `hidden` is the stream.
+        coefficients: float32 [max_tokens, emotions], row i belonging to token i; all zero for a token not steered.
+        vectors: float32 [emotions, hidden], `emovllm.baseline.steering_vectors`.
+        fused: as in `emovllm.engine.arithmetic.add_emotion`.
+    Returns: a tensor like `hidden`; bit-identical to it in the rows that are not steered.
+    """
+    stream = hidden.float() if residual is None else hidden.float() + residual.float()
+    rms = stream.square().mean(-1, keepdim=True).sqrt()
+    rows = coefficients[: hidden.shape[-2]]
+    push = (rows.unsqueeze(2) * vectors).sum(1) if fused else torch.mm(rows, vectors)
+    return (hidden.float() + rms * push).to(hidden.dtype)

@@ -1,0 +1,1 @@
+"""What `emovllm`'s offline commands take, and how they tell it."""

@@ -1,0 +1,1 @@
+"""What is put to models: messages, styles, worked examples, prompts."""

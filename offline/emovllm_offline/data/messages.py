@@ -1,0 +1,78 @@
+"""The user messages of an evaluation: SEV's scenario-event pairs, or any JSON lines with a `user`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from emovllm_offline.data import sev
+from emovllm_offline.storage.json_lines import read_json_lines
+
+TEST_SET = "sev-test"
+# Of messages that say nothing of their own valence.
+UNTOLD = "untold"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a user tells the model. valence: one of SEV's, or any other group's name."""
+
+    id: str
+    valence: str
+    user: str
+
+
+class _Line(BaseModel):
+    """One line of a file that is not SEV's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    user: Annotated[str, Field(min_length=1)]
+    id: str | None = None
+    valence: Annotated[str, Field(min_length=1)] = UNTOLD
+
+
+def load_messages(source: str | Path, limit: int | None = None) -> list[Message]:
+    """Messages of a packaged data set, a SEV file, or a file with lines {"user": ..., "id": ..., "valence": ...}.
+
+    limit: the first so many scenarios of SEV (three messages each), or lines.
+    Raises: DataError, naming the file and the line.
+    """
+    if str(source) in sev.PACKAGED or not _has_user(Path(source)):
+        return [Message(item.id, item.valence, item.user) for item in sev.expand(sev.load_sev(source)[:limit])]
+    lines = list(_lines(Path(source)))[:limit]
+    if len({line.id for line in lines}) < len(lines):
+        raise sev.DataError(f"{source}: two lines have the same id")
+    return lines
+
+
+def messages_digest(messages: Sequence[Message]) -> str:
+    return hashlib.sha256(json.dumps([astuple(message) for message in messages]).encode()).hexdigest()
+
+
+def overlaps_test_set(messages: Sequence[Message]) -> bool:
+    """Whether any message is of the test set, which nothing may be tuned on."""
+    test = {message.user for message in load_messages(TEST_SET)}
+    return any(message.user in test for message in messages)
+
+
+def _has_user(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = next((line for line in file if line.strip()), "{}")
+        return "user" in json.loads(first)
+    except (OSError, ValueError, TypeError):
+        return False  # load_sev says what is wrong
+
+
+def _lines(path: Path) -> list[Message]:
+    return [
+        Message(read.id or f"line-{number}", read.valence, read.user)
+        for number, read in read_json_lines(path, _Line, sev.DataError)
+    ]

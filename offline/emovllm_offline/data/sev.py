@@ -1,0 +1,153 @@
+"""SEV: everyday scenarios, each with a positive, a neutral and a negative event (arXiv 2510.11328, section 3)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from emovllm_offline.storage.json_lines import read_json_lines
+
+Valence = Literal["positive", "neutral", "negative"]
+VALENCES: tuple[Valence, ...] = get_args(Valence)
+Text = Annotated[str, Field(min_length=1)]
+
+_DATA = Path(str(resources.files("emovllm_offline"))) / "data" / "files"
+WORDS_PER_SENTENCE = (15, 25)
+# The three events of a scenario are to be the same sentence but for the outcome.
+LEAST_OVERLAP = 0.35
+
+
+class DataError(ValueError):
+    """A data file that cannot be used: its name, the line, and what is wrong there."""
+
+
+class Events(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    positive: Text
+    neutral: Text
+    negative: Text
+
+
+class Record(BaseModel):
+    """One line of a SEV file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    skeleton_id: Text
+    theme: Text
+    scenario: Text
+    event: Events
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One scenario with one of its events: what a user tells the model."""
+
+    id: str
+    theme: str
+    valence: Valence
+    user: str
+
+
+# Packaged data sets by name: file, and how many of its scenarios. The themes take turns in a file, so that any first
+# part of it is balanced.
+PACKAGED: dict[str, tuple[str, int | None]] = {
+    "sev-small": ("sev.jsonl", 40),
+    "sev": ("sev.jsonl", None),
+    "sev-test": ("sev_test.jsonl", None),
+}
+DEFAULT = "sev-small"
+
+
+def load_sev(source: str | Path = DEFAULT) -> list[Record]:
+    """Reads a packaged data set by its name (`PACKAGED`), or a SEV file (JSON lines; blank lines are skipped).
+
+    Raises: DataError, naming the file and the line.
+    """
+    name, count = PACKAGED.get(str(source), (None, None))
+    path = Path(source) if name is None else _DATA / name
+    return _read(path)[:count]
+
+
+def _read(path: Path) -> list[Record]:
+    records: dict[str, Record] = {}
+    for number, record in read_json_lines(path, Record, DataError):
+        if record.skeleton_id in records:
+            raise DataError(f"{path}, line {number}: skeleton_id {record.skeleton_id!r} was used before")
+        records[record.skeleton_id] = record
+    if not records:
+        raise DataError(f"{path}: has no records")
+    return list(records.values())
+
+
+def expand(records: Iterable[Record]) -> list[Item]:
+    """The scenario-event pairs, scenario by scenario; the user message is the scenario, a newline, the event."""
+    return [
+        Item(f"{record.skeleton_id}.{valence}", record.theme, valence,
+             f"{record.scenario}\n{getattr(record.event, valence)}")
+        for record in records
+        for valence in VALENCES
+    ]  # fmt: skip
+
+
+def digest(records: Iterable[Record]) -> str:
+    """sha256 of the records themselves: the same for any file name and layout."""
+    return hashlib.sha256("\n".join(record.model_dump_json() for record in records).encode()).hexdigest()
+
+
+def check_sev(records: Sequence[Record]) -> list[str]:
+    """What a careful reader would object to in a data set; empty when it is sound.
+
+    Checks the length of every sentence, emotion words, non-ASCII characters, sentences used twice, and that the
+    events of a scenario are small variations of one another (Jaccard similarity of their words).
+    """
+    forbidden = emotion_words()
+    complaints = []
+    seen: dict[str, str] = {}
+    for record in records:
+        sentences = {"scenario": record.scenario} | {valence: getattr(record.event, valence) for valence in VALENCES}
+        for part, sentence in sentences.items():
+            complaints += [f"{record.skeleton_id}.{part}: {what}" for what in _sentence_faults(sentence, forbidden)]
+            if sentence in seen:
+                complaints.append(f"{record.skeleton_id}.{part}: the same sentence as {seen[sentence]}")
+            seen[sentence] = f"{record.skeleton_id}.{part}"
+        for one, other in combinations(VALENCES, 2):
+            overlap = _jaccard(sentences[one], sentences[other])
+            if overlap < LEAST_OVERLAP:
+                complaints.append(f"{record.skeleton_id}: {one} and {other} share too few words ({overlap:.2f})")
+    return complaints
+
+
+def emotion_words() -> frozenset[str]:
+    """Words that name or show an emotion: a sentence of SEV may not have them, it tells what happened."""
+    return frozenset((_DATA / "emotion_words.txt").read_text(encoding="ascii").split())
+
+
+def _sentence_faults(sentence: str, emotion_words: frozenset[str]) -> list[str]:
+    faults = []
+    least, most = WORDS_PER_SENTENCE
+    if not least <= len(sentence.split()) <= most:
+        faults.append(f"{len(sentence.split())} words, expected {least} to {most}")
+    if found := sorted(_words(sentence) & emotion_words):
+        faults.append(f"emotion words: {', '.join(found)}")
+    if not sentence.isascii():
+        faults.append("has characters that are not ASCII")
+    return faults
+
+
+def _words(sentence: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9']+", sentence.lower()))
+
+
+def _jaccard(one: str, other: str) -> float:
+    a, b = _words(one), _words(other)
+    return len(a & b) / len(a | b)

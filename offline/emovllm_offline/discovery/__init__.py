@@ -1,0 +1,1 @@
+"""From messages and a model to a circuit."""

@@ -1,0 +1,76 @@
+"""From findings to a circuit: the allocation's share of each layer, the best units there, their difference vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm_offline.discovery.allocation import allocate
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.model.decoder import Decoder
+
+
+class AssemblyError(ValueError):
+    """A circuit that cannot be assembled as asked."""
+
+
+def assemble(
+    decoder: Decoder,
+    findings: Findings,
+    model_id: str,
+    strengths: Mapping[str, tuple[float, float]],
+    parameters: Parameters,
+    provenance: Mapping[str, Any],
+) -> Circuit:
+    """Chooses the units by the allocation (section 7) and makes the circuit."""
+    unknown = sorted(set(strengths) - set(findings.emotions))
+    if unknown:
+        raise AssemblyError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
+    neurons, heads = {}, {}
+    for e, name in enumerate(findings.emotions):
+        shares = allocate(findings.importance[e], decoder.intermediate_size, decoder.num_heads,
+                          parameters.per_sublayer, parameters.neuron_share, parameters.least_neurons,
+                          parameters.least_heads, parameters.cap)  # fmt: skip
+        neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e])
+        by_head = findings.attn_delta[e].reshape(len(decoder.layers), decoder.num_heads, decoder.head_dim)
+        heads[name] = _units(findings.heads[e], shares.heads, by_head)
+    config = decoder.model.config.get_text_config()
+    spec = CircuitSpec(
+        model=ModelSpec(
+            id=model_id or type(decoder.model).__name__,
+            architecture=type(decoder.model).__name__,
+            num_hidden_layers=len(decoder.layers),
+            hidden_size=decoder.hidden_size,
+            intermediate_size=decoder.intermediate_size,
+            num_attention_heads=decoder.num_heads,
+            head_dim=decoder.head_dim,
+            vocab_size=config.vocab_size,
+        ),
+        emotions=tuple(_emotion(name, strengths) for name in findings.emotions),
+        scope=parameters.scope,
+        provenance={**provenance, "groups": findings.groups},
+    )
+
+    directions = dict(zip(findings.emotions, findings.mlp_directions.astype(np.float32), strict=True))
+    return Circuit.fingerprinted(
+        spec, neurons, heads, decoder.projection, directions if parameters.directions else None
+    )
+
+
+def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:
+    if name not in strengths:
+        return EmotionSpec(name=name)
+    recommended, maximal = strengths[name]
+    return EmotionSpec(name=name, recommended=recommended, maximal=maximal)
+
+
+def _units(score: np.ndarray, counts: np.ndarray, delta: np.ndarray) -> Components:
+    """The best `counts[l]` units of each layer by `score` [L, n], with their `delta` [L, n, ...], in index order."""
+    chosen = [np.sort(np.argsort(-of_layer, kind="stable")[:k]) for of_layer, k in zip(score, counts, strict=True)]
+    layer = np.repeat(np.arange(len(counts)), counts)
+    index = np.concatenate(chosen)
+    return Components(layer.astype(np.int32), index.astype(np.int32), delta[layer, index].astype(np.float32))

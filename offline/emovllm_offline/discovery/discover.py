@@ -1,0 +1,281 @@
+"""Discovering a model's emotion circuit, from prompts to the circuit folder (arXiv 2510.11328, sections 3 to 6).
+
+The stages, in order, each resumable and each with a file in the work folder:
+    activations   activations.safetensors   streaming means of every quantity
+    heads         heads.safetensors         only with the normed head metric
+    importance    importance.safetensors    sublayer importance, then findings.safetensors: all that was measured
+    circuit       the circuit folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+
+import emovllm
+from emovllm.circuit import Circuit
+from emovllm.models import public_model_id, resolve_model
+from emovllm_offline.data import sev
+from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
+from emovllm_offline.discovery import directions
+from emovllm_offline.discovery.assembly import assemble
+from emovllm_offline.discovery.elicit import load_accepted
+from emovllm_offline.discovery.findings import Findings, work_folder
+from emovllm_offline.discovery.importance import gradient_importance, rank_correlation, sublayer_importance
+from emovllm_offline.discovery.measure import (
+    conclude,
+    groups,
+    linear_contributions,
+    measure_activations,
+    measure_importance,
+    measure_normed_heads,
+    neutral_prompts,
+)
+from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.discovery.survival import Accepted
+from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.storage.checkpoint import Checkpoint, CheckpointError
+
+Stage = Literal["activations", "heads", "importance", "circuit"]
+
+
+class DiscoveryError(ValueError):
+    """Input from which no circuit can be made, and why."""
+
+
+def discover(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    *,
+    model_id: str = "",
+    strengths: Mapping[str, tuple[float, float]] | None = None,
+    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
+    batch_size: int = 32,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Circuit:
+    """Discovers the circuit of a Hugging Face causal language model.
+
+    strengths: (recommended, maximal) of an emotion, 1.0 and 2.0 for those not named.
+    Raises: UnsupportedModelError, ActivationError, PromptError, StyleError, DiscoveryError, AssemblyError.
+    """
+    decoder = find_decoder(model)
+    findings = measure(decoder, tokenizer, records, styles, parameters, batch_size, seed, progress)
+    return assemble(decoder, findings, model_id, strengths or {}, parameters, provenance or {})
+
+
+def measure(
+    decoder: Decoder,
+    tokenizer: Any,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    parameters: Parameters,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> Findings:
+    """Everything that needs the model's forward: sections 2 to 6 of the method. Raises: as `discover`."""
+    findings = measure_until("importance", decoder, tokenizer, records, styles, parameters, batch_size, seed, progress)
+    assert findings is not None
+    return findings
+
+
+def measure_until(
+    stage: Stage,
+    decoder: Decoder,
+    tokenizer: Any,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    parameters: Parameters,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+    *,
+    work: str | Path | None = None,
+    accepted: Accepted | None = None,
+) -> Findings | None:
+    """Measures up to a stage.
+
+    work: folder for checkpoints; an interrupted measurement goes on there. accepted: what was elicited
+    (`survival.accepted`); everything by default.
+    Returns: the findings, or None before the stage `importance`.
+    Raises: DiscoveryError, CheckpointError, and as `discover`.
+    """
+    items = sev.expand(records)
+    steps = groups(items, styles, accepted)
+    if not steps:
+        raise DiscoveryError("no scenario-event is left to measure")
+    inputs = {
+        "model": weights_digest(decoder),
+        "data or style": hashlib.sha256("\n".join(group.describe() for group in steps).encode()).hexdigest(),
+        "batch size": batch_size,
+    }
+
+    def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint | None:
+        return None if work is None else Checkpoint(Path(work) / f"{name}.safetensors", {**inputs, **more})
+
+    means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", {}), progress)
+    if stage == "activations":
+        return None
+    attn = directions.emotion_directions(means.difference("attn"))
+    mlp = directions.emotion_directions(means.difference("mlp"))
+    neurons, heads = linear_contributions(decoder, means, attn, mlp)
+    if parameters.head_metric == "normed":
+        heads = measure_normed_heads(decoder, tokenizer, steps, attn, batch_size, checkpoint("heads", {}), progress)
+    if stage == "heads":
+        return None
+    sublayers = directions.interleave(attn, mlp)
+    chosen = {
+        "seed": seed,
+        "importance": parameters.importance,
+        "alphas": list(parameters.alphas),
+        "band": list(parameters.band),
+        "importance prompts": parameters.importance_prompts,
+        "neutral prompt": styles[0].neutral.model_dump_json(),
+    }
+    prompts = neutral_prompts(tokenizer, items, styles[0], parameters, seed)
+    sigma, importance = measure_importance(
+        decoder,
+        prompts,
+        sublayers,
+        _reference(decoder, sublayers, parameters),
+        parameters,
+        batch_size,
+        checkpoint("importance", chosen),
+        progress,
+    )
+    findings = conclude(common_emotions(styles), means, attn, mlp, neurons, heads, sigma, importance)
+    if work is not None:
+        findings.save(work)
+    return findings
+
+
+def gradient_agreement(
+    decoder: Decoder,
+    tokenizer: Any,
+    records: Sequence[sev.Record],
+    style: Style,
+    findings: Findings,
+    parameters: Parameters,
+) -> float:
+    """Spearman's correlation of the gradient's importance with the exact one, on one neutral prompt."""
+    sublayers = directions.interleave(findings.attn_directions, findings.mlp_directions)
+    reference = _reference(decoder, sublayers, parameters)
+    prompt = neutral_prompts(tokenizer, sev.expand(records), style, parameters, 0)[0]
+    exact = sublayer_importance(decoder, [prompt], sublayers, reference, findings.sigma, parameters.alphas)
+    return rank_correlation(exact, gradient_importance(decoder, prompt, sublayers, reference))
+
+
+def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) -> np.ndarray:
+    return directions.reference_direction(sublayers, directions.band_layers(len(decoder.layers), parameters.band))
+
+
+def run(
+    model: str | None,
+    data_path: str | Path | None,
+    out: str | Path,
+    styles: Sequence[str] = DEFAULT_STYLES,
+    *,
+    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
+    dtype: str = "float32",
+    device: str = "cpu",
+    batch_size: int = 32,
+    seed: int = 0,
+    limit: int | None = None,
+    recommended: Mapping[str, float] | None = None,
+    maximal: Mapping[str, float] | None = None,
+    work: str | Path | None = None,
+    replies: str | Path | None = None,
+    stage: Stage | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: bool = True,
+) -> Circuit | None:
+    """`emovllm discover`: loads the model and the data, discovers the circuit and writes its folder.
+
+    recommended, maximal: per emotion; the key "" stands for all others. limit: use only the first scenarios.
+    work: folder for what was measured, `<out>.work` by default; what is there is used, unless `fresh`.
+    replies: the folder of `emovllm elicit`, whose judge decides what is measured; everything by default.
+    stage: stop after this one, and let `circuit` measure nothing.
+    Returns: None where it stopped before the circuit.
+    Raises: as `discover`, and DataError, CheckpointError, FindingsError, DefaultModelError, CircuitError, OSError.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # What can fail quickly does so before the model is loaded.
+    chosen = [load_style(style) for style in styles]
+    emotions = common_emotions(chosen)
+    strengths = _strengths(emotions, recommended or {}, maximal or {})
+    records = sev.load_sev(data_path or sev.DEFAULT)[:limit]
+    if not records:
+        raise DiscoveryError(f"a limit of {limit} scenarios leaves no data")
+    accepted = None if replies is None else load_accepted(replies, records, chosen)
+    folder = resolve_model(model)
+    place = Path(work) if work is not None else work_folder(out)
+    if fresh:
+        shutil.rmtree(place, ignore_errors=True)
+    torch.manual_seed(seed)
+    transformers.logging.disable_progress_bar()
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    decoder = find_decoder(network)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if stage == "circuit":
+        findings: Findings | None = Findings.load(place)
+    else:
+        findings = measure_until(
+            stage or "importance", decoder, tokenizer, records, chosen, parameters, batch_size, seed, progress,
+            work=place, accepted=accepted,
+        )  # fmt: skip
+    if findings is None or stage == "importance":
+        return None
+    if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):
+        raise CheckpointError(f"{place}: its findings are of another model or style; start anew with --fresh")
+    provenance = {
+        "command": command,
+        "dataset": {"sha256": sev.digest(records), "scenarios": len(records)},
+        "styles": [{"name": style.name, "sha256": style.digest()} for style in chosen],
+        "parameters": asdict(parameters),
+        "dtype": dtype,
+        "seed": seed,
+        "versions": {
+            "emovllm": emovllm.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    if accepted is not None:
+        provenance["filtered by a judge"] = True
+    if parameters.importance == "gradient":
+        agreement = gradient_agreement(decoder, tokenizer, records, chosen[0], findings, parameters)
+        provenance["gradient's rank correlation with exact importance"] = round(agreement, 4)
+    circuit = assemble(decoder, findings, public_model_id(folder), strengths, parameters, provenance)
+    circuit.save(out)
+    return circuit
+
+
+def _strengths(
+    emotions: Sequence[str], recommended: Mapping[str, float], maximal: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    for option, values in (("recommended", recommended), ("maximal", maximal)):
+        unknown = sorted(set(values) - set(emotions) - {""})
+        if unknown:
+            raise DiscoveryError(f"{option} names {', '.join(unknown)}; the emotions are {', '.join(emotions)}")
+    out = {}
+    for name in emotions:
+        usual = recommended.get(name, recommended.get("", 1.0))
+        largest = maximal.get(name, maximal.get("", 2 * usual))
+        if not 0 < usual <= largest < float("inf"):
+            raise DiscoveryError(f"{name}: strengths must be 0 < recommended <= maximal, got {usual} and {largest}")
+        out[name] = (usual, largest)
+    return out

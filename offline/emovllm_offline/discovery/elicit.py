@@ -1,0 +1,220 @@
+"""Elicitation: a model is brought to reply in each emotion, and a judge says where it did (arXiv 2510.11328).
+
+A run appends to OUT/replies.jsonl chunk by chunk and, interrupted, goes on with the first chunk that is not whole.
+OUT/elicit.json says what it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from emovllm.progress import Bar
+from emovllm_offline.data import sev
+from emovllm_offline.data.prompts import messages
+from emovllm_offline.data.styles import Style, common_emotions
+from emovllm_offline.discovery.survival import Accepted, Reply, accepted
+from emovllm_offline.judges.judge import Judge, read_whole_lines
+from emovllm_offline.model.generate import Backend, Generation, Question
+
+REPLIES = "replies.jsonl"
+SETTINGS = "elicit.json"
+MAX_NEW_TOKENS = 100
+
+
+class ElicitError(ValueError):
+    """Elicitation that cannot start or go on, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One reply to elicit."""
+
+    item: sev.Item
+    emotion: str
+    style: str
+    frame: int
+    question: Question
+    given: str | None  # the reply itself, where nothing but the reply elicits
+
+    def prompt_digest(self) -> str:
+        chat = messages(self.question.frame, self.question.user)
+        return hashlib.sha256(json.dumps(chat, ensure_ascii=False).encode()).hexdigest()
+
+
+def tasks(records: Sequence[sev.Record], styles: Sequence[Style]) -> list[Task]:
+    """What a run does, in the order of its file: style by style, in each item by item, in each emotion by emotion.
+
+    A frame's teacher-forced reply is left out of its prompt. Where the frame is neutral without it, there is nothing
+    else that elicits: its reply is then judged as it stands.
+
+    Raises: StyleError where the styles differ in their emotions.
+    """
+    emotions = common_emotions(styles)
+    # Prompts of one style are of similar length, which keeps the padding of a batch small.
+    return [
+        Task(item, emotion, style.name, style.emotions[emotion].index(frame), Question(prompt, item.user),
+             frame.reply if prompt == style.neutral else None)
+        for style in styles
+        for index, item in enumerate(sev.expand(records))
+        for emotion in emotions
+        for frame in style.frames(emotion, index)
+        for prompt in [frame.model_copy(update={"reply": None})]
+    ]  # fmt: skip
+
+
+def elicit(
+    backend: Backend,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    judge: Judge,
+    out: str | Path,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: bool = False,
+) -> list[Reply]:
+    """Elicits and judges what OUT/replies.jsonl does not hold yet; returns all of it.
+
+    The file of a run that was interrupted is, once finished, the same to the byte as without the interruption.
+
+    Raises: ElicitError where OUT holds a run of other inputs; StyleError, PromptError, EndpointError, JudgeError.
+    """
+    out = Path(out)
+    if len({style.name for style in styles}) < len(styles):
+        raise ElicitError("two styles have the same name")
+    todo = tasks(records, styles)
+    out.mkdir(parents=True, exist_ok=True)
+    _agree(out, settings(backend, records, styles, judge, max_new_tokens))
+    path = out / REPLIES
+    replies = _resume(path, todo, backend.chunk)
+    bar = Bar("replies", len(todo), done=len(replies), unit="replies", shown=progress)
+    with bar, path.open("a", encoding="utf-8") as file:
+        for start in range(len(replies), len(todo), backend.chunk):
+            chunk = todo[start : start + backend.chunk]
+            texts = list(_replies(backend, chunk, max_new_tokens))
+            verdicts = judge.judge([text for text, _ in texts], [task.emotion for task in chunk])
+            done = [
+                Reply(item=task.item.id, emotion=task.emotion, style=task.style, frame=task.frame,
+                      prompt=task.prompt_digest(), reply=text, finish_reason=reason, judge=judge.name,
+                      match=1 if verdict.match else 0, label=verdict.label, reason=verdict.reason)
+                for task, (text, reason), verdict in zip(chunk, texts, verdicts, strict=True)
+            ]  # fmt: skip
+            file.write("".join(reply.model_dump_json() + "\n" for reply in done))
+            file.flush()
+            replies += done
+            bar.advance(len(chunk))
+    return replies
+
+
+def _replies(backend: Backend, chunk: Sequence[Task], max_new_tokens: int) -> Iterator[Generation]:
+    asked = [task.question for task in chunk if task.given is None]
+    generated = iter(backend.generate(asked, max_new_tokens) if asked else ())
+    for task in chunk:
+        yield next(generated) if task.given is None else Generation(task.given, "given")
+
+
+def settings(
+    backend: Backend, records: Sequence[sev.Record], styles: Sequence[Style], judge: Judge, max_new_tokens: int
+) -> dict[str, Any]:
+    """What a run is made from, as elicit.json holds it. It has no keys, URLs or places of files."""
+    return {
+        **_inputs(records, styles),
+        "backend": dict(backend.config),
+        "judge": {"name": judge.name, **judge.config},
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def _inputs(records: Sequence[sev.Record], styles: Sequence[Style]) -> dict[str, Any]:
+    return {
+        "data": {"sha256": sev.digest(records), "scenarios": len(records)},
+        "styles": [{"name": style.name, "sha256": style.digest()} for style in styles],
+    }
+
+
+def _agree(out: Path, ours: dict[str, Any]) -> None:
+    """Writes the settings of a new run, or compares them with those of the one that is there."""
+    path = out / SETTINGS
+    theirs = _read_settings(out)
+    if theirs is None:
+        if (out / REPLIES).exists():
+            raise ElicitError(f"{out} has {REPLIES} but no {SETTINGS}: it cannot be continued; choose another folder")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    elif different := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+        raise ElicitError(
+            f"{out} holds a run with other settings ({', '.join(different)}): "
+            "repeat its options to continue it, or choose another folder"
+        )
+
+
+def _read_settings(out: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((out / SETTINGS).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise ElicitError(f"{out / SETTINGS}: damaged; choose another folder") from None
+
+
+def _resume(path: Path, todo: Sequence[Task], chunk: int) -> list[Reply]:
+    """The replies that are there, up to the last whole chunk; the file is cut to them.
+
+    A chunk is done again as a whole, since a model's rounding may depend on what shares its batch.
+    """
+    lines = read_whole_lines(path)
+    replies = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+    if len(replies) > len(todo):
+        raise ElicitError(f"{path} has more replies than the run: choose another folder")
+    for number, (reply, task) in enumerate(zip(replies, todo, strict=False), 1):
+        expected = (task.item.id, task.emotion, task.style, task.frame, task.prompt_digest())
+        if (reply.item, reply.emotion, reply.style, reply.frame, reply.prompt) != expected:
+            raise ElicitError(f"{path}, line {number}: not the reply that belongs there; choose another folder")
+    kept = len(replies) if len(replies) == len(todo) else len(replies) // chunk * chunk
+    if kept < len(replies):
+        with path.open("r+b") as file:
+            file.truncate(sum(len(line.encode()) + 1 for line in lines[:kept]))
+    return replies[:kept]
+
+
+def load_replies(path: str | Path) -> list[Reply]:
+    """The replies of a file.
+
+    Raises: ElicitError, naming the file and the line; OSError.
+    """
+    path = Path(path)
+    # Not splitlines(): a reply may hold a separator, such as U+2028, at which that would split.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [_parse(path, number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def _parse(path: Path, number: int, line: str) -> Reply:
+    try:
+        return Reply.model_validate_json(line)
+    except ValidationError as error:
+        raise ElicitError(f"{path}, line {number}: {error.errors(include_url=False)[0]['msg']}") from None
+
+
+def load_accepted(out: str | Path, records: Sequence[sev.Record], styles: Sequence[Style]) -> Accepted:
+    """The accepted frames of a finished run's complete groups, for a discovery from the same data and styles.
+
+    Raises: ElicitError where the run is of other data or styles, or is not finished; OSError.
+    """
+    out = Path(out)
+    theirs = _read_settings(out)
+    if theirs is None:
+        raise ElicitError(f"{out} holds no elicitation run")
+    for name, value in _inputs(records, styles).items():
+        if theirs.get(name) != value:
+            raise ElicitError(f"the run in {out} was made with other {name}")
+    replies = load_replies(out / REPLIES)
+    if len(replies) != len(tasks(records, styles)):
+        raise ElicitError(f"the run in {out} is not finished: repeat its command to continue it")
+    return accepted(replies)

@@ -1,0 +1,164 @@
+"""Which groups survived their judge: one counts only when every emotion was accepted (arXiv 2510.11328)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from emovllm_offline.data.styles import packaged_styles
+
+# Of the paper's 480 groups 448 survived. Below a dozen the mean differences are mostly those of single scenarios.
+MINIMUM = 12
+
+
+class TooFewError(ValueError):
+    """Too few complete groups, and what to try."""
+
+
+class Reply(BaseModel):
+    """One line of replies.jsonl: a judged reply."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    item: str  # the scenario-event, as data.Item.id
+    emotion: str
+    style: str
+    frame: int  # index among the style's frames of the emotion
+    prompt: str  # sha256 of the messages
+    reply: str
+    finish_reason: str  # "stop", "length", or "given" where the style itself holds the reply
+    judge: str
+    match: Literal[0, 1]
+    label: str | None
+    reason: str
+
+
+# item id -> style -> emotion -> the frames whose replies were accepted
+Accepted = dict[str, dict[str, dict[str, tuple[int, ...]]]]
+
+
+def accepted(replies: Iterable[Reply]) -> Accepted:
+    """The accepted frames of the complete groups.
+
+    A group is one scenario-event in one style, complete when each emotion that the replies name has an accepted frame
+    in it. Emotions are compared within a style only: the difference between two styles is no emotion.
+    """
+    replies = list(replies)
+    emotions = {reply.emotion for reply in replies}
+    found: Accepted = {}
+    for reply in replies:
+        if reply.match:
+            group = found.setdefault(reply.item, {}).setdefault(reply.style, {})
+            group[reply.emotion] = (*group.get(reply.emotion, ()), reply.frame)
+    complete = {
+        item: {style: group for style, group in styles.items() if set(group) == emotions}
+        for item, styles in found.items()
+    }
+    return {item: styles for item, styles in complete.items() if styles}
+
+
+def complete_groups(replies: Iterable[Reply]) -> set[str]:
+    """The ids of the scenario-events that have a complete group in at least one style."""
+    return set(accepted(replies))
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """How many replies a judge accepted.
+
+    accepted and judged: by style and emotion; complete: by style, scenario-events accepted in every emotion.
+    """
+
+    judge: str
+    items: int
+    complete_items: int  # in at least one style
+    complete: dict[str, int]
+    accepted: dict[str, dict[str, int]]
+    judged: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(cls, replies: Sequence[Reply]) -> Survival:
+        """Raises: ValueError where there are no replies."""
+        if not replies:
+            raise ValueError("there are no replies to count")
+        styles = list(dict.fromkeys(reply.style for reply in replies))
+        emotions = list(dict.fromkeys(reply.emotion for reply in replies))
+        counts = {style: dict.fromkeys(emotions, 0) for style in styles}
+        judged = {style: dict.fromkeys(emotions, 0) for style in styles}
+        for reply in replies:
+            counts[reply.style][reply.emotion] += reply.match
+            judged[reply.style][reply.emotion] += 1
+        groups = accepted(replies)
+        return cls(
+            judge=replies[0].judge,
+            items=len({reply.item for reply in replies}),
+            complete_items=len(groups),
+            complete={style: sum(style in of_item for of_item in groups.values()) for style in styles},
+            accepted=counts,
+            judged=judged,
+        )
+
+    def rate(self, emotion: str) -> float:
+        """The share of an emotion's replies that was accepted, over all styles."""
+        return sum(c[emotion] for c in self.accepted.values()) / sum(j[emotion] for j in self.judged.values())
+
+    def emotions(self) -> list[str]:
+        return list(next(iter(self.judged.values())))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    def table(self) -> Table:
+        """Emotions by styles: accepted of judged."""
+        table = Table(title=f"accepted by {self.judge}")
+        table.add_column("emotion")
+        for style in self.judged:
+            table.add_column(style, justify="right")
+        for emotion in self.emotions():
+            cells = [f"{self.accepted[style][emotion]} of {self.judged[style][emotion]}" for style in self.judged]
+            table.add_row(emotion, *cells)
+        table.add_section()
+        table.add_row("complete groups", *(f"{count} of {self.items}" for count in self.complete.values()))
+        return table
+
+    def print(self) -> None:
+        Console().print(self.table())
+
+
+def require(survival: Survival, minimum: int = MINIMUM) -> None:
+    """Refuses to go on with too few complete scenario-events.
+
+    Raises: TooFewError, naming the emotions that failed and what to try.
+    """
+    if survival.complete_items >= minimum:
+        return
+    rates = {emotion: survival.rate(emotion) for emotion in survival.emotions()}
+    worst = sorted(rates, key=lambda emotion: rates[emotion])
+    # Where every emotion does well by itself, the weakest is still where to begin.
+    failed = [emotion for emotion in worst if rates[emotion] < 0.5] or worst[:1]
+    other = [style for style in packaged_styles() if style not in survival.judged]
+    advice = [
+        f"another elicitation style (--style {' or '.join(other)})" if other else "an elicitation style of your own",
+        f"another judge than {survival.judge}",
+        "a larger model",
+    ]
+    if survival.items < minimum:
+        advice.insert(0, f"more scenarios: {survival.items} scenario-events cannot give {minimum} groups")
+    raise TooFewError(
+        f"{survival.complete_items} of {survival.items} scenario-events were accepted in every emotion, "
+        f"{minimum} are needed. Accepted least: "
+        + ", ".join(f"{emotion} ({rates[emotion]:.0%})" for emotion in failed)
+        + ". Try "
+        + "; or ".join(advice)
+        + "."
+    )

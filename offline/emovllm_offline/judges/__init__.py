@@ -1,0 +1,1 @@
+"""Which emotion a text shows, by several judges."""

@@ -1,0 +1,48 @@
+"""How far two judges agree beyond chance: Cohen's kappa (Educational and Psychological Measurement 20, 1960)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from emovllm_offline.judges.judge import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of two judges of the same texts."""
+
+    on: Literal["label", "match"]
+    count: int
+    observed: float  # share of texts on which they agree
+    kappa: float | None  # None where both give one and the same answer throughout: chance alone explains that
+
+
+def agreement(a: Sequence[Verdict], b: Sequence[Verdict]) -> Agreement:
+    """Of two judges' verdicts on the same texts and targets.
+
+    Compared are the labels where both judges are blind, and otherwise whether the target was matched. A blind judge
+    has no label for an empty text: that counts as an answer of its own.
+
+    Raises: ValueError where the verdicts are none, or differ in number.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"agreement needs verdicts on the same texts, got {len(a)} and {len(b)}")
+    blind = all(any(verdict.label is not None for verdict in verdicts) for verdicts in (a, b))
+    ours, theirs = ([verdict.label if blind else str(verdict.match) for verdict in verdicts] for verdicts in (a, b))
+    observed, kappa = cohens_kappa(ours, theirs)
+    return Agreement("label" if blind else "match", len(a), observed, kappa)
+
+
+def cohens_kappa(a: Sequence[str | None], b: Sequence[str | None]) -> tuple[float, float | None]:
+    """The share of equal answers, and (share - chance) / (1 - chance); None where chance is 1."""
+    count = len(a)
+    equal = sum(x == y for x, y in zip(a, b, strict=True))
+    ours, theirs = Counter(a), Counter(b)
+    # Whole numbers, so that a chance of 1 is recognised exactly.
+    chance = sum(ours[answer] * theirs[answer] for answer in ours)
+    if chance == count * count:
+        return equal / count, None
+    return equal / count, (equal * count - chance) / (count * count - chance)

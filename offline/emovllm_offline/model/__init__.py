@@ -1,0 +1,1 @@
+"""A Hugging Face decoder: where its sites are, its hooks, its replies."""

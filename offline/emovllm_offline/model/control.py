@@ -1,0 +1,142 @@
+"""A circuit on a Hugging Face model, by forward pre-hooks: the method as published, unfolded.
+
+This is the reference that the engine is tested against: one request at a time, the neurons' and heads' vectors added to
+the inputs of the down and output projections (method section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emovllm.architectures import layer_of, parse_site
+from emovllm.baseline import steered_layers, steering_vectors
+from emovllm.circuit import Circuit
+from emovllm.emotion import Emotion
+
+
+class Control:
+    """Applies a circuit's emotions to `model` while `emotion()` is entered."""
+
+    def __init__(self, model: nn.Module, circuit: Circuit) -> None:
+        """Raises: ValueError where the model lacks one of the circuit's sites."""
+        self.model = model
+        self.circuit = circuit
+        parameter = next(model.parameters())
+        wanted = set(circuit.sites())
+        self._sites: list[tuple[nn.Module, Tensor]] = []
+        for name, module in model.named_modules():
+            site = parse_site(name)
+            if site in wanted:
+                delta = torch.from_numpy(circuit.site_delta(*site))  # [emotions, width]
+                self._sites.append((module, delta.to(parameter.device, parameter.dtype)))
+        if len(self._sites) != len(wanted):
+            raise ValueError(f"the model has {len(self._sites)} of the circuit's {len(wanted)} sites")
+        self._layers = self._steered() if circuit.directions else []
+
+    def _steered(self) -> list[tuple[nn.Module, Tensor]]:
+        """The layers that the method `steering` acts on, and its vectors there, [emotions, hidden]."""
+        names = {site[1]: layer_of(name) for name, _ in self.model.named_modules() if (site := parse_site(name))}
+        device = next(self.model.parameters()).device
+        return [
+            (self.model.get_submodule(names[number] or ""), torch.from_numpy(vectors).to(device))
+            for number in steered_layers(self.circuit.spec.model.num_hidden_layers)
+            for vectors in [steering_vectors(self.circuit, number)]
+        ]
+
+    @contextmanager
+    def emotion(self, emotion: Emotion | None, prompt_len: int) -> Iterator[None]:
+        """Injects into every forward of one sequence, whose first forward begins at position 0.
+
+        Args:
+            emotion: what to inject; None for nothing.
+            prompt_len: prompt tokens; the scopes count from it.
+        Raises: ValueError for the method `steering` where the circuit has no directions.
+        """
+        if emotion is None:
+            yield
+            return
+        if emotion.method == "steering" and not self._layers:
+            raise ValueError("the circuit has no directions to steer with")
+        weights = torch.zeros(len(self.circuit.names))
+        for name, weight in emotion.weights:
+            weights[self.circuit.names.index(name)] = weight
+        position = 0  # of the current forward's first token
+        tokens = 0
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal position, tokens
+            position += tokens
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            tokens = ids.shape[1]
+
+        def inject(delta: Tensor) -> Any:
+            vector = weights.to(delta) @ delta
+
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                positions = torch.arange(position, position + tokens, device=delta.device)
+                mask = injected(positions, emotion.scope, prompt_len)
+                return (args[0] + mask[None, :, None] * vector, *args[1:])
+
+            return hook
+
+        def push(vectors: Tensor) -> Any:
+            vector = weights.to(vectors) @ vectors
+
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+                stream = output[0] if isinstance(output, tuple) else output
+                positions = torch.arange(position, position + tokens, device=stream.device)
+                mask = injected(positions, emotion.scope, prompt_len)
+                rms = stream.float().square().mean(-1, keepdim=True).sqrt()
+                pushed = (stream.float() + mask[None, :, None] * rms * vector).to(stream.dtype)
+                return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
+
+            return hook
+
+        handles = [self.model.register_forward_pre_hook(before, with_kwargs=True)]
+        if emotion.method == "steering":
+            handles += [layer.register_forward_hook(push(vectors)) for layer, vectors in self._layers]
+        else:
+            handles += [module.register_forward_pre_hook(inject(delta)) for module, delta in self._sites]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt: Sequence[int], emotion: Emotion | None, max_new_tokens: int, stop: Sequence[int] = ()
+    ) -> tuple[list[int], list[float]]:
+        """Greedy decoding of one prompt.
+
+        Returns: the new token ids, and the log-probability of each. Ends early after a token of `stop`.
+        """
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        cache = None
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([list(prompt)], device=device)
+        with self.emotion(emotion, len(prompt)):
+            while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in stop):
+                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                scores = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
+                best = int(scores.argmax())
+                tokens.append(best)
+                logprobs.append(float(scores[best]))
+                ids = torch.tensor([[best]], device=device)
+        return tokens, logprobs
+
+
+def injected(positions: Tensor, scope: str, prompt_len: int) -> Tensor:
+    """Which absolute positions a scope injects (bool, like `positions`)."""
+    if scope == "all":
+        return torch.ones_like(positions, dtype=torch.bool)
+    if scope == "prompt_last":
+        return positions == prompt_len - 1
+    return positions >= prompt_len - 1

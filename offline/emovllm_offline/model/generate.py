@@ -1,0 +1,108 @@
+"""Greedy replies of a model: in process, or behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from emovllm_offline.data.prompts import messages, render
+from emovllm_offline.data.styles import Frame
+
+if TYPE_CHECKING:
+    from emovllm_offline.judges.endpoint import Chat, Endpoint
+
+
+class Question(NamedTuple):
+    """A user message in a frame that has no reply."""
+
+    frame: Frame
+    user: str
+
+
+class Generation(NamedTuple):
+    text: str
+    finish_reason: str  # "stop", or "length" where it was cut at the limit
+
+
+class Backend(Protocol):
+    """Replies to questions by greedy decoding.
+
+    config: what decides the replies besides the questions; chunk: how many questions are best asked at once.
+    """
+
+    config: Mapping[str, Any]
+    chunk: int
+
+    def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]: ...
+
+
+class ModelBackend:
+    """A Hugging Face causal language model in this process."""
+
+    def __init__(self, model: Any, tokenizer: Any, model_id: str, batch_size: int = 16) -> None:
+        self.config: Mapping[str, Any] = {"model": model_id, "dtype": str(model.dtype).removeprefix("torch.")}
+        self.chunk = batch_size
+        self._model = model
+        self._tokenizer = tokenizer
+        self._stops = stop_tokens(model, tokenizer)
+        pad = tokenizer.pad_token_id
+        self._pad = pad if pad is not None else min(self._stops, default=0)
+
+    def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
+        """One batch, padded on the left: what generates are the last positions.
+
+        Raises: PromptError.
+        """
+        import torch
+        from transformers import GenerationConfig
+
+        prompts = [render(self._tokenizer, frame, user).ids for frame, user in questions]
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        # Many models ship sampling or a repetition penalty as their defaults, which Transformers would mix in.
+        theirs = self._model.generation_config
+        self._model.generation_config = GenerationConfig(
+            max_new_tokens=max_new_tokens, eos_token_id=sorted(self._stops) or None, pad_token_id=self._pad
+        )
+        try:
+            with torch.inference_mode():
+                out = self._model.generate(
+                    ids.to(self._model.device), attention_mask=mask.to(self._model.device), do_sample=False
+                )
+        finally:
+            self._model.generation_config = theirs
+        return [self._generation(row) for row in out[:, longest:].tolist()]
+
+    def _generation(self, tokens: list[int]) -> Generation:
+        end = next((i for i, token in enumerate(tokens) if token in self._stops), None)
+        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Generation(text, "length" if end is None else "stop")
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token with which the model may end a reply."""
+    stops: set[int] = set()
+    for owner in (model.generation_config, model.config.get_text_config(), tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        stops |= {ids} if isinstance(ids, int) else set(ids or ())
+    return stops
+
+
+class EndpointBackend:
+    """A model behind an OpenAI-compatible endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        # Not the URL: where a model is served decides nothing, and is nobody else's business.
+        self.config: Mapping[str, Any] = {"model": endpoint.model, "through": "endpoint"}
+        self.chunk = 8 * endpoint.concurrency
+        self._endpoint = endpoint
+
+    def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
+        """Raises: EndpointError."""
+
+        async def one(chat: Chat, question: Question) -> Generation:
+            text, reason = await chat(messages(question.frame, question.user), max_tokens=max_new_tokens)
+            return Generation(text.strip(), reason)
+
+        return self._endpoint.map(one, questions)

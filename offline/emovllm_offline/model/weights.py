@@ -1,0 +1,50 @@
+"""The projections' weights of a model folder, one at a time: a circuit's fingerprint needs no loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from emovllm.architectures import parse_site
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, and what is missing."""
+
+
+class Projections:
+    """The o_proj and down_proj weights of every layer in a model's safetensors files."""
+
+    def __init__(self, model: str | Path) -> None:
+        """`model`: a folder, or a Hugging Face id. Raises: WeightsError, OSError."""
+        folder = Path(model)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+        self._files: Mapping[tuple[str, int], tuple[Path, str]] = dict(_find(folder))
+        if not self._files:
+            raise WeightsError(f"{model}: no projection's weight in any *.safetensors there")
+
+    def __call__(self, kind: str, layer: int) -> np.ndarray:
+        """The weight of `attn` (o_proj) or `mlp` (down_proj), float32 [hidden, width]. Raises: WeightsError."""
+        if (kind, layer) not in self._files:
+            raise WeightsError(f"the model has no {kind} projection in layer {layer}")
+        path, name = self._files[kind, layer]
+        with safe_open(path, framework="pt") as file:
+            weight: np.ndarray = file.get_tensor(name).float().numpy()
+            return weight
+
+
+def _find(folder: Path) -> list[tuple[tuple[str, int], tuple[Path, str]]]:
+    found: list[tuple[tuple[str, int], tuple[Path, str]]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                site = parse_site(name.removesuffix(".weight")) if name.endswith(".weight") else None
+                if site is not None:
+                    found.append((site, (path, name)))
+    return found

@@ -1,0 +1,1 @@
+"""From a circuit and replies that a judge accepted to a better circuit."""

@@ -1,0 +1,288 @@
+"""Emotional replies of the model itself, for `emovllm refine` to learn from: what it says under a circuit, sifted.
+
+To every message the served model replies a few times in each emotion, sampled. Of those that end by themselves, repeat
+no three tokens, name something of the message and, by the lexicon judge, show the emotion, the one is kept that the
+plain model finds likeliest when its prompt asks for the emotion (best of n); where none is left, the reply that was
+there stays. Without the third condition the likeliest replies fit every message ("I am so stunned, I can hardly believe
+it!"), and a circuit that learns from them says little else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from emovllm import cpu
+from emovllm.circuit import EmotionName, load_circuit, write_atomically
+from emovllm.models import public_model_id, resolve_model
+from emovllm.progress import Bar, stage
+from emovllm_offline.data import examples
+from emovllm_offline.data.examples import Example
+from emovllm_offline.data.prompts import render
+from emovllm_offline.data.styles import DEFAULT_STYLES, Style, load_style
+from emovllm_offline.discovery.findings import work_folder
+from emovllm_offline.judges.judge import Judge, read_whole_lines
+from emovllm_offline.judges.lexicon import LexiconJudge, tokens
+from emovllm_offline.judges.text import text_metrics
+from emovllm_offline.model.likelihood import Likelihoods
+from emovllm_offline.refinement.refine import FRAMES
+
+SETTINGS, SAMPLES, CHOSEN = "own-replies.json", "samples.jsonl", "chosen.jsonl"
+# Shorter ones say too little to be learnt from.
+LEAST_WORDS = 5
+# Words of so many letters are taken to name something; as many letters from the start tell two of them apart.
+NAMING = 5
+# Messages whose samples one call of the engine makes: what an interruption may lose.
+CHUNK = 16
+
+
+class OwnRepliesError(ValueError):
+    """What cannot be sampled as asked, and what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the model is made to reply. strengths: as requests have them; samples: of each message, emotion, strength."""
+
+    strengths: tuple[float, ...] = (0.7, 0.9)
+    samples: int = 2
+    temperature: float = 0.7
+    max_tokens: int = 60
+
+
+class Sample(BaseModel):
+    """A reply that ended by itself; tokens: its ids without the one that ended it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Samples(BaseModel):
+    """All samples of one message, by emotion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    replies: dict[str, tuple[Sample, ...]]
+
+
+class Chosen(Example):
+    """An example, and the emotions in which its reply is the model's own."""
+
+    own: tuple[EmotionName, ...]
+
+
+# Samples of a few messages, each with its number among all of them, which seeds it.
+Sampler = Callable[[Sequence[tuple[int, Example]]], list[Samples]]
+# Mean negative log-probabilities of replies (token ids) after the prompt that asks the message, by its number, for an
+# emotion.
+Scorer = Callable[[int, Example, str, Sequence[Sequence[int]]], list[float]]
+
+
+def worth_learning(samples: Sequence[Sample], message: str, emotion: str, judge: Judge) -> list[Sample]:
+    """Those that show the emotion, speak of the message, and do not repeat themselves."""
+    named = _named(message)
+    verdicts = judge.judge([sample.text for sample in samples], [emotion] * len(samples))
+    measured = [text_metrics(sample.text, sample.tokens) for sample in samples]
+    return [
+        sample
+        for sample, verdict, metrics in zip(samples, verdicts, measured, strict=True)
+        if verdict.label == emotion
+        and metrics.words >= LEAST_WORDS
+        and metrics.repetition == 0
+        and named & _named(sample.text)
+    ]
+
+
+def _named(text: str) -> set[str]:
+    return {word[:NAMING] for word in tokens(text) if len(word) >= NAMING}
+
+
+def choose(number: int, example: Example, sampled: Samples, judge: Judge, score: Scorer) -> Chosen:
+    """The example with the model's own replies where there are good ones."""
+    replies = dict(example.replies)
+    own = []
+    for emotion, samples in sampled.replies.items():
+        if good := worth_learning(samples, example.user, emotion, judge):
+            scores = score(number, example, emotion, [sample.tokens for sample in good])
+            replies[emotion] = min(zip(scores, good, strict=True), key=lambda pair: pair[0])[1].text
+            own.append(emotion)
+    return Chosen(id=example.id, user=example.user, replies=replies, own=tuple(own))
+
+
+class Work:
+    """What was sampled and chosen so far, for one set of settings."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], fresh: bool) -> None:
+        """Raises: OwnRepliesError where the folder holds what other settings gave."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / SETTINGS
+        if fresh:
+            for name in (SETTINGS, SAMPLES, CHOSEN):
+                (folder / name).unlink(missing_ok=True)
+        ours = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+        if path.exists() and path.read_text() != ours:
+            raise OwnRepliesError(f"{folder} holds replies of other settings; give --fresh, or another --work")
+        write_atomically(path, ours.encode())
+        self.samples = {row.id: row for row in self._read(SAMPLES, Samples)}
+        self.chosen = {row.id: row for row in self._read(CHOSEN, Chosen)}
+
+    def add(self, row: Samples | Chosen) -> None:
+        name = SAMPLES if isinstance(row, Samples) else CHOSEN
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(row.model_dump_json() + "\n")
+        if isinstance(row, Samples):
+            self.samples[row.id] = row
+        else:
+            self.chosen[row.id] = row
+
+    def _read(self, name: str, kind: type[Any]) -> list[Any]:
+        path = self._folder / name
+        try:
+            return [kind.model_validate_json(line) for line in read_whole_lines(path)]
+        except (ValidationError, UnicodeDecodeError):
+            raise OwnRepliesError(f"{path} is damaged; give --fresh, or another --work") from None
+
+
+def run(
+    model: str | None,
+    circuit: str | Path,
+    out: str | Path,
+    replies: str | Path = examples.DEFAULT,
+    *,
+    sampling: Sampling = Sampling(),
+    style: str = DEFAULT_STYLES[0],
+    limit: int | None = None,
+    work: str | Path | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+    make_sampler: Callable[[], Sampler] | None = None,
+    make_scorer: Callable[[], Scorer] | None = None,
+) -> dict[str, int]:
+    """`emovllm own-replies`: samples, sifts, and writes the examples to `out`.
+
+    replies: the messages, with the replies that stay where none of the model's own is good. work: folder of what an
+    interrupted run goes on from, `<out>.work` by default. make_sampler, make_scorer: give what replies and what scores,
+    by default the served model and the plain one.
+    Returns: in how many replies of each emotion the model's own are.
+    Raises: OwnRepliesError, ExamplesError, CircuitError, DefaultModelError, OSError.
+    """
+    given = load_circuit(circuit)
+    found = examples.load_examples(replies)[:limit]
+    examples.require_emotions(found, given.names)
+    chosen = load_style(style)
+    if missing := [name for name in given.names if name not in chosen.emotions]:
+        raise OwnRepliesError(f"style {chosen.name} has no {', '.join(missing)}")
+    folder = resolve_model(model)
+    about = {
+        "model": public_model_id(folder),
+        "circuit": given.digest(),
+        "messages": examples.digest(found),
+        "style": chosen.digest(),
+        **asdict(sampling),
+    }
+    place = Work(Path(work) if work is not None else work_folder(out), about, fresh)
+    _sample(found, place, make_sampler or (lambda: _engine(folder, circuit, given.names, sampling)), progress)
+    _choose(found, place, LexiconJudge(given.names), make_scorer or (lambda: _plain(folder, chosen)), progress)
+    lines = [place.chosen[example.id].model_dump_json(exclude={"own"}) + "\n" for example in found]
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(out), "".join(lines).encode())
+    counts = Counter(name for example in found for name in place.chosen[example.id].own)
+    return {name: counts[name] for name in given.names}
+
+
+def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], progress: bool) -> None:
+    todo = [(number, example) for number, example in enumerate(found) if example.id not in place.samples]
+    if not todo:
+        return
+    sampler = make()
+    with _bar("samples", len(todo), len(found), progress) as bar:
+        for begin in range(0, len(todo), CHUNK):
+            for row in sampler(todo[begin : begin + CHUNK]):
+                place.add(row)
+                bar.advance()
+
+
+def _choose(found: Sequence[Example], place: Work, judge: Judge, make: Callable[[], Scorer], progress: bool) -> None:
+    todo = [(number, example) for number, example in enumerate(found) if example.id not in place.chosen]
+    if not todo:
+        return
+    scorer = make()
+    with _bar("choosing", len(todo), len(found), progress) as bar:
+        for number, example in todo:
+            place.add(choose(number, example, place.samples[example.id], judge, scorer))
+            bar.advance()
+
+
+def _bar(what: str, todo: int, total: int, progress: bool) -> Bar:
+    return Bar(what, total, done=total - todo, unit="messages", shown=progress)
+
+
+def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sampling) -> Sampler:
+    """A vLLM engine in processes of its own, which end with the sampler."""
+    from transformers import AutoTokenizer
+
+    cpu.prepare()
+    with stage("Starting the engine", hint="with settings that are new it compiles, which takes a minute or more"):
+        from vllm import LLM, SamplingParams, TokensPrompt
+
+        engine = LLM(
+            folder,
+            # No sampling parameters of the model's own; blocks small enough for prompts to share them between emotions.
+            generation_config="vllm",
+            block_size=32,
+            max_model_len=1024,
+            seed=0,
+            additional_config={"emovllm": {"circuit": str(circuit)}},
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    each = [(name, strength) for name in names for strength in sampling.strengths]
+
+    def sample(some: Sequence[tuple[int, Example]]) -> list[Samples]:
+        prompts, params = [], []
+        for number, example in some:
+            ids = list(render(tokenizer, FRAMES[0], example.user).ids)
+            for at, (name, strength) in enumerate(each):
+                prompts.append(TokensPrompt(prompt_token_ids=ids))
+                params.append(
+                    SamplingParams(
+                        n=sampling.samples,
+                        temperature=sampling.temperature,
+                        max_tokens=sampling.max_tokens,
+                        seed=number * len(each) + at,
+                        extra_args={"emotion": name, "emotion_strength": strength},
+                    )
+                )
+        outputs = iter(engine.generate(prompts, params, use_tqdm=False))
+        rows = []
+        for _, example in some:
+            replies: dict[str, tuple[Sample, ...]] = dict.fromkeys(names, ())
+            for name, _ in each:
+                ended = [one for one in next(outputs).outputs if one.finish_reason == "stop"]
+                replies[name] += tuple(Sample(text=o.text.strip(), tokens=tuple(o.token_ids[:-1])) for o in ended)
+            rows.append(Samples(id=example.id, replies=replies))
+        return rows
+
+    return sample
+
+
+def _plain(folder: str, style: Style) -> Scorer:
+    """The unsteered model, asked for the emotion in the style's words."""
+    from transformers import AutoTokenizer
+
+    tokenizer, likelihoods = AutoTokenizer.from_pretrained(folder), Likelihoods.load(folder)
+
+    def score(number: int, example: Example, emotion: str, replies: Sequence[Sequence[int]]) -> list[float]:
+        frame = style.frames(emotion, number)[0].model_copy(update={"reply": None})
+        return likelihoods.means(render(tokenizer, frame, example.user).ids, replies)
+
+    return score

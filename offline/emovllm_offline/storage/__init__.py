@@ -1,0 +1,1 @@
+"""Files of long work, from which it resumes."""

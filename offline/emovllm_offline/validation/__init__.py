@@ -1,0 +1,1 @@
+"""Whether a circuit's units do what they are said to, against controls."""

@@ -1,0 +1,223 @@
+"""Forwards of one token that switch off, or push, the top-k units of every layer (arXiv 2510.11328, figures 3 to 5).
+
+All variants of a prompt differ at its last token only: the tokens before it run once, and every forward then runs that
+one token many times over, once for each variant, against their keys and values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from emovllm_offline.data.prompts import Prompt
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.model.decoder import Decoder
+
+Mode = Literal["ablation", "enhancement"]
+MODES: tuple[Mode, ...] = ("ablation", "enhancement")
+KINDS = ("neurons", "heads")
+# The score's two variants: the states after attention on its directions, the states after the MLP on theirs.
+SITES = ("attn", "mlp")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The top `k` units of every layer in the ranking `source`; enhancement pushes them towards `emotion`.
+
+    Sources 0..E-1 rank the units for the emotions, E.. are random rankings, one for each seed.
+    """
+
+    kind: str
+    source: int
+    k: int
+    emotion: int
+
+
+class Units:
+    """The rankings and difference vectors of all units, on a device.
+
+    `rank[kind]`: a unit's place in its layer, [sources, layers, units]; `delta[kind]`: [E, layers, width];
+    `directions[site]`: float32 [E, layers, hidden].
+    """
+
+    def __init__(self, findings: Findings, seeds: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+        self.rank = {}
+        for number, (kind, merit) in enumerate(zip(KINDS, (findings.neurons, findings.heads), strict=True)):
+            _, layers, count = merit.shape
+            drawn = [random_ranking(seed, number, layers, count) for seed in seeds]
+            ranks = np.concatenate([ranking(merit), *(draw[None] for draw in drawn)])
+            self.rank[kind] = torch.from_numpy(ranks.astype(np.int32)).to(device)
+        self.width = {"neurons": 1, "heads": findings.attn_delta.shape[2] // findings.heads.shape[2]}
+        deltas = {"neurons": findings.mlp_delta, "heads": findings.attn_delta}
+        self.delta = {kind: torch.from_numpy(delta).to(device, dtype) for kind, delta in deltas.items()}
+        along = {"attn": findings.attn_directions, "mlp": findings.mlp_directions}
+        self.directions = {site: torch.from_numpy(vectors).to(device, torch.float32) for site, vectors in along.items()}
+
+
+def ranking(merit: np.ndarray) -> np.ndarray:
+    """The place of each unit in its layer, 0 for the greatest merit: [..., units] to the same shape."""
+    return np.argsort(np.argsort(-merit, axis=-1, kind="stable"), axis=-1, kind="stable")
+
+
+def random_ranking(seed: int, stream: int, layers: int, count: int) -> np.ndarray:
+    """A uniformly drawn ranking of each layer's units, [layers, count]; depends on nothing but the arguments."""
+    rng = np.random.default_rng([seed, stream])
+    return np.stack([rng.permutation(count) for _ in range(layers)])
+
+
+@contextmanager
+def changed(decoder: Decoder, units: Units, mode: Mode, scale: float, variants: Sequence[Variant]) -> Iterator[None]:
+    """Applies one variant to each row of the inputs of every down_proj and o_proj.
+
+    Ablation zeroes the variant's units, enhancement adds `scale` times the emotion's difference vector to them. The
+    rows are the inputs' leading axes, flattened: as many as there are variants.
+    """
+    device = decoder.device
+    source = torch.tensor([variant.source for variant in variants], device=device)
+    emotion = torch.tensor([variant.emotion for variant in variants], device=device)
+
+    def change(kind: str, layer: int) -> Callable[..., Any]:
+        k = torch.tensor([variant.k if variant.kind == kind else 0 for variant in variants], device=device)
+
+        def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            rows = args[0].reshape(len(variants), -1)  # [variants, width]
+            chosen = units.rank[kind][source, layer] < k[:, None]  # [variants, units]
+            if units.width[kind] > 1:
+                chosen = chosen.repeat_interleave(units.width[kind], 1)
+            if mode == "ablation":
+                rows = rows.masked_fill(chosen, 0)
+            else:
+                rows = rows + chosen * (scale * units.delta[kind][emotion, layer])
+            return (rows.reshape(args[0].shape), *args[1:])
+
+        return hook
+
+    handles = []
+    try:
+        for i, layer in enumerate(decoder.layers):
+            handles.append(layer.down_proj.register_forward_pre_hook(change("neurons", i)))
+            handles.append(layer.o_proj.register_forward_pre_hook(change("heads", i)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watched(decoder: Decoder, see: Callable[[str, int, Tensor], None]) -> Iterator[None]:
+    """Calls `see(site, layer, hidden)` with the residual after every attention and every MLP, [..., hidden]."""
+
+    def of_input(layer: int) -> Callable[..., None]:
+        return lambda module, args: see("attn", layer, args[0])
+
+    def of_output(layer: int) -> Callable[..., None]:
+        return lambda module, args, out: see("mlp", layer, out[0] if isinstance(out, tuple) else out)
+
+    handles = []
+    try:
+        for i, layer in enumerate(decoder.layers):
+            handles.append(layer.after_attention.register_forward_pre_hook(of_input(i)))
+            handles.append(layer.block.register_forward_hook(of_output(i)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def sweep(
+    decoder: Decoder,
+    prompt: Prompt,
+    units: Units,
+    mode: Mode,
+    variants: Sequence[Variant],
+    scale: float = 1.0,
+    batch_size: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of every variant at the last token of a prompt, the last of the positions that count.
+
+    Returns: float64 [variants, SITES, E], each the sum over layers of the projections on one emotion's directions;
+    and the states after the MLP under the first variant, averaged over the positions that count (only the last of
+    them is under the variant), float32 [layers, hidden].
+    """
+    states = torch.zeros(len(decoder.layers), decoder.hidden_size, device=decoder.device)
+    totals: dict[str, Tensor] = {}
+
+    def keep(site: str, layer: int, hidden: Tensor) -> None:
+        if site == "mlp":
+            states[layer] += hidden[0, prompt.positions.start :].float().sum(0)
+
+    def score(site: str, layer: int, hidden: Tensor) -> None:
+        rows = hidden.reshape(-1, hidden.shape[-1]).float()  # [variants, hidden]
+        along = (rows @ units.directions[site][:, layer].T).double()
+        totals[site] = totals[site] + along if site in totals else along
+        if site == "mlp" and not batches:
+            states[layer] += rows[0]
+
+    with watched(decoder, keep):
+        cache = decoder.prefix_cache(prompt.ids[:-1])
+    batches: list[Tensor] = []
+    for start in range(0, len(variants), batch_size):
+        batch = variants[start : start + batch_size]
+        totals.clear()
+        with changed(decoder, units, mode, scale, batch), watched(decoder, score):
+            repeat_last(decoder, cache, prompt.ids[-1], len(prompt.ids) - 1, len(batch))
+        batches.append(torch.stack([totals[site] for site in SITES], 1))
+    return torch.cat(batches).cpu().numpy(), (states / len(prompt.positions)).cpu().numpy()
+
+
+def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int, rows: int) -> None:
+    """Runs one token `rows` times at once, each time as the only successor of the cached prefix.
+
+    The rows are one sequence of tokens that all have the same position and see the prefix and themselves: so the
+    prefix is neither copied nor read once per row, which costs more than the token itself. A prefix that outgrew an
+    attention window has its oldest tokens hidden by rules of the architecture; then the rows are a batch.
+    """
+    base = decoder.model.base_model
+    if not position:
+        base(input_ids=torch.full((rows, 1), token, device=decoder.device), use_cache=False)
+        return
+    if any(getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers):
+        base(
+            input_ids=torch.full((rows, 1), token, device=decoder.device),
+            position_ids=torch.full((1, 1), position, device=decoder.device),
+            past_key_values=_frozen(cache),
+            use_cache=True,
+        )
+        return
+    dtype = decoder.model.dtype
+    hidden = torch.full((rows, rows), torch.finfo(dtype).min, dtype=dtype, device=decoder.device).fill_diagonal_(0)
+    seen = torch.zeros(rows, position, dtype=dtype, device=decoder.device)
+    base(
+        input_ids=torch.full((1, rows), token, device=decoder.device),
+        position_ids=torch.full((1, rows), position, device=decoder.device),
+        attention_mask=torch.cat([seen, hidden], 1)[None, None],
+        past_key_values=_frozen(cache),
+        use_cache=True,
+    )
+
+
+def _frozen(cache: DynamicCache) -> DynamicCache:
+    """A view of a batch-1 cache that any batch may follow, and that keeps nothing of it."""
+
+    def frozen(layer: Any) -> Any:
+        def update(keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            old = (part.expand(len(keys), -1, -1, -1) for part in (layer.keys, layer.values))
+            new_keys, new_values = (torch.cat(pair, -2) for pair in zip(old, (keys, values), strict=True))
+            return new_keys, new_values
+
+        view = copy.copy(layer)
+        view.update = update
+        return view
+
+    view = copy.copy(cache)
+    view.layers = [frozen(layer) for layer in cache.layers]
+    return view

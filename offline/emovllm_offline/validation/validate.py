@@ -1,0 +1,289 @@
+"""Do the units that discovery chose carry the emotion? (arXiv 2510.11328, figures 2 to 5)
+
+Sweeps of ablation and enhancement with random controls, principal components, and a linear probe. What one scenario
+and event gives is appended to files as soon as it is known, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from emovllm.circuit import write_atomically
+from emovllm.models import resolve_model
+from emovllm.progress import track
+from emovllm_offline.data import sev
+from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.intervals import mean_interval, principal_components, probe_f1
+from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.validation.results import (
+    FILE,
+    Components,
+    Curve,
+    Plan,
+    Validation,
+    ValidationError,
+    findings_digest,
+)
+from emovllm_offline.validation.sweeps import MODES, SITES
+from emovllm_offline.validation.variants import Protocol
+
+# Discovery must not have seen it.
+DEFAULT_DATA = "sev-test"
+PART = "validation.part"
+COMPONENTS = 3
+COMPONENT_LAYERS = 6
+
+
+def validate(
+    decoder: Decoder,
+    tokenizer: Any,
+    findings: Findings,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    *,
+    out: str | Path,
+    plan: Plan = Plan(),  # noqa: B008 (frozen)
+    batch_size: int = 128,
+    fresh: bool = False,
+    progress: bool = False,
+) -> Validation:
+    """Validates findings on a model, and writes `validation.json` to the folder `out`.
+
+    The score of an emotion is the sum over layers of the projections of the residual at `last` on the layer's
+    directions. `last` is the last token of a prompt: of the forced reply, as far as it is read, where a style has one.
+    Principal components and probe see the states that discovery does: averaged over such a reply, otherwise at `last`.
+    Neutral prompts are those of the first style. Several frames of an emotion are averaged.
+
+    Raises: ValidationError, also where `out` holds the results of other inputs and `fresh` is false.
+    """
+    _check(decoder, findings, records, styles, plan)
+    inputs = _inputs(decoder, findings, records, styles, plan, batch_size)
+    folder = Path(out)
+    if fresh:
+        (folder / FILE).unlink(missing_ok=True)
+    if (folder / FILE).exists():
+        finished = Validation.load(folder)
+        _refuse_others(folder / FILE, finished.inputs, inputs)
+        return finished
+    protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size)
+    items = sev.expand(records)
+    store = _Store(folder / PART, inputs, protocol.sizes, fresh)
+    left = range(store.done, len(items))
+    for index in track(left, "validation", len(items), done=store.done, unit="items", shown=progress):
+        store.append(*protocol.measure(items[index], index))
+    result = _summarise(protocol, inputs, records, *store.read())
+    result.save(folder)
+    store.remove()
+    return result
+
+
+def _check(
+    decoder: Decoder,
+    findings: Findings,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    plan: Plan,
+) -> None:
+    shapes = {
+        "mlp_directions": (len(decoder.layers), decoder.hidden_size),
+        "neurons": (len(decoder.layers), decoder.intermediate_size),
+        "heads": (len(decoder.layers), decoder.num_heads),
+    }
+    for name, shape in shapes.items():
+        if (found := getattr(findings, name).shape[1:]) != shape:
+            raise ValidationError(f"the findings are of another model: {name} are {found} per emotion, "
+                                  f"the model's would be {shape}")  # fmt: skip
+    if set(common_emotions(styles)) != set(findings.emotions):
+        raise ValidationError(f"the findings are of {', '.join(findings.emotions)}, "
+                              f"but style {styles[0].name} has {', '.join(styles[0].emotions)}")  # fmt: skip
+    if len(records) < 2:
+        raise ValidationError(f"{len(records)} scenarios: confidence intervals need at least 2")
+    if plan.seeds < 2:
+        raise ValidationError(f"{plan.seeds} seeds: the random control's interval needs at least 2")
+    if not plan.neurons or not plan.heads or min(plan.neurons + plan.heads) < 0:
+        raise ValidationError("every sweep needs a k, none below 0")
+
+
+def _inputs(
+    decoder: Decoder,
+    findings: Findings,
+    records: Sequence[sev.Record],
+    styles: Sequence[Style],
+    plan: Plan,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Everything that the numbers depend on, as far as a user can change it between two runs."""
+    inputs = {
+        "model": weights_digest(decoder),
+        "findings": findings_digest(findings),
+        "data": sev.digest(records),
+        "styles": [{"name": style.name, "sha256": style.digest()} for style in styles],
+        "plan": asdict(plan),
+        "batch_size": batch_size,
+        "dtype": str(decoder.model.dtype).removeprefix("torch."),
+        "device": decoder.device.type,
+    }
+    return json.loads(json.dumps(inputs))
+
+
+def _refuse_others(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        raise ValidationError(f"{path} was begun with another input ({', '.join(differing)}): "
+                              "give the same again, another folder, or --fresh")  # fmt: skip
+
+
+class _Store:
+    """Results so far: `inputs.json`, and two files of float32 rows, one of each per item, in the items' order."""
+
+    def __init__(self, folder: Path, inputs: Mapping[str, Any], sizes: tuple[int, int], fresh: bool) -> None:
+        self.folder = folder
+        self.sizes = sizes
+        self.paths = (folder / "scores.f32", folder / "states.f32")
+        if fresh:
+            self.remove()
+        description = folder / "inputs.json"
+        if description.exists():
+            _refuse_others(folder, json.loads(description.read_text(encoding="utf-8")), inputs)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(description, (json.dumps(inputs, indent=1) + "\n").encode())
+        for path in self.paths:
+            path.touch()
+        # A run that was killed may have written the one row and not the other, or part of a row.
+        self.done = min(path.stat().st_size // (4 * size) for path, size in zip(self.paths, sizes, strict=True))
+        for path, size in zip(self.paths, sizes, strict=True):
+            os.truncate(path, self.done * 4 * size)
+
+    def append(self, scores: np.ndarray, states: np.ndarray) -> None:
+        for path, row in zip(self.paths, (scores, states), strict=True):
+            with path.open("ab") as file:
+                file.write(row.tobytes())
+        self.done += 1
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of all items, mapped from disk: [items, size] each."""
+        scores, states = (
+            np.memmap(path, np.float32, "r", shape=(self.done, size))
+            for path, size in zip(self.paths, self.sizes, strict=True)
+        )
+        return scores, states
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _summarise(
+    protocol: Protocol, inputs: dict[str, Any], records: Sequence[sev.Record], rows: np.ndarray, states: np.ndarray
+) -> Validation:
+    values, start = {}, 0
+    # Items of one scenario are not independent: their mean is what the intervals count.
+    by_scenario = rows.astype(np.float64).reshape(len(records), -1, rows.shape[1]).mean(1)
+    for name, shape in protocol.shapes.items():
+        size = int(np.prod(shape))
+        values[name] = by_scenario[:, start : start + size].reshape(-1, *shape)
+        start += size
+    components, explained, f1 = _separation(protocol, len(records), states)
+    return Validation(
+        inputs=inputs,
+        emotions=list(protocol.emotions),
+        items=len(rows),
+        scenarios=len(records),
+        elicited={site: _rounded(values["elicited"].mean(0)[:, i]) for i, site in enumerate(SITES)},
+        neutral={site: _rounded(values["neutral"].mean(0)[i]) for i, site in enumerate(SITES)},
+        curves=[
+            curve for mode in MODES for curve in _curves(protocol, mode, values[mode])
+        ],
+        components=components,
+        explained=explained,
+        f1=f1,
+    )  # fmt: skip
+
+
+def _curves(protocol: Protocol, mode: str, changes: np.ndarray) -> list[Curve]:
+    """changes: [scenarios, E, SITES, variants]."""
+    curves = []
+    for kind, by_source in protocol.unpack(changes).items():  # [scenarios, E, SITES, 1 + seeds, k]
+        targeted = mean_interval(by_source[:, :, :, 0])  # three of [E, SITES, k]
+        control = mean_interval(np.moveaxis(by_source[:, :, :, 1:].mean(0), 2, 0))
+        for e, emotion in enumerate(protocol.emotions):
+            for s, site in enumerate(SITES):
+                lines = [[0.0, *_rounded(values[e, s])] for values in (*targeted, *control)]
+                curves.append(Curve(mode, kind, site, emotion, [0, *protocol.ks[kind]], *lines))
+    return curves
+
+
+def _separation(
+    protocol: Protocol, scenarios: int, states: np.ndarray
+) -> tuple[list[Components], list[list[float]], list[list[float]]]:
+    """Principal components of a few layers, what they explain in every layer, and the probe's F1 of every layer."""
+    emotions, layers, hidden = protocol.states_shape
+    cube = states.reshape(-1, emotions, layers, hidden)
+    labels = np.tile(np.arange(emotions), len(cube))
+    of_scenario = np.repeat(np.arange(scenarios), len(labels) // scenarios)
+    wordings = np.repeat([protocol.wording(index) for index in range(len(cube))], emotions)
+    shown = {round(layer) for layer in np.linspace(0, layers - 1, min(COMPONENT_LAYERS, layers))}
+    components, explained, f1 = [], [], []
+    for layer in range(layers):
+        # One layer at a time in memory.
+        x = np.array(cube[:, :, layer]).reshape(-1, hidden)
+        points, share = principal_components(x, COMPONENTS)
+        explained.append(_rounded(share))
+        f1.append(_rounded(probe_f1(x, labels, of_scenario, wordings, emotions)))
+        if layer in shown:
+            by_emotion = points.reshape(len(cube), emotions, COMPONENTS).swapaxes(0, 1)
+            components.append(Components(layer, explained[-1], _rounded(by_emotion, 4)))
+    return components, explained, f1
+
+
+def _rounded(values: Any, digits: int = 6) -> Any:
+    """Nested lists of floats with so many significant digits: what validation.json holds."""
+    if getattr(values, "ndim", 0):
+        return [_rounded(value, digits) for value in values]
+    return float(f"{float(values):.{digits}g}")
+
+
+def run(
+    model: str | None,
+    findings_folder: str | Path,
+    data_path: str | Path | None,
+    out: str | Path | None = None,
+    styles: Sequence[str] = DEFAULT_STYLES,
+    *,
+    plan: Plan = Plan(),  # noqa: B008 (frozen)
+    dtype: str = "float32",
+    device: str = "cpu",
+    batch_size: int = 128,
+    limit: int | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Validation:
+    """Loads what `validate` needs and runs it; `out` defaults to the findings' folder.
+
+    Raises: as `validate`, and FindingsError, DataError, StyleError, UnsupportedModelError, DefaultModelError, OSError.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # What can fail quickly does so before the model is loaded.
+    findings = Findings.load(findings_folder)
+    chosen = [load_style(style) for style in styles]
+    records = sev.load_sev(data_path or DEFAULT_DATA)[:limit]
+
+    folder = resolve_model(model)
+    transformers.logging.disable_progress_bar()
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    return validate(
+        find_decoder(network), AutoTokenizer.from_pretrained(folder), findings, records, chosen,
+        out=out or findings_folder, plan=plan, batch_size=batch_size, fresh=fresh, progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""What validation measures of one scenario and event: the sweeps of all its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emovllm_offline.data.prompts import render
+from emovllm_offline.data.sev import Item
+from emovllm_offline.data.styles import Style
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.validation.results import Plan, ValidationError
+from emovllm_offline.validation.sweeps import KINDS, Units, Variant, sweep
+
+
+class Protocol:
+    """The variants of one item, in the order in which their scores are stored."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Any,
+        findings: Findings,
+        styles: Sequence[Style],
+        plan: Plan,
+        batch_size: int,
+    ) -> None:
+        self.decoder, self.tokenizer, self.styles, self.plan = decoder, tokenizer, styles, plan
+        self.emotions = findings.emotions
+        self.batch_size = batch_size
+        self.ks = {
+            "neurons": sorted({min(k, decoder.intermediate_size) for k in plan.neurons if k}),
+            "heads": sorted({min(k, decoder.num_heads) for k in plan.heads if k}),
+        }
+        self.units = Units(findings, range(plan.seeds), decoder.device, decoder.model.dtype)
+        count = len(self.emotions)
+        # Per item: the changes [E, SITES, variants] of both modes; the scores [E, SITES, E] and [SITES, E] of the
+        # prompts themselves; the states [E, L, hidden].
+        self.shapes = {
+            "ablation": (count, 2, len(self.variants(0)) - 1),
+            "enhancement": (count, 2, len(self.variants(0)) - 1),
+            "elicited": (count, 2, count),
+            "neutral": (2, count),
+        }
+        self.states_shape = (count, len(decoder.layers), decoder.hidden_size)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return sum(int(np.prod(shape)) for shape in self.shapes.values()), int(np.prod(self.states_shape))
+
+    def variants(self, emotion: int) -> list[Variant]:
+        """k = 0 first; then, kind by kind, the emotion's own ranking and each random one, by k."""
+        sources = [emotion, *range(len(self.emotions), len(self.emotions) + self.plan.seeds)]
+        swept = [Variant(kind, source, k, emotion) for kind in KINDS for source in sources for k in self.ks[kind]]
+        return [Variant("neurons", emotion, 0, emotion), *swept]
+
+    def wording(self, index: int) -> str:
+        """Names the frames of an item: items of one wording differ in their scenarios only."""
+        first = {len(of_emotion): index * style.per_item % len(of_emotion)
+                 for style in self.styles for of_emotion in style.emotions.values()}  # fmt: skip
+        return str(sorted(first.items()))
+
+    def unpack(self, changes: np.ndarray) -> dict[str, np.ndarray]:
+        """Changes [..., variants] to kind -> [..., 1 + seeds, k]."""
+        out, start = {}, 0
+        for kind, ks in self.ks.items():
+            stop = start + (1 + self.plan.seeds) * len(ks)
+            out[kind] = changes[..., start:stop].reshape(*changes.shape[:-1], -1, len(ks))
+            start = stop
+        return out
+
+    def measure(self, item: Item, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The scores of one item as one row, and the states of its elicitation prompts."""
+        rows = {name: np.zeros(shape) for name, shape in self.shapes.items()}
+        states = np.zeros(self.states_shape)
+        for e, emotion in enumerate(self.emotions):
+            frames = [(style, frame) for style in self.styles for frame in style.frames(emotion, index)]
+            for style, frame in frames:
+                prompt = render(self.tokenizer, frame, item.user, style.reply_tokens)
+                scores, state = sweep(self.decoder, prompt, self.units, "ablation", self.variants(e),
+                                      batch_size=self.batch_size)  # fmt: skip
+                rows["elicited"][e] += scores[0] / len(frames)
+                rows["ablation"][e] += (scores[1:, :, e] - scores[0, :, e]).T / len(frames)
+                states[e] += state / len(frames)
+        neutral = render(self.tokenizer, self.styles[0].neutral, item.user)
+        variants = [variant for e in range(len(self.emotions)) for variant in self.variants(e)[1:]]
+        scores, _ = sweep(self.decoder, neutral, self.units, "enhancement", [self.variants(0)[0], *variants],
+                          self.plan.scale, self.batch_size)  # fmt: skip
+        rows["neutral"][:] = scores[0]
+        changes = (scores[1:] - scores[0]).reshape(len(self.emotions), -1, 2, len(self.emotions))
+        for e in range(len(self.emotions)):
+            rows["enhancement"][e] = changes[e, :, :, e].T
+        row = np.concatenate([values.ravel() for values in rows.values()]).astype(np.float32)
+        if not np.isfinite(row).all():
+            raise ValidationError(
+                f"{item.id}: a score is not finite; the model's dtype is too narrow, or lambda too large"
+            )
+        return row, states.astype(np.float32)

@@ -1,0 +1,1 @@
+"""The routes, fields and checks that are added to vLLM's server."""

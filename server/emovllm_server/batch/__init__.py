@@ -1,0 +1,1 @@
+"""`emovllm run-batch`."""

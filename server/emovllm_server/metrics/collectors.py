@@ -1,0 +1,163 @@
+"""What `/metrics` tells of emotions, beside vLLM's own metrics: docs/metrics.md lists it.
+
+The collectors are made when they are first needed: vLLM sets PROMETHEUS_MULTIPROC_DIR when it starts several API server
+processes, and each of those must find it set. They lie in the default registry, and their names do not begin with
+`vllm:`, which vLLM would unregister.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from emovllm import __version__
+from emovllm.catalogue import Served
+from emovllm.circuit import CircuitSpec
+from emovllm.emotion import Reason
+
+# Values of the label `emotion` beside the circuits' own names.
+NONE, MIX = "none", "mix"
+# vLLM's, as its `FinishReason` prints them.
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
+REFUSALS: tuple[str, ...] = (*get_args(Reason), "other")
+
+# In seconds, as vLLM's histograms of the same names.
+_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+_TPOT = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+_E2E = (0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0)
+_STRENGTH = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
+
+
+class Metrics:
+    """The collectors. Labels are bounded: emotions of the circuits served, and the tuples above."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "emovllm_requests", "Requests that ended, each of n choices counting as one.",
+            ("emotion", "finish_reason"), registry=registry,
+        )  # fmt: skip
+        self.tokens = Counter(
+            "emovllm_generated_tokens", "Tokens generated for requests that ended.",
+            ("emotion", "finish_reason"), registry=registry,
+        )  # fmt: skip
+        self.running = Gauge(
+            "emovllm_running_requests", "Requests accepted and not ended, those that wait included.",
+            ("emotion",), registry=registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.ttft = Histogram(
+            "emovllm_time_to_first_token_seconds", "From a request's arrival to its first token.",
+            ("emotion",), registry=registry, buckets=_TTFT,
+        )  # fmt: skip
+        self.tpot = Histogram(
+            "emovllm_time_per_output_token_seconds", "A request's mean time between two of its tokens.",
+            ("emotion",), registry=registry, buckets=_TPOT,
+        )  # fmt: skip
+        self.e2e = Histogram(
+            "emovllm_e2e_request_latency_seconds", "From arrival to end, of requests that were not aborted.",
+            ("emotion",), registry=registry, buckets=_E2E,
+        )  # fmt: skip
+        self.strength = Histogram(
+            "emovllm_emotion_strength",
+            "Strength of an emotion in a request (1 is the recommended one), in a blend of each of its emotions.",
+            ("emotion",), registry=registry, buckets=_STRENGTH,
+        )  # fmt: skip
+        self.refusals = Counter(
+            "emovllm_refusals", "Requests refused for their emotion fields.", ("reason",), registry=registry
+        )
+        # An Info does not work with several processes.
+        self.circuit = Gauge(
+            "emovllm_circuit_info", "1 for each circuit that is served, 0 for one that was unloaded.",
+            ("name", "digest", "model", "emotions"), registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.build = Gauge(
+            "emovllm_build_info", "1; the versions are the labels.",
+            ("version", "vllm_version"), registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self._recommended: dict[str, dict[str, float]] = {}  # by digest
+        # What is 0 is there from the start: a rate over a series that appears with its first event misses it.
+        for reason in REFUSALS:
+            self.refusals.labels(reason)
+        for emotion in (NONE, MIX):
+            self._expect(emotion)
+
+    def _expect(self, emotion: str) -> None:
+        for collector in (self.running, self.ttft, self.tpot, self.e2e):
+            collector.labels(emotion)
+        for reason in FINISH_REASONS:
+            self.requests.labels(emotion, reason)
+            self.tokens.labels(emotion, reason)
+
+    def circuit_info(self, name: str, digest: str, spec: CircuitSpec, *, loaded: bool = True) -> None:
+        """A circuit's requests are counted from here on; `loaded=False` says that it serves no longer."""
+        emotions = [emotion.name for emotion in spec.emotions]
+        self.circuit.labels(name, digest, spec.model.id, ",".join(emotions)).set(int(loaded))
+        self._recommended[digest] = {emotion.name: emotion.recommended for emotion in spec.emotions}
+        for emotion in emotions:
+            self._expect(emotion)
+            self.strength.labels(emotion)
+
+    def started(self, wire: Mapping[str, Any] | None) -> str:
+        """A request was accepted; `wire` is its resolved emotion (`Emotion.to_wire`). Returns: its label."""
+        weights: Mapping[str, float] = wire["weights"] if wire else {}
+        emotion = MIX if len(weights) > 1 else next(iter(weights), NONE)
+        self.running.labels(emotion).inc()
+        recommended = self._recommended.get(wire["circuit"], {}) if wire else {}
+        for name, value in weights.items():
+            if name in recommended:
+                self.strength.labels(name).observe(value / recommended[name])
+        return emotion
+
+    def ended(self, emotion: str, reason: str, tokens: int, e2e: float) -> None:
+        """`e2e`: seconds since its arrival."""
+        self.running.labels(emotion).dec()
+        self.requests.labels(emotion, reason).inc()
+        self.tokens.labels(emotion, reason).inc(tokens)
+        if reason != "abort":
+            self.e2e.labels(emotion).observe(e2e)
+
+    def timed(self, emotion: str, ttft: float, decode: float, tokens: int) -> None:
+        """`ttft`, `decode` (from the first to the last of `tokens` tokens): seconds."""
+        if tokens > 0:
+            self.ttft.labels(emotion).observe(ttft)
+        if tokens > 1:
+            self.tpot.labels(emotion).observe(decode / (tokens - 1))
+
+
+_metrics: Metrics | None = None
+
+
+def metrics() -> Metrics:
+    """This process's collectors."""
+    global _metrics
+    if _metrics is None:
+        _metrics = Metrics()
+    return _metrics
+
+
+def install(engine_client: Any, circuits: Mapping[str, Served]) -> None:
+    """Counts this API server process's requests from now on. Idempotent.
+
+    Args:
+        circuits: the circuits served, by name.
+    """
+    import vllm
+
+    from emovllm_server.metrics.requests import watch
+
+    metrics().build.labels(__version__, vllm.__version__).set(1)
+    for name, served in circuits.items():
+        circuit_info(name, served.digest, served.spec)
+    if engine_client is not None:
+        watch(engine_client.log_stats)
+
+
+def circuit_info(name: str, digest: str, spec: CircuitSpec, *, loaded: bool = True) -> None:
+    """Tells of a circuit that is served, or (`loaded=False`) was unloaded. Before its first request."""
+    metrics().circuit_info(name, digest, spec, loaded=loaded)
+
+
+def count_refusal(reason: str) -> None:
+    """Counts a refused request, under `other` where the reason is none of `REFUSALS`."""
+    metrics().refusals.labels(reason if reason in REFUSALS else "other").inc()

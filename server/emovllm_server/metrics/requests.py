@@ -1,0 +1,88 @@
+"""Requests as the metrics see them: when each starts and ends, never a step between.
+
+vLLM's `OutputProcessor` keeps the times of each request's first and last token; they are read when the request ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from emovllm.engine.config import KEY
+from emovllm.engine.frontend import wrap
+from emovllm_server.metrics.collectors import metrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    state: Any  # vLLM's RequestState
+    emotion: str
+    arrival: float  # seconds since the epoch
+
+
+# This process's requests that have not ended, by vLLM's internal id; each of n choices has one.
+_running: dict[str, _Request] = {}
+
+
+def watch(log_stats: bool) -> None:
+    """Wraps vLLM's `OutputProcessor`. Idempotent."""
+    from vllm.logger import init_logger
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    wrap(OutputProcessor, "add_request", _with_start)
+    wrap(OutputProcessor, "abort_requests", _with_aborts)
+    wrap(OutputProcessor, "_update_stats_from_finished", _with_end)
+    if not log_stats:
+        init_logger("vllm.emovllm").warning(
+            "emovllm: with --disable-log-stats, vLLM takes no times of tokens: emovllm_time_to_first_token_seconds and "
+            "emovllm_time_per_output_token_seconds stay empty"
+        )
+
+
+def _with_start(add_request: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        result = add_request(self, request, *args, **kwargs)
+        state = self.request_states.get(request.request_id)
+        if state is None:
+            # The last message of a resumable session, whose engine had ended before.
+            _end(request.request_id, "stop")
+        elif request.request_id not in _running and request.sampling_params is not None:
+            wire = (request.sampling_params.extra_args or {}).get(KEY)
+            _running[request.request_id] = _Request(state, metrics().started(wire), request.arrival_time)
+        return result
+
+    return wrapped
+
+
+def _with_aborts(abort_requests: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # A parent's children are aborted by a call of this same function.
+        aborted = abort_requests(self, *args, **kwargs)
+        for request_id in aborted:
+            _end(request_id, "abort")
+        return aborted
+
+    return wrapped
+
+
+def _with_end(update_stats_from_finished: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, req_state: Any, finish_reason: Any, *args: Any, **kwargs: Any) -> Any:
+        _end(req_state.request_id, str(finish_reason))
+        return update_stats_from_finished(self, req_state, finish_reason, *args, **kwargs)
+
+    return wrapped
+
+
+def _end(request_id: str, reason: str) -> None:
+    request = _running.pop(request_id, None)
+    if request is None:
+        return
+    stats = request.state.stats
+    if stats is None:
+        tokens = request.state.detokenizer.num_output_tokens()
+    else:
+        tokens = stats.num_generation_tokens
+        metrics().timed(request.emotion, stats.first_token_latency, stats.last_token_ts - stats.first_token_ts, tokens)
+    metrics().ended(request.emotion, reason, tokens, time.time() - request.arrival)

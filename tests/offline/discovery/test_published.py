@@ -1,0 +1,181 @@
+"""Importing circuits in the authors' formats: fixtures of ours, in miniature."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from emovllm.circuit import ModelSpec, load_circuit
+from emovllm_offline.commands import import_circuit
+from emovllm_offline.discovery.published import PublishedError, find_run, import_published, load_directions
+from emovllm_offline.model.control import Control
+from emovllm_offline.model.weights import Projections, WeightsError
+
+SPEC = ModelSpec(
+    id="tiny",
+    architecture="LlamaForCausalLM",
+    num_hidden_layers=3,
+    hidden_size=16,
+    intermediate_size=24,
+    num_attention_heads=4,
+    head_dim=4,
+    vocab_size=32,
+)
+DIFFERENCES = "05_emotion_diff_vector_computation"
+HEADS = f"{DIFFERENCES}/attention_emotion_diff/emo_diff"
+CIRCUITS = "06_emotion_circuit_integration/global_circuit"
+CHOSEN = {"anger": {0: ([3, 1], [2]), 2: ([23], [])}, "fear": {0: ([], [0, 3]), 1: ([5], [1]), 2: ([], [])}}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        vocab_size=32,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    run = tmp_path / "repo/outputs/llama32_3b"
+    circuits = run / "06_emotion_circuit_integration/global_circuit"
+    circuits.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    together = {}
+    for emotion, layers in CHOSEN.items():
+        listed = [
+            {"layer": layer, "mlp": {"neurons": neurons, "k": 1}, "attention": {"heads": heads}}
+            for layer, (neurons, heads) in layers.items()
+        ]
+        (circuits / f"{emotion}.json").write_text(json.dumps({"emotion": emotion, "layers": listed}))
+        folder = run / "05_emotion_diff_vector_computation/attention_emotion_diff/emo_diff" / emotion
+        folder.mkdir(parents=True)
+        for layer in range(3):
+            name = f"layer{layer}.npy" if layer == 1 else f"L{layer}.npy"
+            np.save(folder / name, random.standard_normal(16).astype(np.float32))
+            together[f"{emotion}/diff/L{layer}"] = random.standard_normal(24).astype(np.float32)
+    mlp = run / "05_emotion_diff_vector_computation/mlp_emotion_diff"
+    mlp.mkdir()
+    np.savez(mlp / "emo_diff_all.npz", **together)
+    for layer in range(3):
+        folder = mlp / "emo_diff/anger"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"L{layer}.npy", together[f"anger/diff/L{layer}"])
+    return tmp_path / "repo"
+
+
+def test_units_and_differences_are_taken_over(checkout: Path, model: str, tmp_path: Path) -> None:
+    import_published(checkout, tmp_path / "circuit", model, SPEC)
+    circuit = load_circuit(tmp_path / "circuit")
+    run = find_run(checkout)
+    assert circuit.names == ("anger", "fear")
+    assert circuit.spec.emotion("anger").recommended == 0.8
+    mlp = np.load(run / "05_emotion_diff_vector_computation/mlp_emotion_diff/emo_diff_all.npz")
+    for name, layers in CHOSEN.items():
+        for layer, (neurons, heads) in layers.items():
+            got = circuit.neurons[name].at(layer)
+            assert got.index.tolist() == neurons
+            assert np.array_equal(got.delta, mlp[f"{name}/diff/L{layer}"][neurons])
+            folder = run / "05_emotion_diff_vector_computation/attention_emotion_diff/emo_diff" / name
+            vector = np.load(folder / ("layer1.npy" if layer == 1 else f"L{layer}.npy"))
+            got = circuit.heads[name].at(layer)
+            assert got.index.tolist() == heads
+            assert np.array_equal(got.delta, vector.reshape(4, 4)[heads])
+    # The result steers the model that it was imported for.
+    Control(LlamaForCausalLM.from_pretrained(model), circuit)
+
+
+def test_the_fingerprint_is_of_the_given_weights(checkout: Path, model: str, tmp_path: Path) -> None:
+    circuit = import_published(checkout, tmp_path / "circuit", model, SPEC)
+    weight = LlamaForCausalLM.from_pretrained(model).model.layers[2].mlp.down_proj.weight
+    folded = circuit.site_delta("mlp", 2) @ weight.detach().numpy().T
+    np.testing.assert_allclose(circuit.fingerprint["mlp.2"][:, 0], folded[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / HEADS / "fear/layer1.npy").unlink(), f"{HEADS}/fear/L1.npy: missing"),
+        (
+            lambda run: (run / DIFFERENCES / "mlp_emotion_diff/emo_diff_all.npz").unlink(),
+            "mlp_emotion_diff/emo_diff/fear/L1.npy: missing",
+        ),
+        (lambda run: np.save(run / HEADS / "anger/L0.npy", np.zeros(15, np.float32)), "expected 16 values"),
+        (lambda run: np.save(run / HEADS / "anger/L0.npy", np.full(16, np.nan, np.float32)), "not finite"),
+        (lambda run: (run / HEADS / "anger/L0.npy").write_bytes(b"\x93NUMPY"), "L0.npy"),
+        (
+            lambda run: (run / CIRCUITS / "fear.json").write_text('{"layers": [{}]}'),
+            "fear.json: not a circuit of the published form",
+        ),
+        (
+            lambda run: (run / CIRCUITS / "fear.json").write_text(
+                json.dumps({"layers": [{"layer": 0, "mlp": {"neurons": [24]}, "attention": {"heads": []}}]})
+            ),
+            "neuron 24 is outside 0..23",
+        ),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named_and_nothing_is_written(
+    checkout: Path, model: str, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(find_run(checkout))
+    with pytest.raises(PublishedError) as caught:
+        import_published(checkout, tmp_path / "circuit", model, SPEC)
+    assert message in str(caught.value)
+    assert not (tmp_path / "circuit").exists()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PublishedError, match="found none"):
+        find_run(tmp_path)
+
+
+def test_directions_are_read_without_unpickling(checkout: Path) -> None:
+    folder = find_run(checkout) / "02_emotion_directions"
+    folder.mkdir()
+    vectors = {"anger": torch.randn(3, 16), "fear": torch.randn(3, 16)}
+    torch.save({"dirs": vectors, "meta": {"n": 3}}, folder / "emo_directions_mlp.pt")
+    read = load_directions(checkout, "mlp")
+    assert np.array_equal(read["fear"], vectors["fear"].numpy())
+    with pytest.raises(PublishedError, match=r"emo_directions_attention\.pt: missing"):
+        load_directions(checkout, "attention")
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("executed",)
+
+    torch.save({"dirs": {"anger": Evil()}}, folder / "emo_directions_mlp.pt")
+    with pytest.raises(PublishedError, match="not a file of directions"):
+        load_directions(checkout, "mlp")
+
+
+def test_weights_are_read_one_at_a_time(model: str, tmp_path: Path) -> None:
+    weights = Projections(model)
+    expected = LlamaForCausalLM.from_pretrained(model).model.layers[1].self_attn.o_proj.weight
+    assert np.array_equal(weights("attn", 1), expected.detach().numpy())
+    with pytest.raises(WeightsError, match="no attn projection in layer 3"):
+        weights("attn", 3)
+    with pytest.raises(WeightsError, match="no projection's weight"):
+        Projections(tmp_path)
+
+
+def test_the_command_reports_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    import_circuit.configure(parser)
+    assert import_circuit.main(parser.parse_args([str(tmp_path), "--out", str(tmp_path / "out")])) == 1
+    assert "06_emotion_circuit_integration/global_circuit under outputs/, found none" in capsys.readouterr().err

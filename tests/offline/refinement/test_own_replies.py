@@ -1,0 +1,168 @@
+import pytest
+
+from emovllm_offline.commands.own_replies import main
+from emovllm_offline.data.examples import Example, load_examples
+from emovllm_offline.judges.lexicon import LexiconJudge
+from emovllm_offline.refinement import own_replies
+from emovllm_offline.refinement.own_replies import (
+    CHUNK,
+    OwnRepliesError,
+    Sample,
+    Samples,
+    Sampling,
+    choose,
+    worth_learning,
+)
+from support.circuits import SIX, random_circuit
+from support.models import tiny_model
+
+ANGRY = "I am furious about this message, it makes me so angry."
+ANGRIER = "Such messages are outrageous, I am so angry that I could scream."
+LEXICON = LexiconJudge(SIX)
+
+
+def sample(text, tokens=None):
+    return Sample(text=text, tokens=tokens or tuple(range(len(text.split()))))
+
+
+@pytest.fixture(scope="module")
+def circuit(tmp_path_factory):
+    place = tmp_path_factory.mktemp("own")
+    return random_circuit(tiny_model(place / "model"), place / "circuit")
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A file of messages with written replies."""
+    path = tmp_path / "given.jsonl"
+    lines = [
+        Example(id=str(i), user=f"message {i}", replies={name: f"written {name}" for name in SIX}).model_dump_json()
+        for i in range(2 * CHUNK + 3)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class Fake:
+    """Replies in anger alone, two of them; counts what it was asked."""
+
+    def __init__(self, stop_after=None):
+        self.asked, self.stop_after = [], stop_after
+
+    def sampler(self):
+        def sampled(some):
+            if self.stop_after is not None and len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.asked += [number for number, _ in some]
+            return [
+                Samples(id=example.id, replies={"anger": (sample(ANGRY), sample(ANGRIER)), "fear": ()})
+                for _, example in some
+            ]
+
+        return sampled
+
+    def scorer(self):
+        # The second is the likelier of the two, to odd messages.
+        return lambda number, example, emotion, replies: [1.0, 0.5 if number % 2 else 2.0][: len(replies)]
+
+
+def run(given, circuit, tmp_path, fake, **more):
+    return own_replies.run(
+        "default", circuit, tmp_path / "own.jsonl", given, progress=False,
+        make_sampler=fake.sampler, make_scorer=fake.scorer, **more,
+    )  # fmt: skip
+
+
+def test_only_replies_that_show_the_emotion_speak_of_the_message_and_do_not_loop_are_learnt_from():
+    bad = [
+        sample("What a pleasant message we had by the lake."),
+        sample("I am terrified of the next message, so scared."),
+        sample("I am furious: messages!"),
+        sample("I am furious about that, it makes me so angry."),
+        sample(ANGRY, (1, 2, 3, 4, 1, 2, 3, 9)),
+    ]
+    message = "Your message came, and I read it."
+    assert worth_learning([*bad, sample(ANGRY)], message, "anger", LEXICON) == [sample(ANGRY)]
+    assert worth_learning(bad, message, "anger", LEXICON) == []
+    assert worth_learning([], message, "anger", LEXICON) == []
+
+
+def test_the_likeliest_is_chosen_and_the_written_one_stays_where_none_is_good():
+    example = Example(id="a", user="A message.", replies={"anger": "written anger", "fear": "written fear"})
+    sampled = Samples(id="a", replies={"anger": (sample(ANGRY), sample("Lovely."), sample(ANGRIER)), "fear": ()})
+    asked = []
+
+    def score(number, example, emotion, replies):
+        asked.append((number, example.id, emotion, list(replies)))
+        return [1.5, 1.25]
+
+    chosen = choose(7, example, sampled, LEXICON, score)
+    assert chosen.replies == {"anger": ANGRIER, "fear": "written fear"}
+    assert chosen.own == ("anger",)
+    assert asked == [(7, "a", "anger", [sample(ANGRY).tokens, sample(ANGRIER).tokens])]
+
+
+def test_a_run_writes_examples_that_refine_reads(given, circuit, tmp_path):
+    fake = Fake()
+    assert run(given, circuit, tmp_path, fake) == {**dict.fromkeys(SIX, 0), "anger": 2 * CHUNK + 3}
+    found = load_examples(tmp_path / "own.jsonl")
+    assert [example.id for example in found] == [example.id for example in load_examples(given)]
+    for number, example in enumerate(found):
+        assert example.replies["anger"] == (ANGRIER if number % 2 else ANGRY)
+        assert all(example.replies[name] == f"written {name}" for name in SIX if name != "anger")
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(given, circuit, tmp_path):
+    run(given, circuit, tmp_path, Fake(), work=tmp_path / "whole")
+    whole = (tmp_path / "own.jsonl").read_bytes()
+    (tmp_path / "own.jsonl").unlink()
+    first = Fake(stop_after=CHUNK)
+    with pytest.raises(KeyboardInterrupt):
+        run(given, circuit, tmp_path, first)
+    assert first.asked == list(range(CHUNK))
+    samples = tmp_path / "own.jsonl.work" / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes()[:-5])  # and its last line was cut
+    second = Fake()
+    run(given, circuit, tmp_path, second)
+    assert second.asked == list(range(CHUNK - 1, 2 * CHUNK + 3))
+    assert (tmp_path / "own.jsonl").read_bytes() == whole
+    third = Fake()
+    run(given, circuit, tmp_path, third)
+    assert third.asked == []
+
+
+def test_what_other_settings_gave_is_not_taken_up(given, circuit, tmp_path):
+    run(given, circuit, tmp_path, Fake())
+    with pytest.raises(OwnRepliesError, match="other settings"):
+        run(given, circuit, tmp_path, Fake(), sampling=Sampling(temperature=0.9))
+    fake = Fake()
+    run(given, circuit, tmp_path, fake, sampling=Sampling(temperature=0.9), fresh=True)
+    assert len(fake.asked) == 2 * CHUNK + 3
+    (tmp_path / "own.jsonl.work" / "samples.jsonl").write_text('{"id": 3}\n')
+    with pytest.raises(OwnRepliesError, match=r"samples\.jsonl is damaged"):
+        run(given, circuit, tmp_path, Fake(), sampling=Sampling(temperature=0.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--samples", "0"], "--samples must be above 0, got 0"),
+        (["--temperature", "-1"], "--temperature must be above 0, got -1"),
+        (["--replies", "nowhere.jsonl"], "No such file"),
+        (["--prompt-style", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_told(options, told, circuit, tmp_path, capsys):
+    from emovllm.cli import _parser
+
+    words = ["own-replies", "--circuit", str(circuit), "--out", str(tmp_path / "own.jsonl"), *options]
+    assert main(_parser().parse_args(words)) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_strengths_are_numbers(capsys):
+    from emovllm.cli import _parser
+
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["own-replies", "--circuit", "c", "--out", "o", "--strengths", "1,much"])
+    assert "expected numbers with commas" in capsys.readouterr().err

@@ -1,0 +1,198 @@
+import argparse
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from emovllm.circuit import CircuitSpec, load_circuit
+from emovllm_offline.commands import report as report_cli
+from emovllm_offline.data.sev import digest
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.validation import figures, report
+from emovllm_offline.validation.results import Plan, Validation
+from emovllm_offline.validation.validate import validate
+from support.circuits import random_circuit
+
+NAMES = ("calm", "pride", "boredom")
+FIGURES = ["units", "overlap", "importance", "similarity", "components", "probe", "ablation_neurons", "ablation_heads",
+           "enhancement_neurons", "enhancement_heads"]  # fmt: skip
+OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:4]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, and the texts of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.images: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.links += [attributes[name] for name in ("src", "href", "data", "action") if name in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.images += [attributes["src"]] if tag == "img" else []
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture
+def place(tmp_path, tiny, tokenizer, records, style):
+    """A folder with a circuit, its findings and its validation, all of a tiny model."""
+    model = tiny("llama")
+    model.save_pretrained(tmp_path / "tiny")
+    random_circuit(tmp_path / "tiny", tmp_path / "circuit", names=NAMES)
+    rng = np.random.default_rng(0)
+    shapes = {"attn_directions": (3, 4, 32), "mlp_directions": (3, 4, 32), "neurons": (3, 4, 64), "heads": (3, 4, 4),
+              "mlp_delta": (3, 4, 64), "attn_delta": (3, 4, 32), "sigma": (8,), "importance": (3, 8),
+              "similarity": (8, 8)}  # fmt: skip
+    findings = Findings(NAMES, 6, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
+    findings.save(tmp_path / "circuit.work")
+    validate(find_decoder(model), tokenizer, findings, records, [style], out=tmp_path / "circuit.work",
+             plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2))  # fmt: skip
+    return tmp_path
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Draws every figure but spares the tests of the page its rendering, which takes seconds."""
+    monkeypatch.setattr(figures, "png", lambda made: PNG)
+
+
+def described(place, **changes) -> CircuitSpec:
+    """Changes the circuit's JSON."""
+    circuit = load_circuit(place / "circuit")
+    replace(circuit, spec=circuit.spec.model_copy(update=changes)).save(place / "circuit")
+
+
+def test_report_has_every_figure_in_the_page_and_beside_it(place):
+    path = report.report(place / "circuit")
+    assert path == place / "circuit.work" / "report.html"
+    page = Page(path.read_text())
+    assert [name for name in page.ids if name != "provenance"] == FIGURES
+    assert len(page.images) == len(FIGURES)
+    written = {file.stem: file.read_bytes() for file in (place / "circuit.work" / "figures").iterdir()}
+    assert sorted(written) == sorted(FIGURES)
+    assert all(data.startswith(PNG) and len(data) > 5000 for data in written.values())
+
+
+def test_report_needs_no_network(place, unrendered):
+    described(place, provenance={"note": "<a href='http://example.org'>see</a>"})
+    text = report.report(place / "circuit").read_text()
+    page = Page(text)
+    assert {link.split(",")[0] for link in page.links if not link.startswith("#")} == {"data:image/png;base64"}
+    assert not re.search(r"<(script|link|iframe|object)|@import|url\(", text)
+    assert "<a href='http://example.org'>see</a>" in "".join(page.texts)  # shown, not followed
+
+
+def test_circuit_still_loads_beside_its_report(place, unrendered):
+    before = load_circuit(place / "circuit").digest()
+    report.report(place / "circuit")
+    assert load_circuit(place / "circuit").digest() == before
+
+
+def test_report_repeats_exactly(place):
+    first, again = (report.report(place / "circuit").read_bytes() for _ in range(2))
+    assert first == again
+
+
+def test_what_was_not_measured_is_left_out_and_names_its_command(place, unrendered):
+    report.report(place / "circuit")
+    (place / "circuit.work" / "validation.json").unlink()
+    page = Page(report.report(place / "circuit").read_text())
+    assert len(page.images) == len(OF_CIRCUIT + OF_FINDINGS)
+    assert page.texts.count("emovllm validate") == len(FIGURES) - len(page.images)
+    # Figures of the earlier report must not be taken for this one's.
+    assert sorted(file.stem for file in (place / "circuit.work" / "figures").iterdir()) == sorted(
+        OF_CIRCUIT + OF_FINDINGS
+    )
+    (place / "circuit.work" / "findings.safetensors").unlink()
+    page = Page(report.report(place / "circuit").read_text())
+    assert len(page.images) == len(OF_CIRCUIT)
+    assert page.texts.count("emovllm discover") == len(OF_FINDINGS)
+
+
+def test_work_folder_may_be_elsewhere(place, unrendered):
+    (place / "circuit.work").rename(place / "elsewhere")
+    assert len(Page(report.report(place / "circuit", place / "elsewhere").read_text()).images) == len(FIGURES)
+
+
+def test_provenance_and_emotions_are_tables(place, unrendered):
+    described(place, provenance={"dataset": {"sha256": "abc123"}, "seed": 4})
+    texts = Page(report.report(place / "circuit").read_text()).texts
+    assert [texts[texts.index("dataset.sha256") + 1], texts[texts.index("seed") + 1]] == ["abc123", "4"]
+    assert {"calm", "plan.seeds", "scenarios"} <= set(texts)
+
+
+def test_notes_warn_of_weak_evidence(place, records, unrendered):
+    text = report.report(place / "circuit").read_text()
+    assert "Only 2 scenarios were used" in text
+    assert "scenarios of the discovery itself" not in text
+    described(place, provenance={"dataset": {"sha256": digest(records)}})
+    assert "scenarios of the discovery itself" in report.report(place / "circuit").read_text()
+    assert "of other findings" not in text
+    findings = Findings.load(place / "circuit.work")
+    replace(findings, groups=7).save(place / "circuit.work")
+    assert "of other findings" in report.report(place / "circuit").read_text()
+
+
+def test_sweep_table_marks_where_the_intervals_are_apart(place):
+    validation = Validation.load(place / "circuit.work")
+    curve = figures.find_curve(validation, "ablation", "heads", "pride")
+    clear = replace(curve, mean=[0.0, -5.0, -9.0], high=[0.0, -4.0, -8.0], random_low=[0.0, -4.5, -1.0],
+                    random_mean=[0.0, -2.0, 0.5])  # fmt: skip
+    validation.curves[validation.curves.index(curve)] = clear
+    head, _, row, _ = report.sweep_table(validation, "ablation", "heads")
+    assert head == ["emotion", "own share", "k = 1", "k = 2"]
+    assert (row[0], row[2:]) == ("pride", ["-5 (-2)", "-9 (0.5)*"])
+    assert clear.separated() == [2]
+    assert replace(clear, mode="enhancement", low=[0.0, 1.0, 0.0], random_high=[0.0, 0.5, 0.0]).separated() == [1]
+
+
+def test_emotions_keep_their_colour_and_differ_in_shape_too():
+    assert len({figures.colour(i) for i in range(8)}) == len({figures.marker(i) for i in range(8)}) == 8
+    assert figures.colour(8) == figures.colour(0)
+
+
+def test_font_sizes_are_legible():
+    assert min(value for name, value in figures.STYLE.items() if isinstance(value, int) and "size" in name) >= 9
+
+
+def test_destroyed_residual_does_not_flatten_a_sweep(place):
+    validation = Validation.load(place / "circuit.work")
+    curve = figures.find_curve(validation, "ablation", "heads", "calm")
+    curve.mean[-1] = 1e6
+    (axes, *_) = figures.sweep(validation, "ablation", "heads").axes
+    assert axes.get_yscale() == "symlog"
+    assert figures.sweep(validation, "enhancement", "heads").axes[0].get_yscale() == "linear"
+
+
+@pytest.fixture
+def command():
+    def run(*arguments: str) -> int:
+        parser = argparse.ArgumentParser()
+        report_cli.configure(parser)
+        return report_cli.main(parser.parse_args(list(arguments)))
+
+    return run
+
+
+def test_command_prints_where_the_page_is(command, place, capsys, unrendered):
+    assert command(str(place / "circuit")) == 0
+    assert capsys.readouterr().out == f"{place / 'circuit.work' / 'report.html'}\n"
+
+
+def test_mistakes_are_explained(command, place, capsys):
+    assert command(str(place / "nowhere")) == 1
+    assert "no such circuit folder" in capsys.readouterr().err
+    random_circuit(place / "tiny", place / "other", names=("calm", "joy"))
+    assert command(str(place / "other"), "--work", str(place / "circuit.work")) == 1
+    assert "findings are of calm, pride, boredom, but the circuit is of calm, joy" in capsys.readouterr().err

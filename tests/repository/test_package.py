@@ -1,0 +1,78 @@
+"""Who may import whom, and how fast the command answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import emovllm
+from emovllm.architectures import parse_site
+
+ROOT = Path(emovllm.__file__).parent.parent
+BLOCKED = "import sys; sys.modules.update({{name: None for name in {names!r}}}); import {module}"
+FORMAT = [
+    "emovllm",
+    "emovllm.circuit",
+    "emovllm.emotion",
+    "emovllm.architectures",
+    "emovllm.baseline",
+    "emovllm.models",
+    "emovllm.show",
+]
+FORMAT += ["emovllm.cli", "emovllm.plugin"]
+OFFLINE = sorted(
+    ".".join(path.relative_to(ROOT / "offline").with_suffix("").parts)
+    for path in (ROOT / "offline/emovllm_offline").rglob("*.py")
+    if path.stem[0] != "_"
+)
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", FORMAT)
+def test_the_format_needs_neither_torch_nor_vllm(module: str) -> None:
+    result = run(BLOCKED.format(names=["torch", "vllm", "transformers"], module=module))
+    assert result.returncode == 0, result.stderr
+
+
+def test_offline_needs_no_vllm_and_no_server() -> None:
+    result = run(BLOCKED.format(names=["vllm", "emovllm_server"], module=", ".join(OFFLINE)))
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_server_needs_no_offline() -> None:
+    result = run(BLOCKED.format(names=["emovllm_offline"], module="emovllm_server.serve, emovllm_server.api.routes"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_answers_in_half_a_second() -> None:
+    command = [str(Path(sys.executable).with_name("emovllm")), "--help"]
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("model.layers.3.mlp.down_proj", ("mlp", 3)),
+        ("language_model.model.layers.11.self_attn.o_proj", ("attn", 11)),
+        ("model.layers.0.mlp.down_proj.base_layer", ("mlp", 0)),
+        ("transformer.h.7.mlp.dense_4h_to_h", ("mlp", 7)),
+        ("model.layers.3.mlp.experts.0.down_proj", None),
+        ("model.layers.3.mlp.gate_up_proj", None),
+        ("visual.blocks.2.mlp.down_proj", None),
+        ("lm_head", None),
+    ],
+)
+def test_sites_are_known_by_name(name: str, site: tuple[str, int] | None) -> None:
+    assert parse_site(name) == site

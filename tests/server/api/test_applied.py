@@ -1,0 +1,154 @@
+"""What a reply tells of its emotion, and model names that carry one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from support.bodies import MESSAGE, ROUTES, body
+from support.servers import Server
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def digest(server: Server) -> str:
+    return str(httpx.get(f"{server.url}/v1/emotions").json()["circuits"][0]["digest"])
+
+
+def ask(server: Server, route: str, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}{route}", json=body(route, **fields), timeout=120)
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    if "output" in reply:
+        return str(reply["output"][-1]["content"][0]["text"])
+    choice = reply["choices"][0]
+    return str(choice["text"] if "text" in choice else choice["message"]["content"])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_reply_tells_what_was_applied(server: Server, route: str, digest: str) -> None:
+    reply = ask(server, route, emotion={"anger": 0.75, "fear": 0.25}, emotion_strength=0.5, emotion_scope="all")
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["x-emotion"] == (
+        f"anger=0.75, fear=0.25; strength=0.5; scope=all; circuit=default/{digest[:12]}"
+    )
+    assert reply.json()["emotion"] == {
+        "mix": {"anger": 0.75, "fear": 0.25},
+        "strength": 0.5,
+        "scope": "all",
+        "circuit": {"name": "default", "digest": digest},
+    }
+    nothing = ask(server, route, emotion="anger", emotion_strength=0)
+    assert nothing.json()["emotion"]["strength"] == 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_plain_reply_is_vllms_own(server: Server, route: str) -> None:
+    for fields in ({}, {"emotion": None}, {"emotion": "none"}):
+        reply = ask(server, route, **fields)
+        assert reply.headers["x-emotion"] == "none"
+        assert "emotion" not in reply.json()
+    refused = ask(server, route, emotion="joyful")
+    assert "x-emotion" not in refused.headers
+
+
+def test_a_stream_tells_it_in_the_first_chunk(client: openai.OpenAI, model: str, digest: str) -> None:
+    with client.chat.completions.with_streaming_response.create(
+        model=model, messages=MESSAGE, max_tokens=4, temperature=0, stream=True, extra_body={"emotion": "fear"}
+    ) as raw:
+        assert raw.headers["x-emotion"].startswith("fear=1; strength=1; scope=generation")
+        lines = [line for line in raw.iter_lines() if line.startswith("data: {")]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert chunks[0]["emotion"]["mix"] == {"fear": 1.0}
+    assert chunks[0]["emotion"]["circuit"]["digest"] == digest
+    assert all("emotion" not in chunk for chunk in chunks[1:])
+    with client.chat.completions.stream(
+        model=model, messages=MESSAGE, stop=[" "], temperature=0, extra_body={"emotion": "fear"}
+    ) as stream:
+        final = stream.get_final_completion()
+    assert final.model_extra is not None
+    assert final.model_extra["emotion"]["mix"] == {"fear": 1.0}
+    completions = client.completions.create(
+        model=model, prompt="The rain", max_tokens=4, stream=True, extra_body={"emotion": "fear"}
+    )
+    assert next(iter(completions)).model_extra["emotion"]["mix"] == {"fear": 1.0}  # type: ignore[index]
+
+
+def test_a_stream_of_responses_tells_it_with_the_response(client: openai.OpenAI, model: str) -> None:
+    with client.responses.stream(
+        model=model, input="Hello there", max_output_tokens=4, temperature=0, extra_body={"emotion": "disgust"}
+    ) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    whole = [event.response for event in events if hasattr(event, "response")]
+    assert len(whole) >= 2
+    assert all(response.model_extra["emotion"]["mix"] == {"disgust": 1.0} for response in whole)
+    assert final.model_extra is not None
+    assert final.model_extra["emotion"]["mix"] == {"disgust": 1.0}
+
+
+def test_a_batch_of_chats_tells_it_once(server: Server, model: str) -> None:
+    request = {"model": model, "messages": [MESSAGE, MESSAGE], "max_tokens": 4, "emotion": "sadness"}
+    reply = httpx.post(f"{server.url}/v1/chat/completions/batch", json=request, timeout=60)
+    assert reply.json()["emotion"]["mix"] == {"sadness": 1.0}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("suffix", "emotion"),
+    [("anger", "anger"), ("default/anger", "anger"), ("anger+fear", {"anger": 0.5, "fear": 0.5})],
+)
+def test_a_models_name_may_carry_an_emotion(server: Server, route: str, model: str, suffix: str, emotion: Any) -> None:
+    named = ask(server, route, model=f"{model}:{suffix}", emotion_strength=1.5)
+    assert named.status_code == 200, named.text
+    asked = ask(server, route, emotion=emotion, emotion_strength=1.5)
+    assert text_of(named.json()) == text_of(asked.json())
+    assert named.json()["emotion"] == asked.json()["emotion"]
+    assert named.json()["model"] == model
+
+
+def test_a_name_with_an_emotion_streams(client: openai.OpenAI, model: str) -> None:
+    def streamed(**fields: Any) -> str:
+        chunks = client.chat.completions.create(messages=MESSAGE, temperature=0, max_tokens=16, stream=True, **fields)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+    assert streamed(model=f"{model}:fear") == streamed(model=model, extra_body={"emotion": "fear"})
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_name_that_does_not_exist_is_a_404(server: Server, route: str, model: str) -> None:
+    for name in (f"{model}:joyful", f"{model}:anger+joyful", f"{model}:", f"{model}:anger+anger"):
+        reply = ask(server, route, model=name)
+        assert reply.status_code == 404, name
+        assert reply.json()["error"]["param"] == "model"
+        assert reply.json()["error"]["type"] == "NotFoundError"
+    assert "this circuit has anger" in ask(server, route, model=f"{model}:joyful").json()["error"]["message"]
+    assert ask(server, route, model="other:anger").status_code == 404
+    both = ask(server, route, model=f"{model}:anger", emotion="fear")
+    assert both.status_code == 400
+    assert both.json()["error"]["param"] == "emotion"
+
+
+def test_a_name_in_json_escapes_is_understood(server: Server, model: str) -> None:
+    text = json.dumps(body("/v1/completions", model=f"{model}:anger")).replace("LM2", "LM\\u0032")
+    reply = httpx.post(
+        f"{server.url}/v1/completions", content=text, headers={"content-type": "application/json"}, timeout=60
+    )
+    assert reply.json()["emotion"]["mix"] == {"anger": 1.0}
+
+
+def test_the_description_has_the_fields_with_their_types(server: Server) -> None:
+    described = httpx.get(f"{server.url}/openapi.json").json()
+    for name in ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest"):
+        fields = described["components"]["schemas"][name]["properties"]
+        assert {"type": "string"} in fields["emotion"]["anyOf"]
+        assert {"type": "number"} in fields["emotion_strength"]["anyOf"]
+        assert fields["emotion_scope"]["anyOf"][0]["enum"] == ["generation", "prompt_last", "all"]
+    listed = described["paths"]["/v1/emotions"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert listed["$ref"].endswith("/EmotionList")

@@ -1,0 +1,56 @@
+"""What the engine must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from emovllm.circuit import load_circuit
+from emovllm.emotion import METHODS, resolve
+from emovllm_offline.model.control import Control
+from support.engine import Ask, Reply
+
+
+class Oracle:
+    """Hugging Face with hooks, in float32, one request at a time; remembers what it was asked."""
+
+    def __init__(self, model: str, circuit: Path) -> None:
+        self.circuit = load_circuit(circuit)
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self._control = Control(self.model, self.circuit)
+        self._known: dict[str, Reply] = {}
+
+    def generate(self, asks: list[Ask], max_tokens: int) -> list[Reply]:
+        return [self._one(ask, max_tokens) for ask in asks]
+
+    def _one(self, ask: Ask, max_tokens: int) -> Reply:
+        key = f"{ask} {max_tokens}"
+        if key not in self._known:
+            emotion = resolve(ask.fields, self.circuit.spec, METHODS)
+            self._known[key] = Reply(*self._control.generate(ask.prompt, emotion, max_tokens))
+        return self._known[key]
+
+    @torch.inference_mode()
+    def scores(self, ask: Ask, reply: list[int]) -> Tensor:
+        """Log-probabilities after each token of prompt and reply: [tokens, vocab_size]."""
+        with self._control.emotion(resolve(ask.fields, self.circuit.spec), len(ask.prompt)):
+            logits = self._control.model(input_ids=torch.tensor([ask.prompt + reply])).logits[0]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    @torch.inference_mode()
+    def decode(self, ask: Ask, max_tokens: int, adjust: Callable[[list[int], Tensor], Tensor], stop: int) -> list[int]:
+        """Greedy tokens where `adjust(tokens so far, logits)` gives the logits to choose by. Ends after `stop`."""
+        tokens: list[int] = []
+        cache = None
+        ids = ask.prompt
+        with self._control.emotion(resolve(ask.fields, self.circuit.spec), len(ask.prompt)):
+            while len(tokens) < max_tokens and stop not in tokens[-1:]:
+                output = self._control.model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                tokens.append(int(adjust(tokens, output.logits[0, -1].float()).argmax()))
+                ids = tokens[-1:]
+        return tokens

@@ -1,0 +1,76 @@
+"""Engines of tiny models, one after another in one process, and what is asked of each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from emovllm.engine.config import KEY
+from support.engine import Ask, Engine
+
+# The V2 model runner, whose Triton kernels are interpreted.
+V2 = {
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "TRITON_INTERPRET": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("triton_cpu")), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+class Series:
+    """One process, in which each engine replaces the one before: vLLM is imported once."""
+
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
+        """`env`: of the process, whose engines may change it further."""
+        self._folder = folder
+        self._env = env or {}
+        self._engine: Engine | None = None
+
+    def start(self, model: str, circuit: Path | None, env: dict[str, str] | None = None, **changes: Any) -> Engine:
+        """Raises: EngineError; the next start may succeed."""
+        config: dict[str, Any] = {
+            "model": model,
+            "skip_tokenizer_init": True,
+            "dtype": "float32",
+            "max_model_len": 128,
+            "block_size": 32,
+            "max_num_seqs": 16,
+            "enforce_eager": True,
+            "disable_log_stats": False,
+            "additional_config": {KEY: {"circuit": str(circuit)}} if circuit else {},
+            **changes,
+        }
+        if self._engine is None:
+            self._engine = Engine(self._folder / "engines.log", {"VLLM_CACHE_ROOT": str(self._folder), **self._env})
+        self._engine.restart(env, **config)
+        return self._engine
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+def mixed_batch() -> list[Ask]:
+    """Six emotions, a blend, negative strength, none, and all scopes, at 5 to 60 tokens of a vocabulary of 128."""
+    fields: list[dict[str, Any]] = [
+        {"emotion": "anger"},
+        {"emotion": "sadness"},
+        {"emotion": "happiness"},
+        {"emotion": "fear"},
+        {"emotion": "surprise"},
+        {"emotion": "disgust"},
+        {"emotion": {"anger": 0.7, "fear": 0.3}, "emotion_strength": 1.5},
+        {"emotion": "anger", "emotion_strength": -1.0},
+        {},
+        {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
+        {"emotion": "disgust", "emotion_scope": "all"},
+    ]
+    lengths = [5, 17, 33, 60, 31, 32, 48, 24, 40, 15, 50]
+    return [
+        Ask([3 + (seed * 37 + i * (11 + seed)) % 125 for i in range(length)], asked)
+        for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))
+    ]
+
+
+def unsteered(asks: list[Ask]) -> list[Ask]:
+    return [Ask(ask.prompt) for ask in asks]
