@@ -99,8 +99,9 @@ def generate(
         for token in range(limit):
             added.at(token)
             position = len(prompt) - 1 + token
-            logits = decoder.model(input_ids=ids, position_ids=torch.tensor([[position]]), past_key_values=cache,
-                                   use_cache=True).logits  # fmt: skip
+            logits = decoder.model(
+                input_ids=ids, position_ids=torch.tensor([[position]]), past_key_values=cache, use_cache=True
+            ).logits
             best = logits[:, -1].argmax(-1)
             for row in list(open_rows):
                 if (chosen := int(best[row])) in stops:
@@ -186,9 +187,18 @@ def main() -> None:
             judged = [judge.judge(texts, targets) for judge in (LocalJudge(circuit.names), LexiconJudge(circuit.names))]
             for row, (e, scale) in enumerate(cells):
                 tokens, cut = replies[row]
-                rows.append(Row(circuit.names[e], scale, judged[0][row].label, judged[1][row].label,
-                                text_metrics(texts[row], tokens).repetition, float(np.exp(nll[row])), cut,
-                                texts[row]))  # fmt: skip
+                rows.append(
+                    Row(
+                        circuit.names[e],
+                        scale,
+                        judged[0][row].label,
+                        judged[1][row].label,
+                        text_metrics(texts[row], tokens).repetition,
+                        float(np.exp(nll[row])),
+                        cut,
+                        texts[row],
+                    )
+                )
         args.cache.write_text(json.dumps(prompted))
         show(source, rows, args.lambdas, circuit.names)
 

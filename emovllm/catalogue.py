@@ -203,8 +203,9 @@ class Catalogue:
                 message = f"emotion {short(key)} is not allowed on this server; {self._accepted()}"
                 raise EmotionError("emotion", message, "not_allowed")
             if found is not None and served is not found:
-                raise EmotionError("emotion", f"a blend is of one circuit, and this one is of {found.name} and "
-                                              f"{served.name}")  # fmt: skip
+                raise EmotionError(
+                    "emotion", f"a blend is of one circuit, and this one is of {found.name} and {served.name}"
+                )
             if name in mix:
                 raise EmotionError("emotion", f"emotion {short(name)} is named twice")
             found, mix[name] = served, weight

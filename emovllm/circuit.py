@@ -394,8 +394,10 @@ def _check_components(what: str, units: Components, layers: int, count: int, sha
         if values.dtype != np.int32 or values.ndim != 1 or len(values) != len(units.delta):
             raise CircuitError(f"{what}.{part}: expected int32 [{len(units.delta)}], got {values.dtype} {values.shape}")
     if units.delta.dtype != np.float32 or units.delta.shape[1:] != shape:
-        raise CircuitError(f"{what}.delta: expected float32 [k{''.join(f', {n}' for n in shape)}], "
-                           f"got {units.delta.dtype} {units.delta.shape}")  # fmt: skip
+        raise CircuitError(
+            f"{what}.delta: expected float32 [k{''.join(f', {n}' for n in shape)}], "
+            f"got {units.delta.dtype} {units.delta.shape}"
+        )
     if not np.isfinite(units.delta).all():
         raise CircuitError(f"{what}.delta: has a value that is not finite")
     for part, limit in (("layer", layers), ("index", count)):

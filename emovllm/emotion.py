@@ -121,8 +121,9 @@ def _weights(emotion: Any, circuit: CircuitSpec) -> dict[str, float]:
     if isinstance(emotion, str):
         emotion = {emotion: 1.0}
     if not isinstance(emotion, Mapping):
-        raise EmotionError("emotion", f"emotion must be a name or an object of weights, got {short(emotion)}; "
-                                      f"{_accepted(circuit)}")  # fmt: skip
+        raise EmotionError(
+            "emotion", f"emotion must be a name or an object of weights, got {short(emotion)}; {_accepted(circuit)}"
+        )
     if not emotion:
         raise EmotionError("emotion", f"emotion is empty; {_accepted(circuit)}")
     for name in emotion:

@@ -76,10 +76,18 @@ def main() -> None:
         log = args.logs / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.log"
         settings = {"circuit": str(circuit), "allow_untested_vllm": True}
         config = {
-            "model": model, "dtype": dtype, "max_model_len": 512, "max_num_seqs": 64, "seed": 0,
-            "disable_log_stats": False, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 2 * 2**30,
-            **({"additional_config": {"emovllm": settings}} if steered else {}), **args.engine_args, **config,
-        }  # fmt: skip
+            "model": model,
+            "dtype": dtype,
+            "max_model_len": 512,
+            "max_num_seqs": 64,
+            "seed": 0,
+            "disable_log_stats": False,
+            "gpu_memory_utilization": 0.05,
+            "kv_cache_memory_bytes": 2 * 2**30,
+            **({"additional_config": {"emovllm": settings}} if steered else {}),
+            **args.engine_args,
+            **config,
+        }
         # A cache of its own: engines that start together would otherwise load what another is still writing.
         env = {**env, "VLLM_CACHE_ROOT": str(args.logs / f"{log.stem}-cache")}
         start = time.perf_counter()

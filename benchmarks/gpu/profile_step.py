@@ -44,11 +44,19 @@ def main() -> None:
 
     def start(graphs: str, steered: bool) -> subprocess.Popen[str]:
         config = {
-            "model": args.model, "load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm",
-            "dtype": "bfloat16", "max_model_len": 1024, "max_num_seqs": 256, "gpu_memory_utilization": 0.1,
-            "kv_cache_memory_bytes": 10 * 2**30, "compilation_config": {"cudagraph_mode": GRAPHS[graphs]},
-            **({"additional_config": {"emovllm": settings}} if steered else {}), **args.engine_args,
-        }  # fmt: skip
+            "model": args.model,
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "dtype": "bfloat16",
+            "max_model_len": 1024,
+            "max_num_seqs": 256,
+            "gpu_memory_utilization": 0.1,
+            "kv_cache_memory_bytes": 10 * 2**30,
+            "compilation_config": {"cudagraph_mode": GRAPHS[graphs]},
+            **({"additional_config": {"emovllm": settings}} if steered else {}),
+            **args.engine_args,
+        }
         name = f"profile {graphs} {'steered' if steered else 'plain'}".replace(" ", "-").replace(",", "")
         sizes = ",".join(map(str, args.batch_sizes))
         command = [sys.executable, __file__, args.model, args.circuit, "--out", str(args.out), "--batch-sizes", sizes]
@@ -61,8 +69,12 @@ def main() -> None:
         with (args.logs / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 [*command, "--engine", json.dumps({"steered": steered, **config})],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
 
     # They start together, and are measured one after another.
     processes = {(graphs, steered): start(graphs, steered) for graphs in args.graphs for steered in (False, True)}

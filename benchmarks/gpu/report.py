@@ -76,10 +76,16 @@ def speed(name: str, made: dict[str, Any]) -> list[str]:
     for size, of_size in made["rows"].items():
         for row in of_size:
             values, ratios = row["values"] or {}, row["ratios"]
-            rows.append([
-                size, row["name"], _number(values.get("tokens_per_s")), _ratio(ratios.get("tokens_per_s")),
-                _number(values.get("tpot_ms"), 2), _ratio(ratios.get("tpot_ms")),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    size,
+                    row["name"],
+                    _number(values.get("tokens_per_s")),
+                    _ratio(ratios.get("tokens_per_s")),
+                    _number(values.get("tpot_ms"), 2),
+                    _ratio(ratios.get("tpot_ms")),
+                ]
+            )
     return lines + table(["batch", "", "tokens/s", "ratio", "ms per token", "ratio"], rows)
 
 
@@ -95,11 +101,16 @@ def profile(made: dict[str, Any]) -> list[str]:
     for graphs, by_size in made["differences"].items():
         for size, found in by_size.items():
             plain, steered = (made["modes"][graphs][kind][size] for kind in ("plain", "steered"))
-            rows.append([
-                graphs, size, *(_number(sum(side["kernels"].values()), 1) for side in (plain, steered)),
-                f"{found['extra_per_layer']:+.2f}", *(_number(side["step_ms"], 3) for side in (plain, steered)),
-                f"{found['time']:.3f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    graphs,
+                    size,
+                    *(_number(sum(side["kernels"].values()), 1) for side in (plain, steered)),
+                    f"{found['extra_per_layer']:+.2f}",
+                    *(_number(side["step_ms"], 3) for side in (plain, steered)),
+                    f"{found['time']:.3f}",
+                ]
+            )
     heads = ["", "batch", "kernels, plain", "steered", "more per layer", "ms per step, plain", "steered", "ratio"]
     lines += table(heads, rows)
     for graphs, by_size in made["differences"].items():

@@ -197,8 +197,7 @@ def check_model(vllm_config: VllmConfig, name: str, circuit: Circuit) -> None:
     ]
     if wrong:
         which = "the circuit" if name == DEFAULT_NAME else f"the circuit {name}"
-        raise Unsupported(f"{which} was made for {spec.id}, which is not the model {model.model}: "
-                          f"{'; '.join(wrong)}")  # fmt: skip
+        raise Unsupported(f"{which} was made for {spec.id}, which is not the model {model.model}: {'; '.join(wrong)}")
 
 
 def _check_modes(vllm_config: VllmConfig) -> None:

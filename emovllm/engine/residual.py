@@ -83,8 +83,10 @@ def _hook(emotions: int, carried: bool, fused: bool) -> Callable[[Any, Any, Any]
             hidden, residual = output
             whole = residual if carried else None  # StableLM's second output is of no more use
             return add_steering(hidden, whole, coefficients, layer.emotion_vectors, fused), residual
-        raise Unsupported(f"{type(layer).__name__}: it returns neither the residual stream nor its two parts; "
-                          'start without "steering"')  # fmt: skip
+        raise Unsupported(
+            f"{type(layer).__name__}: it returns neither the residual stream nor its two parts; "
+            'start without "steering"'
+        )
 
     return steer
 

@@ -74,8 +74,9 @@ def _circuits(given: Sequence[str]) -> dict[str, str] | None:
         named = None if Path(text).is_dir() else _NAMED.fullmatch(text)
         name, source = named.groups() if named else (DEFAULT_NAME, text)
         if name in circuits:
-            raise CircuitError(f"--circuit {text}: {name} is given twice; several circuits need a name each, "
-                               "--circuit NAME=DIR")  # fmt: skip
+            raise CircuitError(
+                f"--circuit {text}: {name} is given twice; several circuits need a name each, --circuit NAME=DIR"
+            )
         # Absolute, for workers may run elsewhere in the file system.
         circuits[name] = str(resolve_circuit(source))
     return circuits or None

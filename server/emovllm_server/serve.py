@@ -55,8 +55,10 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
     if ours:
         args.additional_config = {**args.additional_config, KEY: ours}
     if "circuit" not in ours:
-        raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-                           "(`emovllm discover` makes one)")  # fmt: skip
+        raise CircuitError(
+            f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
+            "(`emovllm discover` makes one)"
+        )
 
 
 def prepare_environment() -> None:

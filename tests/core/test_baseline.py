@@ -14,8 +14,16 @@ from support.circuits import random_directions
 
 
 def circuit(hidden: int) -> Circuit:
-    model = ModelSpec(id="m", architecture="A", num_hidden_layers=3, hidden_size=hidden, intermediate_size=4,
-                      num_attention_heads=1, head_dim=4, vocab_size=9)  # fmt: skip
+    model = ModelSpec(
+        id="m",
+        architecture="A",
+        num_hidden_layers=3,
+        hidden_size=hidden,
+        intermediate_size=4,
+        num_attention_heads=1,
+        head_dim=4,
+        vocab_size=9,
+    )
     spec = CircuitSpec(model=model, emotions=(EmotionSpec(name="anger"), EmotionSpec(name="fear")))
     none = np.zeros(0, np.int32)
     neurons = {name: Components(none, none, np.zeros(0, np.float32)) for name in ("anger", "fear")}

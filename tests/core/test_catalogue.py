@@ -109,9 +109,15 @@ def test_a_default_emotion_is_for_requests_that_name_none() -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [{"emotions": ("sadness",)}, {"emotions": ("anger",)}, {"default_emotion": "sadness"}, {"default_emotion": "anger"},
-     {"default_emotion": "joy", "emotions": ("fear",)}, {"default_emotion": {"fear": 1.5}, "max_strength": 1}],
-)  # fmt: skip
+    [
+        {"emotions": ("sadness",)},
+        {"emotions": ("anger",)},
+        {"default_emotion": "sadness"},
+        {"default_emotion": "anger"},
+        {"default_emotion": "joy", "emotions": ("fear",)},
+        {"default_emotion": {"fear": 1.5}, "max_strength": 1},
+    ],
+)
 def test_a_policy_that_names_what_is_not_there_is_refused(policy: dict[str, Any]) -> None:
     with pytest.raises(EmotionError, match=r"allowed emotions: |default emotion: "):
         catalogue(**policy).check_policy()

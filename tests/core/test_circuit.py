@@ -377,8 +377,12 @@ def test_a_folder_that_is_not_there_is_named() -> None:
 
 def test_an_interrupted_save_does_not_load(tmp_path: Path, circuit: Circuit, monkeypatch: pytest.MonkeyPatch) -> None:
     circuit.save(tmp_path)
-    quieter = Circuit(circuit.spec, dict(circuit.neurons, anger=units([], [])), circuit.heads,
-                      {key: value for key, value in circuit.fingerprint.items() if key == "attn.2"})  # fmt: skip
+    quieter = Circuit(
+        circuit.spec,
+        dict(circuit.neurons, anger=units([], [])),
+        circuit.heads,
+        {key: value for key, value in circuit.fingerprint.items() if key == "attn.2"},
+    )
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -49,8 +49,10 @@ def test_the_next_turn_of_a_conversation_equals_the_oracle(
 def test_plain_requests_are_bit_identical_in_eager_mode(
     plain_eager: Engine, steered_eager: Engine, mixed: list[Ask]
 ) -> None:
-    plain = [Ask(ask.prompt, {} if number % 2 else {"emotion": "fear", "emotion_strength": 0}) for number, ask in
-             enumerate(mixed)]  # fmt: skip
+    plain = [
+        Ask(ask.prompt, {} if number % 2 else {"emotion": "fear", "emotion_strength": 0})
+        for number, ask in enumerate(mixed)
+    ]
     assert_same(
         steered_eager.generate(plain, MAX_TOKENS),
         plain_eager.generate([Ask(ask.prompt) for ask in plain], MAX_TOKENS),

@@ -131,13 +131,17 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
     split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], start: Callable[..., Engine]
 ) -> None:
     config = {
-        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2,
-                               "prompt_lookup_min": 1},
+        "speculative_config": {
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_max": 2,
+            "prompt_lookup_min": 1,
+        },
         "max_num_batched_tokens": 24,
         "max_num_seqs": 16,
         "num_gpu_blocks_override": 12,
         "enable_prefix_caching": False,
-    }  # fmt: skip
+    }
     with start(split_model, circuit, tensor_parallel_size=2, **config) as engine:
         replies = engine.generate(mixed, MAX_TOKENS)
         assert engine.metric("vllm:num_preemptions") > 0

@@ -105,9 +105,13 @@ def test_chunked_prefill_after_preemption_equals_the_oracle(
     series: Series, model: str, circuit: Path, oracle: Oracle
 ) -> None:
     engine = series.start(
-        model, circuit, max_num_batched_tokens=16, num_gpu_blocks_override=8, enable_prefix_caching=False,
-        **settings(circuit)
-    )  # fmt: skip
+        model,
+        circuit,
+        max_num_batched_tokens=16,
+        num_gpu_blocks_override=8,
+        enable_prefix_caching=False,
+        **settings(circuit),
+    )
     asks = by_both_methods()
     assert_same(engine.generate(asks, 40), oracle.generate(asks, 40))
     assert engine.metric("vllm:num_preemptions") > 0

@@ -24,9 +24,17 @@ LOADERS = {
     "numpy.load": ("allow_pickle", False),
 }
 ALWAYS = {
-    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle", "pandas.read_pickle", "torch.jit.load",
-    "torch.package.PackageImporter", "torch.hub.load", "builtins.eval", "builtins.exec",
-}  # fmt: skip
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "pd.read_pickle",
+    "pandas.read_pickle",
+    "torch.jit.load",
+    "torch.package.PackageImporter",
+    "torch.hub.load",
+    "builtins.eval",
+    "builtins.exec",
+}
 
 
 def findings(source: str) -> Iterator[str]:

@@ -43,9 +43,12 @@ class Stub:
         if isinstance(answer, bytes):
             return 200, answer
         completion = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}],
-        }  # fmt: skip
+        }
         return 200, json.dumps(completion).encode()
 
 

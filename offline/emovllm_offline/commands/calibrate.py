@@ -23,16 +23,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     add = parser.add_argument
     add_model(parser)
-    add("--data", default="sev", metavar="FILE",
-        help="sev (default), sev-small, a SEV file, or JSON lines with `user`; never the test set")  # fmt: skip
-    add("--strengths", type=numbers, default=numbers(_STRENGTHS), metavar="X,...",
-        help=f"lambdas to try (default: {_STRENGTHS})")  # fmt: skip
-    add("--scopes", type=names, default=("",), metavar="NAME,...",
-        help="generation, prompt_last, all: scopes to try too (default: the circuit's own alone)")  # fmt: skip
-    add("--most-fluency", type=float, default=MOST_FLUENCY, metavar="X",
-        help="median perplexity given the instruction, over the prompted reply's (default: 2)")  # fmt: skip
-    add("--more-repetition", type=float, default=MORE_REPETITION, metavar="X",
-        help="mean share of repeated 3-grams beyond that of prompted replies (default: 0.05)")  # fmt: skip
+    add(
+        "--data",
+        default="sev",
+        metavar="FILE",
+        help="sev (default), sev-small, a SEV file, or JSON lines with `user`; never the test set",
+    )
+    add(
+        "--strengths",
+        type=numbers,
+        default=numbers(_STRENGTHS),
+        metavar="X,...",
+        help=f"lambdas to try (default: {_STRENGTHS})",
+    )
+    add(
+        "--scopes",
+        type=names,
+        default=("",),
+        metavar="NAME,...",
+        help="generation, prompt_last, all: scopes to try too (default: the circuit's own alone)",
+    )
+    add(
+        "--most-fluency",
+        type=float,
+        default=MOST_FLUENCY,
+        metavar="X",
+        help="median perplexity given the instruction, over the prompted reply's (default: 2)",
+    )
+    add(
+        "--more-repetition",
+        type=float,
+        default=MORE_REPETITION,
+        metavar="X",
+        help="mean share of repeated 3-grams beyond that of prompted replies (default: 0.05)",
+    )
     add_common(parser, base_url=False)
     add("--out", metavar="DIR", help="default: calibration in CIRCUIT.work")
     add_options(parser, "local")
@@ -55,15 +79,21 @@ def main(args: argparse.Namespace) -> int:
         check(args)
         made = calibrate(
             Where(args.model, args.circuit, concurrency=args.concurrency, engine_args=tuple(args.engine_args)),
-            Asked(load_messages(args.data, args.limit), load_style(args.prompt_style), (NONE, PROMPTING, CIRCUITS),
-                  args.strengths, args.max_tokens, args.scopes),
+            Asked(
+                load_messages(args.data, args.limit),
+                load_style(args.prompt_style),
+                (NONE, PROMPTING, CIRCUITS),
+                args.strengths,
+                args.max_tokens,
+                args.scopes,
+            ),
             lambda emotions: [from_options(args, emotions, out / "judged.jsonl", args.concurrency)],
             out,
             bounds=Bounds(args.most_fluency, args.more_repetition),
             seed=args.seed,
             fresh=args.fresh,
             command=command_line("calibrate"),
-        )  # fmt: skip
+        )
     except (ValueError, OSError, DefaultModelError) as error:
         print(f"emovllm calibrate: {error}", file=sys.stderr)
         return 1

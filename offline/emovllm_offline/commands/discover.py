@@ -11,8 +11,17 @@ DESCRIPTION = """Find the neurons and heads with which a model expresses each em
 `emovllm serve` can use."""
 
 # Options that are fields of `Parameters` by the same name.
-_PARAMETERS = ("neuron_share", "scope", "importance", "importance_prompts", "head_metric", "least_neurons",
-               "least_heads", "cap", "directions")  # fmt: skip
+_PARAMETERS = (
+    "neuron_share",
+    "scope",
+    "importance",
+    "importance_prompts",
+    "head_metric",
+    "least_neurons",
+    "least_heads",
+    "cap",
+    "directions",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +31,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", default="default", help="folder or Hugging Face id (default: the default model)")
     add("--data", metavar="FILE", help="sev-small (40 scenarios, the default), sev, sev-test (160 each), or a file")
     add("--out", metavar="DIR", required=True, help="folder to write the circuit to")
-    add("--style", action="append", metavar="NAME|FILE",
-        help="paper, role, replies, fewshot (default) or a JSON file: the elicitation; repeatable")  # fmt: skip
+    add(
+        "--style",
+        action="append",
+        metavar="NAME|FILE",
+        help="paper, role, replies, fewshot (default) or a JSON file: the elicitation; repeatable",
+    )
     add("--budget", type=float, metavar="N", help="units per sublayer on average (default: 10)")
     add("--neuron-share", type=float, metavar="X", help="the neurons' share of the budget (default: 0.7)")
-    add("--recommended", action="append", default=[], type=_strength, metavar="[EMOTION=]X",
-        help="lambda that strength 1 stands for, of one emotion or all (default: 1)")  # fmt: skip
-    add("--maximal", action="append", default=[], type=_strength, metavar="[EMOTION=]X",
-        help="largest lambda a request may reach (default: twice the recommended)")  # fmt: skip
+    add(
+        "--recommended",
+        action="append",
+        default=[],
+        type=_strength,
+        metavar="[EMOTION=]X",
+        help="lambda that strength 1 stands for, of one emotion or all (default: 1)",
+    )
+    add(
+        "--maximal",
+        action="append",
+        default=[],
+        type=_strength,
+        metavar="[EMOTION=]X",
+        help="largest lambda a request may reach (default: twice the recommended)",
+    )
     add("--scope", choices=("generation", "prompt_last", "all"), help="positions (default: generation)")
     add("--importance-prompts", type=int, metavar="N", help="neutral prompts for importance (default: 8)")
     add("--limit", type=int, metavar="N", help="use only the first N scenarios")
@@ -39,17 +64,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="chooses the neutral prompts (default: 0)")
     add("--importance", choices=("exact", "gradient"), help="perturbation, or one backward pass (default: exact)")
     add("--head-metric", choices=("residual", "normed"), help="state that heads are scored on (default: residual)")
-    add("--band", type=float, nargs=2, metavar=("FROM", "TO"),
-        help="relative depths of the reference layers (default: 0.75 0.9)")  # fmt: skip
+    add(
+        "--band",
+        type=float,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="relative depths of the reference layers (default: 0.75 0.9)",
+    )
     add("--least-neurons", type=int, metavar="N", help="neurons that every layer gets (default: 4)")
     add("--least-heads", type=int, metavar="N", help="heads that every layer gets (default: 2)")
     add("--cap", type=float, metavar="X", help="most of a kind's budget beyond that for one layer (default: 0.4)")
-    add("--no-directions", dest="directions", action="store_const", const=False,
-        help="leave out the directions, which only the steering baseline of evaluations needs")  # fmt: skip
+    add(
+        "--no-directions",
+        dest="directions",
+        action="store_const",
+        const=False,
+        help="leave out the directions, which only the steering baseline of evaluations needs",
+    )
     add("--replies", metavar="DIR", help="use only what `emovllm elicit` found accepted in every emotion")
     add("--work", metavar="DIR", help="folder for what was measured; an interrupted run goes on (default: OUT.work)")
-    add("--stage", choices=("activations", "heads", "importance", "circuit"),
-        help="stop after this stage; `circuit` only assembles what was measured")  # fmt: skip
+    add(
+        "--stage",
+        choices=("activations", "heads", "importance", "circuit"),
+        help="stop after this stage; `circuit` only assembles what was measured",
+    )
     add("--fresh", action="store_true", help="forget what was measured before")
 
 
@@ -113,8 +151,20 @@ def _strength(text: str) -> tuple[str, float]:
 def _command(args: argparse.Namespace) -> str:
     """The command that made a circuit, with the names of files but not their places."""
     words = ["emovllm", "discover", Path(args.model).name if Path(args.model).is_dir() else args.model]
-    for name in ("data", "style", "budget", "recommended", "maximal", *_PARAMETERS, "band", "replies", "limit", "dtype",
-                 "batch_size", "seed"):  # fmt: skip
+    for name in (
+        "data",
+        "style",
+        "budget",
+        "recommended",
+        "maximal",
+        *_PARAMETERS,
+        "band",
+        "replies",
+        "limit",
+        "dtype",
+        "batch_size",
+        "seed",
+    ):
         value = getattr(args, name)
         if name == "band" and value is not None:
             words += ["--band", *(f"{depth:g}" for depth in value)]

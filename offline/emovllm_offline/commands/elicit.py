@@ -22,16 +22,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `elicit` to its parser."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("model", nargs="?", default="default",
-        help="folder or Hugging Face id; with --base-url, its name there (default: the default model)")  # fmt: skip
+    add(
+        "model",
+        nargs="?",
+        default="default",
+        help="folder or Hugging Face id; with --base-url, its name there (default: the default model)",
+    )
     add(
         "--data",
         metavar="FILE",
         help="sev-small (40 scenarios, the default), sev, sev-test (160 each), or a file",
     )
     add("--out", metavar="DIR", required=True, help="folder for replies.jsonl and survival.json")
-    add("--style", action="append", metavar="NAME|FILE",
-        help="paper (default), role, replies, fewshot or a JSON file: the elicitation; repeatable")  # fmt: skip
+    add(
+        "--style",
+        action="append",
+        metavar="NAME|FILE",
+        help="paper (default), role, replies, fewshot or a JSON file: the elicitation; repeatable",
+    )
     registry.add_options(parser, default="lexicon")
     add("--base-url", metavar="URL", help="generate through this OpenAI-compatible endpoint, not in this process")
     add("--concurrency", type=int, default=8, metavar="N", help="requests at a time to an endpoint (default: 8)")

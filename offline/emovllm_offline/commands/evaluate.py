@@ -22,15 +22,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
     add_model(parser)
-    add("--data", default="sev-test", metavar="FILE",
-        help="sev-test (default), sev, sev-small, a SEV file, or lines with `user` (and `id`, `valence`)")  # fmt: skip
+    add(
+        "--data",
+        default="sev-test",
+        metavar="FILE",
+        help="sev-test (default), sev, sev-small, a SEV file, or lines with `user` (and `id`, `valence`)",
+    )
     add("--methods", type=names, default=names(_METHODS), metavar="NAME,...", help=f"default: {_METHODS}")
-    add("--strengths", type=numbers, default=(0.75, 1.0), metavar="X,...",
-        help="1.0 is the recommended strength; of steering, the paper's (default: 0.75,1)")  # fmt: skip
+    add(
+        "--strengths",
+        type=numbers,
+        default=(0.75, 1.0),
+        metavar="X,...",
+        help="1.0 is the recommended strength; of steering, the paper's (default: 0.75,1)",
+    )
     add_common(parser)
     add("--out", default="emovllm-evaluate", metavar="DIR", help="default: emovllm-evaluate")
-    add("--paper-way", type=int, default=6, metavar="N",
-        help="prompts on which the paper's way is timed, 0 for none; local models only (default: 6)")  # fmt: skip
+    add(
+        "--paper-way",
+        type=int,
+        default=6,
+        metavar="N",
+        help="prompts on which the paper's way is timed, 0 for none; local models only (default: 6)",
+    )
     add_options(parser, "local", several=True)
 
 
@@ -45,18 +59,31 @@ def add_common(parser: argparse.ArgumentParser, base_url: bool = True) -> None:
     """Options that `evaluate` and `calibrate` share."""
     add = parser.add_argument
     add("--limit", type=int, metavar="N", help="use only the first N scenarios (of three messages), or lines")
-    add("--prompt-style", default="paper", metavar="NAME|FILE",
-        help="the prompts that ask for an emotion, and the neutral one (default: paper)")  # fmt: skip
+    add(
+        "--prompt-style",
+        default="paper",
+        metavar="NAME|FILE",
+        help="the prompts that ask for an emotion, and the neutral one (default: paper)",
+    )
     add("--max-tokens", type=int, default=100, metavar="N", help="of a reply (default: 100)")
     add("--concurrency", type=int, default=64, metavar="N", help="requests at a time (default: 64)")
-    add("--engine-args", type=shlex.split, default=[], metavar="ARGS",
-        help="further arguments of vllm serve, in one string, for the local engine")  # fmt: skip
+    add(
+        "--engine-args",
+        type=shlex.split,
+        default=[],
+        metavar="ARGS",
+        help="further arguments of vllm serve, in one string, for the local engine",
+    )
     add("--seed", type=int, default=0, help="of bootstrap and samples (default: 0)")
     add("--fresh", action="store_true", help="forget what --out holds")
     if base_url:
         add("--base-url", metavar="URL", help="a running emovllm server, such as http://localhost:8000/v1")
-        add("--api-key-variable", default="OPENAI_API_KEY", metavar="NAME",
-            help="environment variable of that server's key (default: OPENAI_API_KEY)")  # fmt: skip
+        add(
+            "--api-key-variable",
+            default="OPENAI_API_KEY",
+            metavar="NAME",
+            help="environment variable of that server's key (default: OPENAI_API_KEY)",
+        )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -72,17 +99,28 @@ def main(args: argparse.Namespace) -> int:
     try:
         check(args)
         cells = evaluate(
-            Where(args.model, args.circuit, args.base_url, args.api_key_variable, args.concurrency,
-                  tuple(args.engine_args)),
-            Asked(load_messages(args.data, args.limit), load_style(args.prompt_style), args.methods, args.strengths,
-                  args.max_tokens),
+            Where(
+                args.model,
+                args.circuit,
+                args.base_url,
+                args.api_key_variable,
+                args.concurrency,
+                tuple(args.engine_args),
+            ),
+            Asked(
+                load_messages(args.data, args.limit),
+                load_style(args.prompt_style),
+                args.methods,
+                args.strengths,
+                args.max_tokens,
+            ),
             lambda emotions: all_from_options(args, emotions, out / "judged.jsonl", args.concurrency),
             out,
             seed=args.seed,
             paper_way_items=args.paper_way,
             fresh=args.fresh,
             command=command_line("evaluate"),
-        )  # fmt: skip
+        )
     except (ValueError, OSError, DefaultModelError) as error:
         print(f"emovllm evaluate: {error}", file=sys.stderr)
         return 1

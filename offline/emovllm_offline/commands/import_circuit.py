@@ -15,8 +15,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkout", help="their repository, or the folder of one run in its outputs/")
     add("--out", metavar="DIR", required=True, help="folder to write the circuit to")
-    add("--model", metavar="MODEL", help="folder or Hugging Face id with the weights, by which the circuit will know "
-        "its model (default: meta-llama/Llama-3.2-3B-Instruct)")  # fmt: skip
+    add(
+        "--model",
+        metavar="MODEL",
+        help="folder or Hugging Face id with the weights, by which the circuit will know "
+        "its model (default: meta-llama/Llama-3.2-3B-Instruct)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:

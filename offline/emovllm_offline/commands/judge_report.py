@@ -14,8 +14,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `judge-report` to its parser."""
     parser.description = DESCRIPTION
     parser.add_argument("--out", metavar="DIR", help="folder for judge-report.json and judge-confusion.png")
-    parser.add_argument("--fit", action="store_true", help="fit the packaged head anew first, after a change of the "
-                        "sentences: this rewrites a file of the package")  # fmt: skip
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="fit the packaged head anew first, after a change of the sentences: this rewrites a file of the package",
+    )
 
 
 def main(args: argparse.Namespace) -> int:

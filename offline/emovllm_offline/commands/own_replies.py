@@ -19,8 +19,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", default="default", help="folder or Hugging Face id (default: the default model)")
     add("--circuit", metavar="DIR", required=True, help="the circuit to reply under")
     add("--out", metavar="FILE", required=True, help="JSON lines to write")
-    add("--replies", default="replies", metavar="FILE",
-        help="the messages, with the replies to keep where none of its own is good (default: replies)")  # fmt: skip
+    add(
+        "--replies",
+        default="replies",
+        metavar="FILE",
+        help="the messages, with the replies to keep where none of its own is good (default: replies)",
+    )
     add("--strengths", type=numbers, metavar="X,...", help="of the requests (default: 0.7,0.9)")
     add("--samples", type=int, metavar="N", help="of each message, emotion and strength (default: 2)")
     add("--temperature", type=float, metavar="X", help="of the samples (default: 0.7)")

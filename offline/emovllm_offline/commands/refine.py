@@ -19,18 +19,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", default="default", help="folder or Hugging Face id (default: the default model)")
     add("--circuit", metavar="DIR", required=True, help="the circuit to start from, as `emovllm discover` wrote it")
     add("--out", metavar="DIR", required=True, help="folder to write the refined circuit to")
-    add("--replies", default="replies", metavar="FILE",
-        help="JSON lines with `id`, `user`, `replies` by emotion (default: replies, written for this)")  # fmt: skip
+    add(
+        "--replies",
+        default="replies",
+        metavar="FILE",
+        help="JSON lines with `id`, `user`, `replies` by emotion (default: replies, written for this)",
+    )
     add("--limit", type=int, metavar="N", help="use only the first N messages")
     add("--epochs", type=int, metavar="N", help="times that every message is learnt from (default: 4)")
     add("--batch", type=int, metavar="N", help="messages a step, each in all emotions (default: 4)")
     add("--learning-rate", type=float, metavar="X", help="of Adam, relative to the deltas' size (default: 0.1)")
     add("--start", type=float, metavar="X", help="lambda at which the discovered deltas enter (default: 1)")
-    add("--anchor", type=float, metavar="X",
-        help="0 to 1: how much the plain model, asked for the emotion, decides, for fluency (default: 0)")  # fmt: skip
+    add(
+        "--anchor",
+        type=float,
+        metavar="X",
+        help="0 to 1: how much the plain model, asked for the emotion, decides, for fluency (default: 0)",
+    )
     add("--anchor-style", default="fewshot", metavar="NAME|FILE", help="how it is asked (default: fewshot)")
-    add("--held-out", type=int, metavar="N",
-        help="one message in N is not learnt from, but measures each epoch (default: 10)")  # fmt: skip
+    add(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="one message in N is not learnt from, but measures each epoch (default: 10)",
+    )
     add("--seed", type=int, metavar="N", help="of the order of the messages (default: 0)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--device", default="cpu", help="torch device (default: cpu)")
@@ -78,8 +90,10 @@ def main(args: argparse.Namespace) -> int:
         return 1
     history = circuit.spec.provenance["refinements"][-1]["held-out loss"]
     means = [sum(row.values()) / len(row) for row in history]
-    print(f"{args.out}: held-out replies at {means[0]:.2f} nats per token before, {min(means):.2f} after; "
-          "`emovllm calibrate` finds its strengths")  # fmt: skip
+    print(
+        f"{args.out}: held-out replies at {means[0]:.2f} nats per token before, {min(means):.2f} after; "
+        "`emovllm calibrate` finds its strengths"
+    )
     return 0
 
 
@@ -87,8 +101,19 @@ def _command(args: argparse.Namespace) -> str:
     """The command that made a circuit, with the names of files but not their places."""
     words = ["emovllm", "refine", Path(args.model).name if Path(args.model).is_dir() else args.model]
     words += ["--circuit", Path(args.circuit).name]
-    for name in ("replies", "limit", "epochs", "batch", "learning_rate", "start", "anchor", "anchor_style",
-                 "held_out", "seed", "dtype"):  # fmt: skip
+    for name in (
+        "replies",
+        "limit",
+        "epochs",
+        "batch",
+        "learning_rate",
+        "start",
+        "anchor",
+        "anchor_style",
+        "held_out",
+        "seed",
+        "dtype",
+    ):
         value = getattr(args, name)
         if value is not None and (name, value) not in {
             ("replies", "replies"),

@@ -19,10 +19,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--model", default="default", help="folder or Hugging Face id (default: the default model)")
     add("--work", metavar="DIR", help="folder of findings.safetensors, and for validation.json (default: CIRCUIT.work)")
     add("--data", metavar="FILE", help="sev-test (160 scenarios, the default), sev-small, sev, or a file")
-    add("--style", action="append", metavar="NAME|FILE",
-        help="the elicitation, as for discover; repeatable (default: fewshot)")  # fmt: skip
-    add("--neurons", type=_counts, metavar="K,K,...",
-        help="how many neurons of every layer (default: 2,4,8,16,32,64,128,512)")  # fmt: skip
+    add(
+        "--style",
+        action="append",
+        metavar="NAME|FILE",
+        help="the elicitation, as for discover; repeatable (default: fewshot)",
+    )
+    add(
+        "--neurons",
+        type=_counts,
+        metavar="K,K,...",
+        help="how many neurons of every layer (default: 2,4,8,16,32,64,128,512)",
+    )
     add("--heads", type=_counts, metavar="K,K,...", help="how many heads of every layer (default: 1,2,...,8,10)")
     add("--lambda", dest="scale", type=float, metavar="X", help="of enhancement (default: 1)")
     add("--seeds", type=int, metavar="N", help="random controls (default: 10)")
@@ -63,8 +71,10 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError, DefaultModelError) as error:
         print(f"emovllm validate: {error}", file=sys.stderr)
         return 1
-    print(f"{work / FILE}: {result.scenarios} scenarios; best probe F1 {max(result.macro_f1()):.3f}; "
-          f"`emovllm report {args.circuit}` draws it")  # fmt: skip
+    print(
+        f"{work / FILE}: {result.scenarios} scenarios; best probe F1 {max(result.macro_f1()):.3f}; "
+        f"`emovllm report {args.circuit}` draws it"
+    )
     return 0
 
 

@@ -92,11 +92,15 @@ def _read(path: Path) -> list[Record]:
 def expand(records: Iterable[Record]) -> list[Item]:
     """The scenario-event pairs, scenario by scenario; the user message is the scenario, a newline, the event."""
     return [
-        Item(f"{record.skeleton_id}.{valence}", record.theme, valence,
-             f"{record.scenario}\n{getattr(record.event, valence)}")
+        Item(
+            f"{record.skeleton_id}.{valence}",
+            record.theme,
+            valence,
+            f"{record.scenario}\n{getattr(record.event, valence)}",
+        )
         for record in records
         for valence in VALENCES
-    ]  # fmt: skip
+    ]
 
 
 def digest(records: Iterable[Record]) -> str:

@@ -89,8 +89,10 @@ def collect(decoder: Decoder, prompts: Sequence[Prompt], batch_size: int = 32) -
     for layer in range(len(decoder.layers)):
         for quantity in ("heads", "attn", "neurons", "mlp"):  # in the order of the forward
             if bad[quantity][layer]:
-                raise ActivationError(f"the model's activations are not finite ({quantity}, layer {layer}): "
-                                      "its weights are damaged, or its dtype is too narrow")  # fmt: skip
+                raise ActivationError(
+                    f"the model's activations are not finite ({quantity}, layer {layer}): "
+                    "its weights are damaged, or its dtype is too narrow"
+                )
     return out
 
 

@@ -32,9 +32,16 @@ def assemble(
         raise AssemblyError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
     neurons, heads = {}, {}
     for e, name in enumerate(findings.emotions):
-        shares = allocate(findings.importance[e], decoder.intermediate_size, decoder.num_heads,
-                          parameters.per_sublayer, parameters.neuron_share, parameters.least_neurons,
-                          parameters.least_heads, parameters.cap)  # fmt: skip
+        shares = allocate(
+            findings.importance[e],
+            decoder.intermediate_size,
+            decoder.num_heads,
+            parameters.per_sublayer,
+            parameters.neuron_share,
+            parameters.least_neurons,
+            parameters.least_heads,
+            parameters.cap,
+        )
         neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e])
         by_head = findings.attn_delta[e].reshape(len(decoder.layers), decoder.num_heads, decoder.head_dim)
         heads[name] = _units(findings.heads[e], shares.heads, by_head)

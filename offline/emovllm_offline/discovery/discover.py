@@ -234,9 +234,18 @@ def run(
         findings: Findings | None = Findings.load(place)
     else:
         findings = measure_until(
-            stage or "importance", decoder, tokenizer, records, chosen, parameters, batch_size, seed, progress,
-            work=place, accepted=accepted,
-        )  # fmt: skip
+            stage or "importance",
+            decoder,
+            tokenizer,
+            records,
+            chosen,
+            parameters,
+            batch_size,
+            seed,
+            progress,
+            work=place,
+            accepted=accepted,
+        )
     if findings is None or stage == "importance":
         return None
     if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):

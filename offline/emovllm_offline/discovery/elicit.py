@@ -59,14 +59,20 @@ def tasks(records: Sequence[sev.Record], styles: Sequence[Style]) -> list[Task]:
     emotions = common_emotions(styles)
     # Prompts of one style are of similar length, which keeps the padding of a batch small.
     return [
-        Task(item, emotion, style.name, style.emotions[emotion].index(frame), Question(prompt, item.user),
-             frame.reply if prompt == style.neutral else None)
+        Task(
+            item,
+            emotion,
+            style.name,
+            style.emotions[emotion].index(frame),
+            Question(prompt, item.user),
+            frame.reply if prompt == style.neutral else None,
+        )
         for style in styles
         for index, item in enumerate(sev.expand(records))
         for emotion in emotions
         for frame in style.frames(emotion, index)
         for prompt in [frame.model_copy(update={"reply": None})]
-    ]  # fmt: skip
+    ]
 
 
 def elicit(
@@ -100,11 +106,21 @@ def elicit(
             texts = list(_replies(backend, chunk, max_new_tokens))
             verdicts = judge.judge([text for text, _ in texts], [task.emotion for task in chunk])
             done = [
-                Reply(item=task.item.id, emotion=task.emotion, style=task.style, frame=task.frame,
-                      prompt=task.prompt_digest(), reply=text, finish_reason=reason, judge=judge.name,
-                      match=1 if verdict.match else 0, label=verdict.label, reason=verdict.reason)
+                Reply(
+                    item=task.item.id,
+                    emotion=task.emotion,
+                    style=task.style,
+                    frame=task.frame,
+                    prompt=task.prompt_digest(),
+                    reply=text,
+                    finish_reason=reason,
+                    judge=judge.name,
+                    match=1 if verdict.match else 0,
+                    label=verdict.label,
+                    reason=verdict.reason,
+                )
                 for task, (text, reason), verdict in zip(chunk, texts, verdicts, strict=True)
-            ]  # fmt: skip
+            ]
             file.write("".join(reply.model_dump_json() + "\n" for reply in done))
             file.flush()
             replies += done

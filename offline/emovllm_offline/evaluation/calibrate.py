@@ -126,8 +126,12 @@ def calibrated_spec(spec: CircuitSpec, made: Calibrated, provenance: Mapping[str
         choice = made.choices.get(old.name)
         if choice is None or choice.recommended is None:
             return old
-        return EmotionSpec(name=old.name, recommended=choice.recommended.strength, maximal=choice.maximal,
-                           scores=dict(made.scores[old.name]))  # fmt: skip
+        return EmotionSpec(
+            name=old.name,
+            recommended=choice.recommended.strength,
+            maximal=choice.maximal,
+            scores=dict(made.scores[old.name]),
+        )
 
     changes: dict[str, Any] = {
         "emotions": tuple(emotion(old) for old in spec.emotions),
@@ -141,8 +145,17 @@ def calibrated_spec(spec: CircuitSpec, made: Calibrated, provenance: Mapping[str
 
 def table(made: Calibrated, judge: str) -> list[list[str]]:
     """What was chosen, for the terminal."""
-    rows = [["emotion", "recommended lambda", "maximal lambda", f"accuracy, {judge}", "false positives", "fluency",
-             "repetition"]]  # fmt: skip
+    rows = [
+        [
+            "emotion",
+            "recommended lambda",
+            "maximal lambda",
+            f"accuracy, {judge}",
+            "false positives",
+            "fluency",
+            "repetition",
+        ]
+    ]
     for emotion, choice in made.choices.items():
         if choice.recommended is None:
             rows.append([emotion, "none will do: left as it was", "-", "-", "-", "-", "-"])

@@ -131,8 +131,10 @@ def find_target(where: Where, steering: bool) -> Target:
         return Target(_describe(where.base_url, where), None, None)
     circuit = where.circuit or (str(shipped_circuits() / NAME) if is_default(where.model) else None)
     if circuit is None:
-        raise CircuitError(f"no circuit for {where.model}: give --circuit, a folder or a Hugging Face repository id "
-                           "(`emovllm discover` makes one)")  # fmt: skip
+        raise CircuitError(
+            f"no circuit for {where.model}: give --circuit, a folder or a Hugging Face repository id "
+            "(`emovllm discover` makes one)"
+        )
     place = resolve_circuit(circuit)
     loaded = load_circuit(place)
     if steering and not loaded.directions:
@@ -227,9 +229,13 @@ def _server(where: Where, target: Target, folder: Folder, steering: bool) -> Ite
         return
     print("starting the engine", file=sys.stderr, flush=True)
     with local_server(
-        target.model, target.circuit, folder.path / "server.log", steering=steering,
-        concurrency=where.concurrency, engine_args=where.engine_args,
-    ) as connection:  # fmt: skip
+        target.model,
+        target.circuit,
+        folder.path / "server.log",
+        steering=steering,
+        concurrency=where.concurrency,
+        engine_args=where.engine_args,
+    ) as connection:
         yield connection
 
 
@@ -281,8 +287,11 @@ def as_markdown(about: dict[str, Any], cells: Sequence[Cell], emotions: Sequence
         parts += [f"Accuracy by emotion, judge {judge}:", tables.markdown(tables.by_emotion(cells, judge, emotions))]
         if valence := tables.by_valence(cells, judge):
             parts += [f"Accuracy by the message's valence, judge {judge}:", tables.markdown(valence)]
-    parts += ["Fluency (median ratio) and repetition, by emotion:",
-              tables.markdown(tables.fluency_by_emotion(cells, emotions)), *_said_of_speed(about["speed"])]  # fmt: skip
+    parts += [
+        "Fluency (median ratio) and repetition, by emotion:",
+        tables.markdown(tables.fluency_by_emotion(cells, emotions)),
+        *_said_of_speed(about["speed"]),
+    ]
     for pair in about["agreement"]:
         kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
         parts.append(
@@ -304,14 +313,31 @@ def as_page(
     parts = [section("Methods", _LEGEND, tables.overview(cells, judges))]
     for judge in judges:
         image = plots.png(figures.accuracy_by_emotion(cells, judge, emotions))
-        parts.append(section(f"Accuracy by emotion, judge {judge}", "With 95% intervals (Wilson).",
-                             tables.by_emotion(cells, judge, emotions), image))  # fmt: skip
+        parts.append(
+            section(
+                f"Accuracy by emotion, judge {judge}",
+                "With 95% intervals (Wilson).",
+                tables.by_emotion(cells, judge, emotions),
+                image,
+            )
+        )
         if valence := tables.by_valence(cells, judge):
             parts.append(section(f"Accuracy by the message's valence, judge {judge}", "Over all emotions.", valence))
-        parts.append(section(f"What it costs, judge {judge}", "Each point: a method at a strength, over all emotions.",
-                             None, plots.png(figures.frontier(cells, judge))))  # fmt: skip
-    parts.append(section("Fluency and repetition by emotion", "Median ratio, and mean share of repeated 3-grams.",
-                         tables.fluency_by_emotion(cells, emotions)))  # fmt: skip
+        parts.append(
+            section(
+                f"What it costs, judge {judge}",
+                "Each point: a method at a strength, over all emotions.",
+                None,
+                plots.png(figures.frontier(cells, judge)),
+            )
+        )
+    parts.append(
+        section(
+            "Fluency and repetition by emotion",
+            "Median ratio, and mean share of repeated 3-grams.",
+            tables.fluency_by_emotion(cells, emotions),
+        )
+    )
     parts.append(section("Speed", " ".join(_said_of_speed(about["speed"]))))
     parts.append(page.samples(scored, judges[0], seed))
     parts.append(section("Provenance", "", page.facts({k: v for k, v in about.items() if k != "agreement"})))
@@ -334,8 +360,10 @@ _LEGEND = (
 def _said_of_speed(speed: dict[str, Any]) -> list[str]:
     said = []
     if replies := speed.get("replies"):
-        said.append(f"Replies: {replies['requests_per_s']:.2f}/s, {replies['tokens_per_s']:.0f} tokens/s, "
-                    f"{replies['utilisation']:.0%} of the allowed requests in flight.")  # fmt: skip
+        said.append(
+            f"Replies: {replies['requests_per_s']:.2f}/s, {replies['tokens_per_s']:.0f} tokens/s, "
+            f"{replies['utilisation']:.0%} of the allowed requests in flight."
+        )
     if scoring := speed.get("perplexity"):
         said.append(f"Perplexities: {scoring['requests_per_s']:.1f}/s, {scoring['tokens_per_s']:.0f} tokens/s.")
     if paper := speed.get("paper_way"):

@@ -35,9 +35,14 @@ def accuracy_by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[st
                 method = [NONE, "prompting", *WITH_STRENGTH].index(condition.method)
                 low, high = estimate.value - estimate.low, estimate.high - estimate.value
                 ax.errorbar(
-                    estimate.value, y, xerr=[[max(low, 0)], [max(high, 0)]], color=colour(method),
-                    marker=marker(method), markersize=5, capsize=2,
-                )  # fmt: skip
+                    estimate.value,
+                    y,
+                    xerr=[[max(low, 0)], [max(high, 0)]],
+                    color=colour(method),
+                    marker=marker(method),
+                    markersize=5,
+                    capsize=2,
+                )
             ax.set_title(emotions[i])
             ax.set_yticks(range(len(conditions)), [str(condition) for condition in conditions])
             ax.set_xlim(-0.02, 1.02)
@@ -82,11 +87,22 @@ def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Cho
         for number, (emotion, of_emotion) in enumerate(points.items()):
             ax = axes[number]
             line = sorted(of_emotion, key=lambda point: point.strength)
-            ax.plot([point.fluency for point in line], [point.accuracy for point in line],
-                    color=colour(number), marker=marker(number), linewidth=1)  # fmt: skip
+            ax.plot(
+                [point.fluency for point in line],
+                [point.accuracy for point in line],
+                color=colour(number),
+                marker=marker(number),
+                linewidth=1,
+            )
             for point in line:
-                ax.annotate(f"{point.strength:g}", (point.fluency, point.accuracy), (4, 3), textcoords="offset points",
-                            fontsize=8, color=GREY)  # fmt: skip
+                ax.annotate(
+                    f"{point.strength:g}",
+                    (point.fluency, point.accuracy),
+                    (4, 3),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=GREY,
+                )
             chosen = choices[emotion].recommended
             if chosen is not None:
                 ax.scatter([chosen.fluency], [chosen.accuracy], s=120, facecolors="none", edgecolors="black", zorder=3)

@@ -68,8 +68,11 @@ def samples(scored: Sequence[Scored], judge: str, seed: int) -> str:
         f"Label: what the judge {html.escape(judge)} takes it for.</p>",
     ]
     for message, emotion in draw_samples(scored, seed):
-        of_message = {condition_of(reply): reply for key, reply in by_key.items()
-                      if key.message == message and key.emotion in ("", emotion)}  # fmt: skip
+        of_message = {
+            condition_of(reply): reply
+            for key, reply in by_key.items()
+            if key.message == message and key.emotion in ("", emotion)
+        }
         rows: Table = [["method, strength", "label", "reply"]]
         for condition in conditions(list(of_message.values())):
             reply = of_message[condition]

@@ -72,8 +72,11 @@ def tasks(
 
     strengths: of `emotion_strength`; of steering, 1.0 is the paper's. scopes: of the circuit methods.
     """
-    return [task for at, message in enumerate(messages)
-            for task in _of_message(at, message, emotions, style, methods, strengths, scopes)]  # fmt: skip
+    return [
+        task
+        for at, message in enumerate(messages)
+        for task in _of_message(at, message, emotions, style, methods, strengths, scopes)
+    ]
 
 
 def _of_message(

@@ -17,9 +17,21 @@ def conditions_of(cells: Sequence[Cell]) -> list[Condition]:
 
 def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
     """One row for each condition, over all emotions and valences."""
-    head = ["method, strength", "replies", *(f"accuracy, {judge}" for judge in judges), "perplexity", "fluency",
-            "relevance", "repetition", "longest run", "distinct-1 / -2", "words", "cut", "leak",
-            " / ".join(REGIMES)]  # fmt: skip
+    head = [
+        "method, strength",
+        "replies",
+        *(f"accuracy, {judge}" for judge in judges),
+        "perplexity",
+        "fluency",
+        "relevance",
+        "repetition",
+        "longest run",
+        "distinct-1 / -2",
+        "words",
+        "cut",
+        "leak",
+        " / ".join(REGIMES),
+    ]
     rows = [head]
     for condition in conditions_of(cells):
         cell = find(cells, condition)

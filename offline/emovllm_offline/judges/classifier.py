@@ -118,8 +118,10 @@ def _choose(
     ours = {column: renamed.get(name.strip().lower(), name.strip().lower()) for column, name in names.items()}
     chosen = [(column, label) for column, label in sorted(ours.items()) if label in wanted]
     if missing := sorted(wanted - {label for _, label in chosen}):
-        raise JudgeError(f"the judge's model has no label for {', '.join(missing)}, only {', '.join(names.values())}: "
-                         "tell what its labels mean, or use another model")  # fmt: skip
+        raise JudgeError(
+            f"the judge's model has no label for {', '.join(missing)}, only {', '.join(names.values())}: "
+            "tell what its labels mean, or use another model"
+        )
     return [column for column, _ in chosen], [label for _, label in chosen]
 
 

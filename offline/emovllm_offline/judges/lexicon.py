@@ -109,8 +109,12 @@ class LexiconJudge:
         words = tokens(text)
         found = {emotion: list(entries.find(words)) for emotion, entries in self._emotions.items()}
         # "I can't believe how happy I am": the negation belongs to its phrase, not to what follows.
-        spent = {i for matches in (*found.values(), self._affirmed.find(words)) for at, pattern, _ in matches
-                 for i in range(at, at + len(pattern))}  # fmt: skip
+        spent = {
+            i
+            for matches in (*found.values(), self._affirmed.find(words))
+            for at, pattern, _ in matches
+            for i in range(at, at + len(pattern))
+        }
         # An entry counts once: a small model that repeats one sentence to the end has said it once.
         counted = {
             emotion: {pattern: weight for at, pattern, weight in matches if not self._negated(words, at, spent)}

@@ -37,8 +37,9 @@ class LocalJudge:
         Raises: JudgeError where it knows no such emotion, or the head's file cannot be used; EmbeddingError.
         """
         if unknown := [emotion for emotion in emotions if emotion not in LABELS]:
-            raise JudgeError(f"the local judge does not know {', '.join(unknown)}, only {', '.join(LABELS)}: "
-                             "use another judge")  # fmt: skip
+            raise JudgeError(
+                f"the local judge does not know {', '.join(unknown)}, only {', '.join(LABELS)}: use another judge"
+            )
         self._head, about = load_head()
         self.config: Mapping[str, Any] = about
         self._embedder = embedder or shared_embedder()

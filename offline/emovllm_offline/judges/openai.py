@@ -125,8 +125,11 @@ class BlindOpenAIJudge(_ModelJudge):
     def __init__(self, endpoint: Endpoint, emotions: Sequence[str]) -> None:
         # Sorted: the order in which a style names its emotions must not decide the answers.
         self._labels = (*sorted({*emotions} - {NEUTRAL}), NEUTRAL)
-        super().__init__(endpoint, BLIND % (", ".join(self._labels), NEUTRAL),
-                         {"label": {"type": "string", "enum": list(self._labels)}})  # fmt: skip
+        super().__init__(
+            endpoint,
+            BLIND % (", ".join(self._labels), NEUTRAL),
+            {"label": {"type": "string", "enum": list(self._labels)}},
+        )
 
     def _question(self, text: str, target: str) -> str:
         return f"Text:\n{text}"

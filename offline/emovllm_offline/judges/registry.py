@@ -80,9 +80,13 @@ def add_options(parser: argparse.ArgumentParser, default: str, several: bool = F
     """Adds --judge and what belongs to it; `from_options` reads them; where `several`, `all_from_options`."""
     add = parser.add_argument
     kind: dict[str, Any] = {"type": _judges, "metavar": "NAME[,NAME...]"} if several else {"choices": JUDGES}
-    add("--judge", **kind, default=default,
+    add(
+        "--judge",
+        **kind,
+        default=default,
         help="local (sentence embeddings), hf (a text-classification model), openai (a model that is told the "
-             f"emotion), openai-blind (one that is not), lexicon (a word list); default: {default}")  # fmt: skip
+        f"emotion), openai-blind (one that is not), lexicon (a word list); default: {default}",
+    )
     add("--judge-model", metavar="M", help="the judge's model: its name at its endpoint; for hf a folder or id")
     add("--judge-base-url", metavar="URL", help="the judge's OpenAI-compatible endpoint (default: OpenAI's)")
     add("--judge-labels", type=_labels, metavar="THEIRS=OURS,...", help="emotions by the hf model's names for them")

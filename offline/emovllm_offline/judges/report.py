@@ -107,8 +107,13 @@ class JudgeReport(BaseModel):
             "lexicon, sentences": self.lexicon_sentences,
             "lexicon, held out": self.lexicon_held_out,
         }.items():
-            table.add_row(name, str(score.texts), f"{score.accuracy:.3f}", str(score.texts_without_words),
-                          f"{score.accuracy_without_words:.3f}")  # fmt: skip
+            table.add_row(
+                name,
+                str(score.texts),
+                f"{score.accuracy:.3f}",
+                str(score.texts_without_words),
+                f"{score.accuracy_without_words:.3f}",
+            )
         return table
 
 

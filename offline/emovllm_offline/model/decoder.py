@@ -116,8 +116,10 @@ def find_decoder(model: Any) -> Decoder:
     for kind, projection in (("attn", "o_proj"), ("mlp", "down_proj")):
         missing = [layer for layer in range(count) if (kind, layer) not in sites]
         if missing:
-            raise UnsupportedModelError(f"{name}: no {projection} was found in {len(missing)} of {count} layers "
-                                   f"(the first is layer {missing[0]})")  # fmt: skip
+            raise UnsupportedModelError(
+                f"{name}: no {projection} was found in {len(missing)} of {count} layers "
+                f"(the first is layer {missing[0]})"
+            )
     layers = tuple(_layer(modules, sites["attn", i], sites["mlp", i], name) for i in range(count))
     heads = model.config.get_text_config().num_attention_heads
     hidden_size, width = _shape([layer.o_proj for layer in layers], f"{name}: o_proj")

@@ -79,8 +79,10 @@ class Deltas:
     def __init__(self, decoder: Decoder, circuit: Circuit, start: float) -> None:
         self._sites = []
         values = []
-        modules = {"attn": [layer.o_proj for layer in decoder.layers],
-                   "mlp": [layer.down_proj for layer in decoder.layers]}  # fmt: skip
+        modules = {
+            "attn": [layer.o_proj for layer in decoder.layers],
+            "mlp": [layer.down_proj for layer in decoder.layers],
+        }
         ones = replace(circuit, neurons=_ones(circuit.neurons), heads=_ones(circuit.heads))
         at = 0
         for kind, layer in circuit.sites():
@@ -129,8 +131,10 @@ class Deltas:
             if not len(units):
                 return units
             width = model.head_dim if kind == "attn" else 1
-            rows = [dense[kind, int(layer)][e].reshape(-1, width)[index]
-                    for layer, index in zip(units.layer, units.index, strict=True)]  # fmt: skip
+            rows = [
+                dense[kind, int(layer)][e].reshape(-1, width)[index]
+                for layer, index in zip(units.layer, units.index, strict=True)
+            ]
             delta = np.stack(rows).astype(np.float32)
             return Components(units.layer, units.index, delta if kind == "attn" else delta[:, 0])
 

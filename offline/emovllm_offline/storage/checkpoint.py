@@ -44,8 +44,10 @@ class Checkpoint:
         except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
             raise CheckpointError(f"{self.path}: damaged ({error}); delete it, or start anew with --fresh") from None
         if inputs != self._inputs:
-            raise CheckpointError(f"{self.path}: made with {_difference(inputs, self._inputs)}; "
-                                  "start anew with --fresh, or give another --work")  # fmt: skip
+            raise CheckpointError(
+                f"{self.path}: made with {_difference(inputs, self._inputs)}; "
+                "start anew with --fresh, or give another --work"
+            )
         return arrays, done
 
     def save(self, arrays: Mapping[str, np.ndarray], done: int, always: bool = False) -> None:

@@ -85,39 +85,66 @@ def sections() -> list[Section]:
         "the average emotion."
     )
     return [
-        Section("units", "Neurons and heads of the circuit",
-                "How many units of each layer the circuit of each emotion acts on. The number of a layer follows its "
-                "importance; every layer has a minimum.", "circuit", figures.units),
-        Section("overlap", "Overlap between emotions",
-                "Units that two emotions share, over the units that either has (Jaccard index): 0 for none in common, "
-                "1 for the same. Low values off the diagonal mean that the emotions use different units.",
-                "circuit", figures.overlap),
-        Section("importance", "Importance of the sublayers",
-                "How far a push along the emotion's direction right after one sublayer moves the model's final state "
-                "along the emotion's late direction, divided by the size of the push. Higher: what is written there "
-                "reaches the output; 0: it is lost; below 0: it is turned around.", "findings", figures.importance),
-        Section("similarity", "Directions across sublayers",
-                "Cosine between the emotion directions of every two sublayers, averaged over the emotions. A block "
-                "near 1 is a stretch of layers that represent emotions alike; the reference direction comes from such "
-                "a band of late layers.", "findings", figures.similarity),
-        Section("components", "Principal components of the hidden states",
-                "Each point is one prompt that elicits an emotion: the state after a layer's MLP, at the tokens that "
-                "discovery reads, on the two directions in which the states of that layer vary most. Clusters of one "
-                "colour mean that the layer tells the emotions apart; prompts also differ in their wording, which "
-                "makes clusters of its own.",
-                "validation", figures.components),
-        Section("probe", "Linear probe",
-                "How well a linear classifier (ridge regression) names the emotion from the state after each layer's "
-                "MLP. Cross-validated: it has seen neither the scenario nor, where the style has several, the wording "
-                "of a prompt that it judges. F1 is 1 when all is right. Replies that the style puts into the model's "
-                "mouth make it easy in every layer: emotions have words of their own. Right: the share of the variance "
-                "on the first three principal components.",
-                "validation", figures.probe),
+        Section(
+            "units",
+            "Neurons and heads of the circuit",
+            "How many units of each layer the circuit of each emotion acts on. The number of a layer follows its "
+            "importance; every layer has a minimum.",
+            "circuit",
+            figures.units,
+        ),
+        Section(
+            "overlap",
+            "Overlap between emotions",
+            "Units that two emotions share, over the units that either has (Jaccard index): 0 for none in common, "
+            "1 for the same. Low values off the diagonal mean that the emotions use different units.",
+            "circuit",
+            figures.overlap,
+        ),
+        Section(
+            "importance",
+            "Importance of the sublayers",
+            "How far a push along the emotion's direction right after one sublayer moves the model's final state "
+            "along the emotion's late direction, divided by the size of the push. Higher: what is written there "
+            "reaches the output; 0: it is lost; below 0: it is turned around.",
+            "findings",
+            figures.importance,
+        ),
+        Section(
+            "similarity",
+            "Directions across sublayers",
+            "Cosine between the emotion directions of every two sublayers, averaged over the emotions. A block "
+            "near 1 is a stretch of layers that represent emotions alike; the reference direction comes from such "
+            "a band of late layers.",
+            "findings",
+            figures.similarity,
+        ),
+        Section(
+            "components",
+            "Principal components of the hidden states",
+            "Each point is one prompt that elicits an emotion: the state after a layer's MLP, at the tokens that "
+            "discovery reads, on the two directions in which the states of that layer vary most. Clusters of one "
+            "colour mean that the layer tells the emotions apart; prompts also differ in their wording, which "
+            "makes clusters of its own.",
+            "validation",
+            figures.components,
+        ),
+        Section(
+            "probe",
+            "Linear probe",
+            "How well a linear classifier (ridge regression) names the emotion from the state after each layer's "
+            "MLP. Cross-validated: it has seen neither the scenario nor, where the style has several, the wording "
+            "of a prompt that it judges. F1 is 1 when all is right. Replies that the style puts into the model's "
+            "mouth make it easy in every layer: emotions have words of their own. Right: the share of the variance "
+            "on the first three principal components.",
+            "validation",
+            figures.probe,
+        ),
         sweep("ablation", "neurons", ablation.format("neurons")),
         sweep("ablation", "heads", ablation.format("heads")),
         sweep("enhancement", "neurons", enhancement.format("neurons")),
         sweep("enhancement", "heads", enhancement.format("heads")),
-    ]  # fmt: skip
+    ]
 
 
 def sweep_table(validated: Validation, mode: str, kind: str) -> list[list[str]]:
@@ -188,17 +215,21 @@ def _section(section: Section, source: Any, image: bytes | None) -> str:
     table = ""
     if section.table:
         table = f"{html_table(section.table(source))}\n<p>In brackets: random units. *: the intervals are apart.</p>"
-    return (f'<h2 id="{section.name}">{title}</h2>\n<p>{html.escape(section.text)}</p>\n'
-            f'<img alt="{title}" src="data:image/png;base64,{data}">\n{table}')  # fmt: skip
+    return (
+        f'<h2 id="{section.name}">{title}</h2>\n<p>{html.escape(section.text)}</p>\n'
+        f'<img alt="{title}" src="data:image/png;base64,{data}">\n{table}'
+    )
 
 
 def _page(material: Material, parts: list[str]) -> str:
     spec = material.circuit.spec
     model = spec.model
     title = html.escape(f"Emotion circuit of {model.id}")
-    size = (f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.intermediate_size} neurons and "
-            f"{model.num_attention_heads} heads of {model.head_dim} in each layer; scope {spec.scope}; "
-            f"digest {material.circuit.digest()[:16]}.")  # fmt: skip
+    size = (
+        f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.intermediate_size} neurons and "
+        f"{model.num_attention_heads} heads of {model.head_dim} in each layer; scope {spec.scope}; "
+        f"digest {material.circuit.digest()[:16]}."
+    )
     emotions = [["emotion", "recommended lambda", "maximal lambda", "neurons", "heads", "scores"]]
     for emotion in spec.emotions:
         scores = ", ".join(f"{name} {value:.3g}" for name, value in emotion.scores.items())
@@ -242,8 +273,10 @@ def _notes(material: Material) -> Iterator[str]:
         yield "The validation is of other findings than those beside it: run emovllm validate --fresh."
     dataset = material.circuit.spec.provenance.get("dataset")
     if isinstance(dataset, dict) and dataset.get("sha256") == validated.inputs.get("data"):
-        yield ("Validated on the scenarios of the discovery itself: scores and probe may flatter the circuit. "
-               "Give emovllm validate --data a set of its own.")  # fmt: skip
+        yield (
+            "Validated on the scenarios of the discovery itself: scores and probe may flatter the circuit. "
+            "Give emovllm validate --data a set of its own."
+        )
     if validated.scenarios < 20:
         yield f"Only {validated.scenarios} scenarios were used to validate: the figures are a first look."
 

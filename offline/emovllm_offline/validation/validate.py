@@ -102,11 +102,14 @@ def _check(
     }
     for name, shape in shapes.items():
         if (found := getattr(findings, name).shape[1:]) != shape:
-            raise ValidationError(f"the findings are of another model: {name} are {found} per emotion, "
-                                  f"the model's would be {shape}")  # fmt: skip
+            raise ValidationError(
+                f"the findings are of another model: {name} are {found} per emotion, the model's would be {shape}"
+            )
     if set(common_emotions(styles)) != set(findings.emotions):
-        raise ValidationError(f"the findings are of {', '.join(findings.emotions)}, "
-                              f"but style {styles[0].name} has {', '.join(styles[0].emotions)}")  # fmt: skip
+        raise ValidationError(
+            f"the findings are of {', '.join(findings.emotions)}, "
+            f"but style {styles[0].name} has {', '.join(styles[0].emotions)}"
+        )
     if len(records) < 2:
         raise ValidationError(f"{len(records)} scenarios: confidence intervals need at least 2")
     if plan.seeds < 2:
@@ -140,8 +143,10 @@ def _inputs(
 def _refuse_others(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
-        raise ValidationError(f"{path} was begun with another input ({', '.join(differing)}): "
-                              "give the same again, another folder, or --fresh")  # fmt: skip
+        raise ValidationError(
+            f"{path} was begun with another input ({', '.join(differing)}): "
+            "give the same again, another folder, or --fresh"
+        )
 
 
 class _Store:
@@ -202,13 +207,11 @@ def _summarise(
         scenarios=len(records),
         elicited={site: _rounded(values["elicited"].mean(0)[:, i]) for i, site in enumerate(SITES)},
         neutral={site: _rounded(values["neutral"].mean(0)[i]) for i, site in enumerate(SITES)},
-        curves=[
-            curve for mode in MODES for curve in _curves(protocol, mode, values[mode])
-        ],
+        curves=[curve for mode in MODES for curve in _curves(protocol, mode, values[mode])],
         components=components,
         explained=explained,
         f1=f1,
-    )  # fmt: skip
+    )
 
 
 def _curves(protocol: Protocol, mode: str, changes: np.ndarray) -> list[Curve]:
@@ -284,6 +287,14 @@ def run(
     transformers.logging.disable_progress_bar()
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     return validate(
-        find_decoder(network), AutoTokenizer.from_pretrained(folder), findings, records, chosen,
-        out=out or findings_folder, plan=plan, batch_size=batch_size, fresh=fresh, progress=progress,
-    )  # fmt: skip
+        find_decoder(network),
+        AutoTokenizer.from_pretrained(folder),
+        findings,
+        records,
+        chosen,
+        out=out or findings_folder,
+        plan=plan,
+        batch_size=batch_size,
+        fresh=fresh,
+        progress=progress,
+    )

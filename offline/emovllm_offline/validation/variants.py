@@ -59,8 +59,11 @@ class Protocol:
 
     def wording(self, index: int) -> str:
         """Names the frames of an item: items of one wording differ in their scenarios only."""
-        first = {len(of_emotion): index * style.per_item % len(of_emotion)
-                 for style in self.styles for of_emotion in style.emotions.values()}  # fmt: skip
+        first = {
+            len(of_emotion): index * style.per_item % len(of_emotion)
+            for style in self.styles
+            for of_emotion in style.emotions.values()
+        }
         return str(sorted(first.items()))
 
     def unpack(self, changes: np.ndarray) -> dict[str, np.ndarray]:
@@ -80,15 +83,23 @@ class Protocol:
             frames = [(style, frame) for style in self.styles for frame in style.frames(emotion, index)]
             for style, frame in frames:
                 prompt = render(self.tokenizer, frame, item.user, style.reply_tokens)
-                scores, state = sweep(self.decoder, prompt, self.units, "ablation", self.variants(e),
-                                      batch_size=self.batch_size)  # fmt: skip
+                scores, state = sweep(
+                    self.decoder, prompt, self.units, "ablation", self.variants(e), batch_size=self.batch_size
+                )
                 rows["elicited"][e] += scores[0] / len(frames)
                 rows["ablation"][e] += (scores[1:, :, e] - scores[0, :, e]).T / len(frames)
                 states[e] += state / len(frames)
         neutral = render(self.tokenizer, self.styles[0].neutral, item.user)
         variants = [variant for e in range(len(self.emotions)) for variant in self.variants(e)[1:]]
-        scores, _ = sweep(self.decoder, neutral, self.units, "enhancement", [self.variants(0)[0], *variants],
-                          self.plan.scale, self.batch_size)  # fmt: skip
+        scores, _ = sweep(
+            self.decoder,
+            neutral,
+            self.units,
+            "enhancement",
+            [self.variants(0)[0], *variants],
+            self.plan.scale,
+            self.batch_size,
+        )
         rows["neutral"][:] = scores[0]
         changes = (scores[1:] - scores[0]).reshape(len(self.emotions), -1, 2, len(self.emotions))
         for e in range(len(self.emotions)):

@@ -28,8 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="under 10 minutes with the default model on two cores")
     add("--batch-sizes", type=_sizes, metavar="N,N,...", help="default: 1,8,64 (quick: 1,8,16)")
     add("--rounds", type=_count, metavar="N", help="of each start (default: 16; quick: 3)")
-    add("--starts", type=_count, metavar="N",
-        help="how often engines are started afresh: starts differ (default: 2; quick: 1)")  # fmt: skip
+    add(
+        "--starts",
+        type=_count,
+        metavar="N",
+        help="how often engines are started afresh: starts differ (default: 2; quick: 1)",
+    )
     add("--prompt-tokens", type=_count, default=64, metavar="N", help="of every request (default: 64)")
     add("--output-tokens", type=_count, default=64, metavar="N", help="of every request (default: 64)")
     add("--prefix-tokens", type=_count, default=512, metavar="N", help="of the shared prefix (default: 512)")
@@ -37,8 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="auto", help="of all engines (default: the model's)")
     add("--max-model-len", type=_count, metavar="N", help="of all engines (default: what the requests need)")
     add("--engine-args", type=_object, default={}, metavar="JSON", help="arguments of vllm.LLM, for all engines alike")
-    add("--env", type=_variable, action="append", default=[], metavar="NAME=VALUE",
-        help="environment variable of all engines; repeatable")  # fmt: skip
+    add(
+        "--env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable of all engines; repeatable",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of prompts, blends and order (default: 0)")
     add("--out", metavar="DIR", help="default: emovllm-bench (quick: emovllm-bench-quick)")
     add("--fresh", action="store_true", help="forget what --out holds")

@@ -34,8 +34,10 @@ def bench(
     """Returns the exit status: 130 where it was interrupted. Raises: BenchError, CircuitError, DefaultModelError."""
     circuit = circuit or serve.shipped_circuit(model, {})
     if circuit is None:
-        raise CircuitError(f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-                           "(`emovllm discover` makes one)")  # fmt: skip
+        raise CircuitError(
+            f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
+            "(`emovllm discover` makes one)"
+        )
     where, path = resolve_circuit(circuit), resolve_model(model)
     loaded = load_circuit(where)
     settings = Settings(

@@ -23,8 +23,14 @@ def markdown(result: Result, plot: str | None) -> str:
     for size, rows in result.rows.items():
         lines += [f"## Batch size {size}", "", *_grid(_HEADS, ([*_cells(row, full=True)] for row in rows)), ""]
     if result.prefixes:
-        lines += ["## Shared prefix", "", _prefix_note(result), "",
-                  *_grid(["", "hit rate", "tokens found", "tokens asked"], _prefix_cells(result)), ""]  # fmt: skip
+        lines += [
+            "## Shared prefix",
+            "",
+            _prefix_note(result),
+            "",
+            *_grid(["", "hit rate", "tokens found", "tokens asked"], _prefix_cells(result)),
+            "",
+        ]
     lines += ["## Targets", "", *_grid(_TARGET_HEADS, map(_target_cells, result.targets)), ""]
     starts = _start_cells(result)
     if starts:

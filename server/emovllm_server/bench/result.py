@@ -144,13 +144,20 @@ def _rows(table: Table, size: int, emotions: int) -> list[Row]:
         _row(table, size, AA, (PLAIN_B, NONE), (PLAIN_A, NONE), "plain A", absolute=False),
         *(_row(table, size, names[scenario], (STEERED, scenario), PLAIN, plain) for scenario in SCENARIOS),
         *(
-            _row(table, size, toggled_name(scenario, other, emotions), (STEERED, scenario), (STEERED, other),
-                 names[other], absolute=False)
+            _row(
+                table,
+                size,
+                toggled_name(scenario, other, emotions),
+                (STEERED, scenario),
+                (STEERED, other),
+                names[other],
+                absolute=False,
+            )
             for scenario, other in TOGGLED
         ),
         _row(table, size, own, (HF, ONE), PLAIN, plain),
         _row(table, size, f"{names[ONE]} / {own}", (STEERED, ONE), (HF, ONE), own, absolute=False),
-    ]  # fmt: skip
+    ]
     if size != 1:
         above = f"{names[ONE]} / {single}"
         rows.append(_row(table, size, above, (STEERED, ONE), (HF, ONE), single, absolute=False, other_size=1))

@@ -35,46 +35,70 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.requests = Counter(
-            "emovllm_requests", "Requests that ended, each of n choices counting as one.",
-            ("emotion", "finish_reason"), registry=registry,
-        )  # fmt: skip
+            "emovllm_requests",
+            "Requests that ended, each of n choices counting as one.",
+            ("emotion", "finish_reason"),
+            registry=registry,
+        )
         self.tokens = Counter(
-            "emovllm_generated_tokens", "Tokens generated for requests that ended.",
-            ("emotion", "finish_reason"), registry=registry,
-        )  # fmt: skip
+            "emovllm_generated_tokens",
+            "Tokens generated for requests that ended.",
+            ("emotion", "finish_reason"),
+            registry=registry,
+        )
         self.running = Gauge(
-            "emovllm_running_requests", "Requests accepted and not ended, those that wait included.",
-            ("emotion",), registry=registry, multiprocess_mode="livesum",
-        )  # fmt: skip
+            "emovllm_running_requests",
+            "Requests accepted and not ended, those that wait included.",
+            ("emotion",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.ttft = Histogram(
-            "emovllm_time_to_first_token_seconds", "From a request's arrival to its first token.",
-            ("emotion",), registry=registry, buckets=_TTFT,
-        )  # fmt: skip
+            "emovllm_time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            ("emotion",),
+            registry=registry,
+            buckets=_TTFT,
+        )
         self.tpot = Histogram(
-            "emovllm_time_per_output_token_seconds", "A request's mean time between two of its tokens.",
-            ("emotion",), registry=registry, buckets=_TPOT,
-        )  # fmt: skip
+            "emovllm_time_per_output_token_seconds",
+            "A request's mean time between two of its tokens.",
+            ("emotion",),
+            registry=registry,
+            buckets=_TPOT,
+        )
         self.e2e = Histogram(
-            "emovllm_e2e_request_latency_seconds", "From arrival to end, of requests that were not aborted.",
-            ("emotion",), registry=registry, buckets=_E2E,
-        )  # fmt: skip
+            "emovllm_e2e_request_latency_seconds",
+            "From arrival to end, of requests that were not aborted.",
+            ("emotion",),
+            registry=registry,
+            buckets=_E2E,
+        )
         self.strength = Histogram(
             "emovllm_emotion_strength",
             "Strength of an emotion in a request (1 is the recommended one), in a blend of each of its emotions.",
-            ("emotion",), registry=registry, buckets=_STRENGTH,
-        )  # fmt: skip
+            ("emotion",),
+            registry=registry,
+            buckets=_STRENGTH,
+        )
         self.refusals = Counter(
             "emovllm_refusals", "Requests refused for their emotion fields.", ("reason",), registry=registry
         )
         # An Info does not work with several processes.
         self.circuit = Gauge(
-            "emovllm_circuit_info", "1 for each circuit that is served, 0 for one that was unloaded.",
-            ("name", "digest", "model", "emotions"), registry=registry, multiprocess_mode="mostrecent",
-        )  # fmt: skip
+            "emovllm_circuit_info",
+            "1 for each circuit that is served, 0 for one that was unloaded.",
+            ("name", "digest", "model", "emotions"),
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.build = Gauge(
-            "emovllm_build_info", "1; the versions are the labels.",
-            ("version", "vllm_version"), registry=registry, multiprocess_mode="mostrecent",
-        )  # fmt: skip
+            "emovllm_build_info",
+            "1; the versions are the labels.",
+            ("version", "vllm_version"),
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self._recommended: dict[str, dict[str, float]] = {}  # by digest
         # What is 0 is there from the start: a rate over a series that appears with its first event misses it.
         for reason in REFUSALS:

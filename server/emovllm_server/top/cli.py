@@ -16,8 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("url", nargs="?", default="http://127.0.0.1:8000", help="the server (default: http://127.0.0.1:8000)")
     add("--once", action="store_true", help="print one frame, of the time since the server's start, and end")
     add("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between frames (default: 1)")
-    add("--window", type=_seconds, default=30.0, metavar="S",
-        help="rates and latencies are of the last S seconds (default: 30)")  # fmt: skip
+    add(
+        "--window",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="rates and latencies are of the last S seconds (default: 30)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,8 +5,12 @@ import pytest
 from emovllm_offline.data.sev import DataError, check_sev, digest, expand, load_sev
 
 THEMES = 8
-LINE = {"skeleton_id": "x_00", "theme": "X", "scenario": "One.",
-        "event": {"positive": "Two.", "neutral": "Three.", "negative": "Four."}}  # fmt: skip
+LINE = {
+    "skeleton_id": "x_00",
+    "theme": "X",
+    "scenario": "One.",
+    "event": {"positive": "Two.", "neutral": "Three.", "negative": "Four."},
+}
 
 
 def written(tmp_path, *lines):

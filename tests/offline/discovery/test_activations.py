@@ -12,8 +12,9 @@ def prompts(*lengths, shared=0, counted=1):
     """Random prompts; `shared` leading tokens are the same in all, the last `counted` positions count."""
     torch.manual_seed(1)
     head = torch.randint(3, 128, (shared,)).tolist()
-    return [Prompt((*head, *torch.randint(3, 128, (n,)).tolist()), range(shared + n - counted, shared + n))
-            for n in lengths]  # fmt: skip
+    return [
+        Prompt((*head, *torch.randint(3, 128, (n,)).tolist()), range(shared + n - counted, shared + n)) for n in lengths
+    ]
 
 
 @pytest.mark.parametrize("shared", [0, 6])

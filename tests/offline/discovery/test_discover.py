@@ -83,8 +83,9 @@ def test_fingerprint_is_that_of_the_injection(decoder, findings):
 
 
 def test_same_input_gives_the_same_circuit(tiny, tokenizer, records, style):
-    first, again = (discover(tiny("llama"), tokenizer, records, [style], parameters=PARAMETERS).digest()
-                    for _ in range(2))  # fmt: skip
+    first, again = (
+        discover(tiny("llama"), tokenizer, records, [style], parameters=PARAMETERS).digest() for _ in range(2)
+    )
     assert first == again
 
 
@@ -119,8 +120,16 @@ def command(tmp_path, tiny, tokenizer, records, style):
     def run(*more: str) -> int:
         parser = argparse.ArgumentParser()
         cli.configure(parser)
-        usual = ["--data", str(tmp_path / "private" / "mine.jsonl"), "--out", str(tmp_path / "out"),
-                 "--style", str(tmp_path / "private" / "told.json"), "--importance-prompts", "2"]  # fmt: skip
+        usual = [
+            "--data",
+            str(tmp_path / "private" / "mine.jsonl"),
+            "--out",
+            str(tmp_path / "out"),
+            "--style",
+            str(tmp_path / "private" / "told.json"),
+            "--importance-prompts",
+            "2",
+        ]
         return cli.main(parser.parse_args([str(model), *usual, *more]))
 
     return run
@@ -134,8 +143,10 @@ def test_command_writes_two_files_without_private_paths(command, tmp_path, capfd
     text = (tmp_path / "out" / "circuit.json").read_text()
     assert "private" not in text
     provenance = json.loads(text)["provenance"]
-    assert provenance["command"] == ("emovllm discover tiny --data mine.jsonl --style told.json --recommended 1.5 "
-                                     "--recommended pride=0.5 --maximal 2.5 --importance-prompts 2")  # fmt: skip
+    assert provenance["command"] == (
+        "emovllm discover tiny --data mine.jsonl --style told.json --recommended 1.5 "
+        "--recommended pride=0.5 --maximal 2.5 --importance-prompts 2"
+    )
     assert set(provenance["versions"]) == {"emovllm", "torch", "transformers"}
     assert provenance["groups"] == 6
     assert "activations" in capfd.readouterr().err  # the progress bar

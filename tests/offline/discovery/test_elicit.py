@@ -273,16 +273,37 @@ def test_files_that_are_not_of_the_run_are_refused(records, style, tmp_path, who
 
 def test_line_holds_what_is_needed_to_trace_a_reply(whole):
     assert set(json.loads(whole.split(b"\n")[0])) == {
-        "item", "emotion", "style", "frame", "prompt", "reply", "finish_reason", "judge", "match", "label", "reason",
-    }  # fmt: skip
+        "item",
+        "emotion",
+        "style",
+        "frame",
+        "prompt",
+        "reply",
+        "finish_reason",
+        "judge",
+        "match",
+        "label",
+        "reason",
+    }
 
 
 # Who survived
 
 
 def reply(item: str, emotion: str, match: int, style: str = "told", frame: int = 0) -> Reply:
-    return Reply(item=item, emotion=emotion, style=style, frame=frame, prompt="", reply="t", finish_reason="stop",
-                 judge="j", match=match, label=None, reason="")  # fmt: skip
+    return Reply(
+        item=item,
+        emotion=emotion,
+        style=style,
+        frame=frame,
+        prompt="",
+        reply="t",
+        finish_reason="stop",
+        judge="j",
+        match=match,
+        label=None,
+        reason="",
+    )
 
 
 REPLIES = [
@@ -334,8 +355,10 @@ def test_too_few_groups_are_refused_with_advice():
     require(survival, minimum=2)
     with pytest.raises(TooFewError) as error:
         require(survival, minimum=3)
-    assert str(error.value).startswith("2 of 3 scenario-events were accepted in every emotion, 3 are needed. "
-                                       "Accepted least: calm (50%). Try another elicitation style")  # fmt: skip
+    assert str(error.value).startswith(
+        "2 of 3 scenario-events were accepted in every emotion, 3 are needed. "
+        "Accepted least: calm (50%). Try another elicitation style"
+    )
     assert "fewshot or paper or replies" in str(error.value)  # role was tried
     assert "another judge than j" in str(error.value)
     assert "larger model" in str(error.value)
@@ -395,8 +418,25 @@ def test_command_elicits_and_judges_through_endpoints(stub, tmp_path, monkeypatc
 
     stub.answer = answer
     out = tmp_path / "out"
-    words = ("writer", "--base-url", stub.url, "--judge", judge, "--judge-model", "critic", "--judge-base-url",
-             stub.url, "--limit", "2", "--minimum", "6", "--out", str(out), "--data", DEFAULT)  # fmt: skip
+    words = (
+        "writer",
+        "--base-url",
+        stub.url,
+        "--judge",
+        judge,
+        "--judge-model",
+        "critic",
+        "--judge-base-url",
+        stub.url,
+        "--limit",
+        "2",
+        "--minimum",
+        "6",
+        "--out",
+        str(out),
+        "--data",
+        DEFAULT,
+    )
     assert run_command(*words) == 0
     replies = load_replies(out / "replies.jsonl")
     assert len(complete_groups(replies)) == 6

@@ -29,8 +29,13 @@ def test_repetition_is_bounded_beside_that_of_prompted_replies() -> None:
 
 
 def test_the_maximum_is_the_last_strength_before_the_first_collapse() -> None:
-    frontier = [point(1, 0.5), point(2, 0.9, 1.8), point(3, 0.9, 3.0, repetitive=0.4), point(4, 0.9, 9.0),
-                point(5, 0.9, 3.0)]  # fmt: skip
+    frontier = [
+        point(1, 0.5),
+        point(2, 0.9, 1.8),
+        point(3, 0.9, 3.0, repetitive=0.4),
+        point(4, 0.9, 9.0),
+        point(5, 0.9, 3.0),
+    ]
     chosen = choose(frontier, 0.0, Bounds())
     assert chosen.recommended == frontier[1]
     assert chosen.maximal == 3

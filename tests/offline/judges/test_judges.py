@@ -227,8 +227,11 @@ def test_servers_that_know_fewer_formats_are_asked_for_less(stub):
 
 
 def test_refusals_step_down_once_each_when_they_come_together(stub):
-    stub.answer = lambda request: 400 if request.get("response_format", {}).get("type") == "json_schema" else (
-        '{"match": 1, "reason": ""}' if "response_format" in request else 500)  # fmt: skip
+    stub.answer = lambda request: (
+        400
+        if request.get("response_format", {}).get("type") == "json_schema"
+        else ('{"match": 1, "reason": ""}' if "response_format" in request else 500)
+    )
     stub.delay = 0.05
     assert all(v.match for v in OpenAIJudge(Endpoint("m", stub.url)).judge(["t"] * 6, ["anger"] * 6))
 

@@ -68,9 +68,15 @@ class Fake:
 
 def run(given, circuit, tmp_path, fake, **more):
     return own_replies.run(
-        "default", circuit, tmp_path / "own.jsonl", given, progress=False,
-        make_sampler=fake.sampler, make_scorer=fake.scorer, **more,
-    )  # fmt: skip
+        "default",
+        circuit,
+        tmp_path / "own.jsonl",
+        given,
+        progress=False,
+        make_sampler=fake.sampler,
+        make_scorer=fake.scorer,
+        **more,
+    )
 
 
 def test_only_replies_that_show_the_emotion_speak_of_the_message_and_do_not_loop_are_learnt_from():

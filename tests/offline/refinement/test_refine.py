@@ -59,10 +59,11 @@ def swapped(example):
 
 def measured(model, tokenizer, circuit, examples):
     return {
-        name: np.mean([by_control(model, tokenizer, circuit, example, FRAMES[i % 2], name)
-                       for i, example in enumerate(examples)])
+        name: np.mean(
+            [by_control(model, tokenizer, circuit, example, FRAMES[i % 2], name) for i, example in enumerate(examples)]
+        )
         for name in circuit.names
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"])
@@ -171,8 +172,16 @@ def command(decoder, tokenizer, circuit, style, tmp_path):
     def run(*more: str) -> int:
         parser = argparse.ArgumentParser()
         cli.configure(parser)
-        usual = ["--circuit", str(tmp_path / "private" / "circuit"), "--out", str(tmp_path / "out"),
-                 "--replies", str(tmp_path / "private" / "mine.jsonl"), "--epochs", "2"]  # fmt: skip
+        usual = [
+            "--circuit",
+            str(tmp_path / "private" / "circuit"),
+            "--out",
+            str(tmp_path / "out"),
+            "--replies",
+            str(tmp_path / "private" / "mine.jsonl"),
+            "--epochs",
+            "2",
+        ]
         return cli.main(parser.parse_args([str(model), *usual, *more]))
 
     return run

@@ -17,8 +17,18 @@ from emovllm_offline.validation.validate import validate
 from support.circuits import random_circuit
 
 NAMES = ("calm", "pride", "boredom")
-FIGURES = ["units", "overlap", "importance", "similarity", "components", "probe", "ablation_neurons", "ablation_heads",
-           "enhancement_neurons", "enhancement_heads"]  # fmt: skip
+FIGURES = [
+    "units",
+    "overlap",
+    "importance",
+    "similarity",
+    "components",
+    "probe",
+    "ablation_neurons",
+    "ablation_heads",
+    "enhancement_neurons",
+    "enhancement_heads",
+]
 OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:4]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -51,13 +61,28 @@ def place(tmp_path, tiny, tokenizer, records, style):
     model.save_pretrained(tmp_path / "tiny")
     random_circuit(tmp_path / "tiny", tmp_path / "circuit", names=NAMES)
     rng = np.random.default_rng(0)
-    shapes = {"attn_directions": (3, 4, 32), "mlp_directions": (3, 4, 32), "neurons": (3, 4, 64), "heads": (3, 4, 4),
-              "mlp_delta": (3, 4, 64), "attn_delta": (3, 4, 32), "sigma": (8,), "importance": (3, 8),
-              "similarity": (8, 8)}  # fmt: skip
+    shapes = {
+        "attn_directions": (3, 4, 32),
+        "mlp_directions": (3, 4, 32),
+        "neurons": (3, 4, 64),
+        "heads": (3, 4, 4),
+        "mlp_delta": (3, 4, 64),
+        "attn_delta": (3, 4, 32),
+        "sigma": (8,),
+        "importance": (3, 8),
+        "similarity": (8, 8),
+    }
     findings = Findings(NAMES, 6, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
     findings.save(tmp_path / "circuit.work")
-    validate(find_decoder(model), tokenizer, findings, records, [style], out=tmp_path / "circuit.work",
-             plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2))  # fmt: skip
+    validate(
+        find_decoder(model),
+        tokenizer,
+        findings,
+        records,
+        [style],
+        out=tmp_path / "circuit.work",
+        plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2),
+    )
     return tmp_path
 
 
@@ -147,8 +172,13 @@ def test_notes_warn_of_weak_evidence(place, records, unrendered):
 def test_sweep_table_marks_where_the_intervals_are_apart(place):
     validation = Validation.load(place / "circuit.work")
     curve = figures.find_curve(validation, "ablation", "heads", "pride")
-    clear = replace(curve, mean=[0.0, -5.0, -9.0], high=[0.0, -4.0, -8.0], random_low=[0.0, -4.5, -1.0],
-                    random_mean=[0.0, -2.0, 0.5])  # fmt: skip
+    clear = replace(
+        curve,
+        mean=[0.0, -5.0, -9.0],
+        high=[0.0, -4.0, -8.0],
+        random_low=[0.0, -4.5, -1.0],
+        random_mean=[0.0, -2.0, 0.5],
+    )
     validation.curves[validation.curves.index(curve)] = clear
     head, _, row, _ = report.sweep_table(validation, "ablation", "heads")
     assert head == ["emotion", "own share", "k = 1", "k = 2"]

@@ -60,9 +60,14 @@ def validated(decoder, tokenizer, findings, records, style, tmp_path):
     def run(folder="work", **changes):
         usual = {"findings": findings, "records": records, "styles": [style], "plan": PLAN} | changes
         return validate.validate(
-            decoder, tokenizer, usual.pop("findings"), usual.pop("records"), usual.pop("styles"),
-            out=tmp_path / folder, **usual,
-        )  # fmt: skip
+            decoder,
+            tokenizer,
+            usual.pop("findings"),
+            usual.pop("records"),
+            usual.pop("styles"),
+            out=tmp_path / folder,
+            **usual,
+        )
 
     return run
 
@@ -324,8 +329,12 @@ def test_what_cannot_be_validated_is_explained(validated, tiny, decoder, finding
         validated(plan=Plan(heads=()))
     with pytest.raises(ValidationError, match="findings are of calm, joy, but style told has calm, pride, boredom"):
         validated(findings=made_findings(decoder, ("calm", "joy")))
-    narrow = Findings(**{name: getattr(findings, name)[:, :3] if name == "heads" else getattr(findings, name)
-                         for name in Findings.__slots__})  # fmt: skip
+    narrow = Findings(
+        **{
+            name: getattr(findings, name)[:, :3] if name == "heads" else getattr(findings, name)
+            for name in Findings.__slots__
+        }
+    )
     with pytest.raises(ValidationError, match=r"of another model: heads are \(3, 4\) per emotion, .* \(4, 4\)"):
         validated(findings=narrow)
 
@@ -430,8 +439,20 @@ def command(tmp_path, tiny, tokenizer, records, style, findings):
     def run(*more: str) -> int:
         parser = argparse.ArgumentParser()
         validate_cli.configure(parser)
-        usual = ["--model", str(tmp_path / "tiny"), "--data", str(tmp_path / "sev.jsonl"), "--style",
-                 str(tmp_path / "told.json"), "--neurons", "4", "--heads", "1,2", "--seeds", "2"]  # fmt: skip
+        usual = [
+            "--model",
+            str(tmp_path / "tiny"),
+            "--data",
+            str(tmp_path / "sev.jsonl"),
+            "--style",
+            str(tmp_path / "told.json"),
+            "--neurons",
+            "4",
+            "--heads",
+            "1,2",
+            "--seeds",
+            "2",
+        ]
         return validate_cli.main(parser.parse_args([str(tmp_path / "circuit"), *usual, *more]))
 
     return run

@@ -41,8 +41,29 @@ ALIKE = [
     "",
     "none",
 ]
-NUMBERS = ["0", "-0.0", "1", "0.5", "-1", "2.9", "3", "3.0000001", "-3.1", "1e-320", "1e400", "-1e400", "NaN",
-           "Infinity", "-Infinity", "1" + "0" * 400, "1E0", "true", "false", '"1"', "null"]  # fmt: skip
+NUMBERS = [
+    "0",
+    "-0.0",
+    "1",
+    "0.5",
+    "-1",
+    "2.9",
+    "3",
+    "3.0000001",
+    "-3.1",
+    "1e-320",
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1" + "0" * 400,
+    "1E0",
+    "true",
+    "false",
+    '"1"',
+    "null",
+]
 names = st.sampled_from(list(SIX)) | st.sampled_from(ALIKE) | st.text(max_size=8)
 numbers = st.sampled_from(NUMBERS) | st.floats(-4, 4).map(json.dumps)
 written_names = names.map(json.dumps)
@@ -62,13 +83,15 @@ odd = st.recursive(
     ),
     max_leaves=6,
 )
-huge = st.sampled_from([
-    "{" + ", ".join(f'"{name}{number}": 0.1' for name in SIX for number in range(3000)) + "}",
-    "{" + ", ".join(f'"anger": 0.{number}' for number in range(1, 2000)) + "}",
-    "[" * 400 + "]" * 400,
-    '{"anger": ' * 300 + "1" + "}" * 300,
-    json.dumps("anger" * 20_000),
-])  # fmt: skip
+huge = st.sampled_from(
+    [
+        "{" + ", ".join(f'"{name}{number}": 0.1' for name in SIX for number in range(3000)) + "}",
+        "{" + ", ".join(f'"anger": 0.{number}' for number in range(1, 2000)) + "}",
+        "[" * 400 + "]" * 400,
+        '{"anger": ' * 300 + "1" + "}" * 300,
+        json.dumps("anger" * 20_000),
+    ]
+)
 FIELDS = {
     "emotion": st.sampled_from(list(SIX)).map(json.dumps) | written_names | good_weights | weights | odd | huge,
     "emotion_strength": numbers | odd,
@@ -213,8 +236,10 @@ def test_fields_among_vllms_own_extras_are_read_alike(asking: Asking, route: str
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("where", ["emotion", "vllm_xargs"])
 def test_two_places_that_differ_never_give_an_unsteered_reply(asking: Asking, route: str, where: str) -> None:
-    given_twice = {"emotion": '"emotion": null, "vllm_xargs": {"emotion": "fear"}',
-                   "vllm_xargs": '"emotion": "fear", "vllm_xargs": {"emotion": "anger"}'}[where]  # fmt: skip
+    given_twice = {
+        "emotion": '"emotion": null, "vllm_xargs": {"emotion": "fear"}',
+        "vllm_xargs": '"emotion": "fear", "vllm_xargs": {"emotion": "anger"}',
+    }[where]
     reply = asking.ask(route, given_twice)
     if reply.status_code == 200:
         assert asking.text(route, given_twice) == asking.text(route, '"emotion": "fear"')
@@ -224,9 +249,19 @@ def test_two_places_that_differ_never_give_an_unsteered_reply(asking: Asking, ro
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"null", b"[]", b'"emotion"', b'{"emotion": "anger"', b'{"emotion": "anger",}', b"\xff\xfe", b"[" * 100_000,
-     b'{"model": "tiny", "prompt": "x", "emotion": "\xff"}', b'{"emotion": "anger"}'],
-)  # fmt: skip
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"emotion"',
+        b'{"emotion": "anger"',
+        b'{"emotion": "anger",}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"model": "tiny", "prompt": "x", "emotion": "\xff"}',
+        b'{"emotion": "anger"}',
+    ],
+)
 @pytest.mark.parametrize("route", [*ROUTES, "/v1/chat/completions/batch", "/v1/messages", "/tokenize"])
 def test_a_body_that_is_no_request_is_a_4xx(asking: Asking, route: str, content: bytes) -> None:
     reply = asking.client.post(route, content=content, headers={"content-type": "application/json"})

@@ -49,9 +49,12 @@ def test_the_default_model_feels(client: openai.OpenAI, model: str) -> None:
     for user in [README, *(item.user for item in expand(load_sev("sev")[:2])[::3])]:
         for name in SIX:
             reply = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": user}], temperature=0, max_tokens=60,
+                model=model,
+                messages=[{"role": "user", "content": user}],
+                temperature=0,
+                max_tokens=60,
                 extra_body={"emotion": name},
-            )  # fmt: skip
+            )
             targets.append(name)
             replies.append(reply.choices[0].message.content or "")
     felt = [verdict.match for verdict in LocalJudge(SIX).judge(replies, targets)]
@@ -90,9 +93,13 @@ def test_a_stream_says_what_the_whole_reply_says(client: openai.OpenAI, model: s
 
 def test_completions_take_an_emotion(client: openai.OpenAI, model: str) -> None:
     def complete(**fields: Any) -> str:
-        return client.completions.create(
-            model=model, prompt="When I opened the door,", temperature=0, max_tokens=24, extra_body=fields
-        ).choices[0].text  # fmt: skip
+        return (
+            client.completions.create(
+                model=model, prompt="When I opened the door,", temperature=0, max_tokens=24, extra_body=fields
+            )
+            .choices[0]
+            .text
+        )
 
     assert len({complete(), complete(emotion="fear"), complete(emotion="happiness")}) == 3
 

@@ -42,7 +42,7 @@ GOOD = {
     "xargs": (CHAT, chat(vllm_xargs={"emotion": "anger"})),
     "completion": (COMPLETIONS, {**PLAIN, "prompt": "the rain", "max_tokens": 24, "emotion": "fear"}),
     "response": (RESPONSES, {**PLAIN, "input": "rain", "max_output_tokens": 24, "emotion": "fear"}),
-}  # fmt: skip
+}
 BAD = {
     "unknown": (line("unknown", CHAT, chat(emotion="joyful")), "emotion", "unknown emotion 'joyful'"),
     "strong": (line("strong", CHAT, chat(emotion="anger", emotion_strength=99)), "emotion_strength", "maximum"),

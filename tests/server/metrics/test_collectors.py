@@ -18,11 +18,17 @@ from emovllm_server.metrics import collectors, requests
 DIGEST = "d" * 64
 SPEC = CircuitSpec(
     model=ModelSpec(
-        id="a/model", architecture="LlamaForCausalLM", num_hidden_layers=1, hidden_size=8, intermediate_size=8,
-        num_attention_heads=1, head_dim=8, vocab_size=8,
+        id="a/model",
+        architecture="LlamaForCausalLM",
+        num_hidden_layers=1,
+        hidden_size=8,
+        intermediate_size=8,
+        num_attention_heads=1,
+        head_dim=8,
+        vocab_size=8,
     ),
     emotions=(EmotionSpec(name="anger", recommended=2.0, maximal=4.0), EmotionSpec(name="fear", recommended=0.5)),
-)  # fmt: skip
+)
 
 
 class Counted:
@@ -72,9 +78,15 @@ class Engine:
         params = SamplingParams(detokenize=False, extra_args={"emovllm": wire} if wire else None)
         given: dict[str, Any] = {"sampling_params": params, "pooling_params": None, "external_req_id": name, **fields}
         return EngineCoreRequest(
-            request_id=name, prompt_token_ids=[1, 2], mm_features=None, arrival_time=time.time() - 0.25,
-            lora_request=None, cache_salt=None, data_parallel_rank=None, **given,
-        )  # fmt: skip
+            request_id=name,
+            prompt_token_ids=[1, 2],
+            mm_features=None,
+            arrival_time=time.time() - 0.25,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+            **given,
+        )
 
     def add(self, name: str, weights: dict[str, float] | None = None, **fields: Any) -> None:
         self.processor.add_request(self.request(name, weights, **fields), None)
@@ -127,13 +139,15 @@ def test_requests_and_tokens_are_counted_by_emotion_and_finish_reason(counted: C
         ("generated_tokens_total", "none", "repetition"): 4,
         ("generated_tokens_total", "anger", "length"): 2,
         ("generated_tokens_total", "mix", "stop"): 1,
-        **{(f"{name}_count", emotion): 1
-           for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds")
-           for emotion in ("none", "anger", "mix")},
+        **{
+            (f"{name}_count", emotion): 1
+            for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds")
+            for emotion in ("none", "anger", "mix")
+        },
         # Of a single token there is no time per token.
         ("time_per_output_token_seconds_count", "none"): 1,
         ("time_per_output_token_seconds_count", "anger"): 1,
-    }  # fmt: skip
+    }
 
 
 def test_times_are_those_that_vllm_took(counted: Counted, engine: Engine) -> None:
