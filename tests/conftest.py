@@ -16,6 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests run side by side: each engine computes with one thread, on whatever core is free. vLLM would bind all to one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# vLLM's search for n-grams has Numba start threads, and engines after it in the same process compute nonsense where the
+# model had fewer.
+os.environ["NUMBA_NUM_THREADS"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 # As `emovllm serve` does: kernels that were compiled under another instruction set compute nonsense.
 os.environ.setdefault(
