@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.baseline import layer_key, steered_layers
 from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, site_key
-from emovllm.emotion import FIELDS, Emotion, EmotionError, Method, resolve, short
+from emovllm.emotion import FIELDS, Emotion, Method, resolve, short
+from emovllm.errors import EmotionError
 
 # Asks for the plain model, where the operator has set a default emotion.
 NONE = "none"

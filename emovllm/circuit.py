@@ -22,6 +22,8 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from emovllm.errors import CircuitError
+
 FORMAT_VERSION: Literal[1] = 1
 JSON_NAME = "circuit.json"
 TENSORS_NAME = "circuit.safetensors"
@@ -36,10 +38,6 @@ _UNIT = 1e-3
 Scope = Literal["generation", "prompt_last", "all"]
 EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class CircuitError(ValueError):
-    """A circuit that cannot be used, and why."""
 
 
 class _Model(BaseModel):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from emovllm import __version__
+from emovllm.errors import EmovllmError
 
 # Whose arguments are vLLM's to parse, --help included.
 _OF_VLLM = {
@@ -73,15 +74,12 @@ def _show(args: argparse.Namespace) -> int:
 
 def _reporting(run: object, args: object) -> int:
     """Errors that are the user's to mend are told in a line, without a traceback."""
-    from emovllm.circuit import CircuitError
-    from emovllm.engine.config import Unsupported
-    from emovllm.models import DefaultModelError
 
     try:
         return run(args)  # type: ignore[operator]
-    except (CircuitError, DefaultModelError, Unsupported) as error:
+    except EmovllmError as error:
         print(f"emovllm: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from emovllm.circuit import CircuitSpec, Scope
+from emovllm.errors import EmotionError
 
 Method = Literal["circuit", "steering"]
 FIELDS = ("emotion", "emotion_strength", "emotion_scope", "emotion_method")
@@ -19,19 +20,6 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 METHODS: tuple[Method, ...] = get_args(Method)
 # The largest strength of steering, whose 1.0 is the paper's: beyond, a model only stammers.
 MAX_STEERING = 4.0
-
-
-# Why a request was refused, as counted in metrics.
-Reason = Literal["unknown_emotion", "not_allowed", "over_maximum", "bad_value", "wrong_route"]
-
-
-class EmotionError(ValueError):
-    """A request that cannot be served as asked; `parameter` names the field at fault."""
-
-    def __init__(self, parameter: str, message: str, reason: Reason = "bad_value") -> None:
-        super().__init__(message)
-        self.parameter = parameter
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

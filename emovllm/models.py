@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from emovllm.errors import DefaultModelError
 from emovllm.progress import stage
 
 NAME = "SmolLM2-135M-Instruct"
@@ -20,10 +21,6 @@ DEFAULT_MODEL_ID = f"HuggingFaceTB/{NAME}"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Part of the folder's name: a change of the conversion must not meet an older cached result.
 _CONVERSION = 1
-
-
-class DefaultModelError(RuntimeError):
-    """The default model cannot be made, and what to do about it."""
 
 
 def cache_root() -> Path:

@@ -10,22 +10,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emovllm.catalogue import Catalogue, CircuitName, Served
-from emovllm.circuit import Circuit, CircuitError, load_circuit
-from emovllm.emotion import EmotionError
-from emovllm.engine.config import Unsupported, check_directions, check_model, emotion_of, settings_of
+from emovllm.circuit import Circuit, load_circuit
+from emovllm.engine.config import check_directions, check_model, emotion_of, settings_of
 from emovllm.engine.frontend import ask_engines, check_workers, wrap
+from emovllm.errors import AdminError, CircuitError, EmotionError, Unsupported
 
 # Between two looks at the requests that still use a circuit; longer than a request is on its way into the engine.
 _PAUSE_S = 0.2
 _NAME: TypeAdapter[str] = TypeAdapter(CircuitName)
-
-
-class AdminError(ValueError):
-    """A circuit that cannot be loaded or unloaded; `status` is HTTP's."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Admin:

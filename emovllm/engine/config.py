@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from emovllm import __version__
 from emovllm.catalogue import CircuitName, Policy
 from emovllm.circuit import Circuit, load_circuit, resolve_circuit
+from emovllm.errors import Unsupported
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,10 +33,6 @@ _SCHEDULERS = {
     False: "emovllm.engine.scheduler.EmotionScheduler",
     True: "emovllm.engine.scheduler.EmotionAsyncScheduler",
 }
-
-
-class Unsupported(ValueError):
-    """A configuration that we cannot steer exactly, and what to change."""
 
 
 # The name of a circuit that was given without one.

@@ -15,8 +15,9 @@ from typing import Any
 from emovllm import __version__
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
 from emovllm.circuit import Circuit
-from emovllm.emotion import FIELDS, METHODS, EmotionError, Reason
-from emovllm.engine.config import KEY, Unsupported, settings_of
+from emovllm.emotion import FIELDS, METHODS
+from emovllm.engine.config import KEY, settings_of
+from emovllm.errors import EmotionError, Reason, Unsupported
 
 _catalogues: dict[str, Catalogue] = {}  # by their settings
 

@@ -21,8 +21,8 @@ from emovllm.architectures import Kind, parse_site
 from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries, site_key
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import Unsupported
 from emovllm.engine.lora import fold_adapters, follow_adapters
+from emovllm.errors import Unsupported
 
 # One-hot rows that go through a projection at once while folding.
 _CHUNK = 512

@@ -19,7 +19,7 @@ from emovllm.baseline import layer_key, steered_layers, steering_vectors
 from emovllm.circuit import Circuit, ModelSpec
 from emovllm.engine.arithmetic import MAX_FUSED
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import Unsupported
+from emovllm.errors import Unsupported
 
 
 @dataclass(slots=True)

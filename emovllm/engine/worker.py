@@ -10,10 +10,11 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
-from emovllm.circuit import Circuit, CircuitError, load_circuit
+from emovllm.circuit import Circuit, load_circuit
 from emovllm.engine import injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import Unsupported, adapters_of, has_room, settings_of
+from emovllm.engine.config import adapters_of, has_room, settings_of
+from emovllm.errors import CircuitError, Unsupported
 from emovllm.progress import stage
 
 # vLLM configures the loggers below its own name only.

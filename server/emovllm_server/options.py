@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emovllm.circuit import CircuitError, resolve_circuit
+from emovllm.circuit import resolve_circuit
 from emovllm.engine.config import DEFAULT_NAME
+from emovllm.errors import CircuitError
 from emovllm_server.api.routes import ADMIN_KEY
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from emovllm import cpu
-from emovllm.circuit import CircuitError
 from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
+from emovllm.errors import CircuitError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.plugin import name_plugins
 from emovllm.progress import stage

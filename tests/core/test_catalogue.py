@@ -8,7 +8,7 @@ import pytest
 
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
 from emovllm.circuit import CircuitSpec, EmotionSpec
-from emovllm.emotion import EmotionError
+from emovllm.errors import EmotionError
 from support.specs import ANY_MODEL
 
 

@@ -20,7 +20,6 @@ from emovllm.circuit import (
     MAX_JSON_BYTES,
     MAX_TENSORS_BYTES,
     Circuit,
-    CircuitError,
     CircuitSpec,
     Components,
     EmotionSpec,
@@ -30,6 +29,7 @@ from emovllm.circuit import (
     load_circuit,
     replace_spec,
 )
+from emovllm.errors import CircuitError
 
 MODEL = ModelSpec(
     id="tiny",

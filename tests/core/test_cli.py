@@ -14,7 +14,7 @@ import pytest
 from emovllm import models
 from emovllm.circuit import load_circuit
 from emovllm.cli import main
-from emovllm.models import DefaultModelError
+from emovllm.errors import DefaultModelError
 from emovllm.show import jaccard
 from emovllm_server.serve import prepare_environment
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from emovllm.circuit import CircuitSpec, EmotionSpec
-from emovllm.emotion import METHODS, Emotion, EmotionError, cache_key, resolve
+from emovllm.emotion import METHODS, Emotion, cache_key, resolve
+from emovllm.errors import EmotionError
 from support.specs import ANY_MODEL
 
 SPEC = CircuitSpec(

@@ -16,11 +16,12 @@ import torch
 
 from emovllm import __version__
 from emovllm.catalogue import Served
-from emovllm.circuit import CircuitError, load_circuit
+from emovllm.circuit import load_circuit
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import KEY, Unsupported, configure, graph_tag, settings_of
+from emovllm.engine.config import KEY, configure, graph_tag, settings_of
 from emovllm.engine.frontend import check_workers
 from emovllm.engine.worker import EmotionWorkerMixin
+from emovllm.errors import CircuitError, Unsupported
 from support.circuits import SIX, random_circuit
 from support.engine import Ask, EngineError
 from support.models import tiny_model

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import emovllm
-from emovllm.engine.config import SUPPORTED_VLLM, Settings, Unsupported, _check_version
+from emovllm.engine.config import SUPPORTED_VLLM, Settings, _check_version
+from emovllm.errors import Unsupported
 
 ROOT = Path(emovllm.__file__).parent.parent
 SCRIPT = ROOT / "scripts/check_vllm_versions"

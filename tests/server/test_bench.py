@@ -20,6 +20,7 @@ import pytest
 from emovllm.circuit import CircuitSpec, load_circuit
 from emovllm.cli import main
 from emovllm.emotion import resolve
+from emovllm.errors import BenchError
 from emovllm_server.bench import command, result
 from emovllm_server.bench.engine import Engine, Launcher
 from emovllm_server.bench.plan import (
@@ -31,7 +32,6 @@ from emovllm_server.bench.plan import (
     PLAIN_A,
     PLAIN_B,
     STEERED,
-    BenchError,
     Settings,
     blends,
     blocks,

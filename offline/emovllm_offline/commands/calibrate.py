@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from emovllm.errors import EmovllmError
 from emovllm_offline.commands.evaluate import add_common, add_model, check, command_line, names, numbers, show
 from emovllm_offline.judges.registry import add_options
 
@@ -64,7 +65,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `calibrate`; returns the exit status: 1 where an emotion could not be calibrated."""
-    from emovllm.models import DefaultModelError
     from emovllm_offline.data.messages import load_messages
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.discovery.findings import work_folder
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
             fresh=args.fresh,
             command=command_line("calibrate"),
         )
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm calibrate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

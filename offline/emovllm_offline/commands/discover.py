@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from emovllm.errors import DiscoveryError, EmovllmError
+
 DESCRIPTION = """Find the neurons and heads with which a model expresses each emotion, and write them as a circuit that
 `emovllm serve` can use."""
 
@@ -93,7 +95,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `discover`; returns the exit status."""
-    from emovllm.models import DefaultModelError
     from emovllm_offline.data.styles import DEFAULT_STYLES
     from emovllm_offline.discovery import discover
     from emovllm_offline.discovery.findings import work_folder
@@ -106,9 +107,9 @@ def main(args: argparse.Namespace) -> int:
     try:
         for name in ("budget", "importance_prompts", "limit", "batch_size"):
             if (value := getattr(args, name)) is not None and not value > 0:
-                raise discover.DiscoveryError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+                raise DiscoveryError(f"--{name.replace('_', '-')} must be above 0, got {value}")
         if args.neuron_share is not None and not 0 <= args.neuron_share <= 1:
-            raise discover.DiscoveryError(f"--neuron-share must be between 0 and 1, got {args.neuron_share}")
+            raise DiscoveryError(f"--neuron-share must be between 0 and 1, got {args.neuron_share}")
         circuit = discover.run(
             args.model,
             args.data,
@@ -128,7 +129,7 @@ def main(args: argparse.Namespace) -> int:
             fresh=args.fresh,
             command=_command(args),
         )
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm discover: {error}", file=sys.stderr)
         return 1
     if circuit is None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emovllm.errors import EmovllmError
 from emovllm_offline.judges import registry
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `elicit`; returns the exit status."""
-    from emovllm.models import DefaultModelError
+    from emovllm.errors import ElicitError
     from emovllm_offline.data import sev
     from emovllm_offline.data.styles import common_emotions, load_style
-    from emovllm_offline.discovery.elicit import ElicitError, elicit
+    from emovllm_offline.discovery.elicit import elicit
     from emovllm_offline.discovery.survival import MINIMUM, Survival, require
 
     try:
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
         survival.save(Path(args.out) / "survival.json")
         survival.print()
         require(survival, args.minimum or MINIMUM)
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm elicit: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: {survival.complete_items} of {survival.items} scenario-events are complete")

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from emovllm.errors import EmovllmError
 from emovllm_offline.judges.registry import add_options
 
 DESCRIPTION = """Does a circuit steer, and at what cost? Asks a model every message by every method, under the same
@@ -88,7 +89,6 @@ def add_common(parser: argparse.ArgumentParser, base_url: bool = True) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `evaluate`; returns the exit status."""
-    from emovllm.models import DefaultModelError
     from emovllm_offline.data.messages import load_messages
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.evaluation import tables
@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> int:
             fresh=args.fresh,
             command=command_line("evaluate"),
         )
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm evaluate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Raises: EvaluationError."""
-    from emovllm_offline.evaluation.plan import EvaluationError
+    from emovllm.errors import EvaluationError
 
     for name in ("limit", "max_tokens", "concurrency"):
         if (value := getattr(args, name)) is not None and value < 1:

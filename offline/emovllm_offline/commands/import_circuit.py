@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from emovllm.errors import EmovllmError
+
 DESCRIPTION = """Turn the artefacts that the paper's authors published (a checkout of their repository) into a circuit
 for Llama-3.2-3B-Instruct that `emovllm serve` can use. Whatever is missing there is an error that names the file."""
 
@@ -29,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         circuit = import_published(args.checkout, args.out, args.model)
-    except (ValueError, OSError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm import-published: {error}", file=sys.stderr)
         return 1
     units = sum(map(len, circuit.neurons.values())), sum(map(len, circuit.heads.values()))

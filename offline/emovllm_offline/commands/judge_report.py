@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from emovllm.errors import EmovllmError
+
 DESCRIPTION = """Measure how often the built-in local judge is right: five-fold cross-validation on the sentences that
 it is fitted on, and replies that were kept apart, with confusion matrices, and the same on texts without any emotion
 word. The lexicon judge is measured beside it."""
@@ -33,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
         report.print()
         if args.out is not None:
             report.save(args.out)
-    except (ValueError, OSError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm judge-report: {error}", file=sys.stderr)
         return 1
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from emovllm.errors import EmovllmError, OwnRepliesError
 from emovllm_offline.commands.evaluate import numbers
 
 DESCRIPTION = """Let the model reply under a circuit, keep the replies that show the emotion and that the plain model
@@ -37,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `own-replies`; returns the exit status."""
-    from emovllm.models import DefaultModelError
     from emovllm_offline.data.styles import DEFAULT_STYLES
     from emovllm_offline.refinement import own_replies
 
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         for name in ("samples", "temperature", "max_tokens", "limit"):
             if (value := getattr(args, name)) is not None and not value > 0:
-                raise own_replies.OwnRepliesError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+                raise OwnRepliesError(f"--{name.replace('_', '-')} must be above 0, got {value}")
         counts = own_replies.run(
             args.model,
             args.circuit,
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("emovllm own-replies: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm own-replies: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: its own are {', '.join(f'{number} of {name}' for name, number in counts.items())}")

@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from emovllm.errors import EmovllmError, RefinementError
+
 DESCRIPTION = """Fit a circuit's difference vectors to emotional replies, by gradient descent, and write the refined
 circuit: the same neurons and heads, the same model. This goes beyond the paper, and the circuit's provenance says
 so. Interrupted, the same command goes on."""
@@ -52,7 +54,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `refine`; returns the exit status."""
-    from emovllm.models import DefaultModelError
     from emovllm_offline.refinement import refine
 
     given = {
@@ -63,11 +64,11 @@ def main(args: argparse.Namespace) -> int:
     try:
         for name in ("epochs", "batch", "learning_rate", "start", "held_out"):
             if name in given and not given[name] > 0:
-                raise refine.RefinementError(f"--{name.replace('_', '-')} must be above 0, got {given[name]}")
+                raise RefinementError(f"--{name.replace('_', '-')} must be above 0, got {given[name]}")
         if not 0 <= given.get("anchor", 0) <= 1:
-            raise refine.RefinementError(f"--anchor must be between 0 and 1, got {args.anchor}")
+            raise RefinementError(f"--anchor must be between 0 and 1, got {args.anchor}")
         if args.limit is not None and args.limit < 1:
-            raise refine.RefinementError(f"--limit must be above 0, got {args.limit}")
+            raise RefinementError(f"--limit must be above 0, got {args.limit}")
         circuit = refine.run(
             args.model,
             args.circuit,
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("emovllm refine: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm refine: {error}", file=sys.stderr)
         return 1
     history = circuit.spec.provenance["refinements"][-1]["held-out loss"]

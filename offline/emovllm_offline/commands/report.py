@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from emovllm.errors import EmovllmError
+
 DESCRIPTION = """Draw a circuit, and what discovery and validation measured, as one HTML page without external
 resources, and as PNG files."""
 
@@ -26,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         print(report(args.circuit, args.work))
-    except (ValueError, OSError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm report: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from emovllm.errors import EmovllmError
+
 DESCRIPTION = """Test a circuit's neurons and heads on a model: how far an emotion's score falls when the top k of every
 layer are zeroed, and how far it rises when their difference vectors are added to a neutral prompt, beside random
 units."""
@@ -43,18 +45,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `validate`; returns the exit status."""
-    from emovllm.models import DefaultModelError
+    from emovllm.errors import ResultsError
     from emovllm_offline.data.styles import DEFAULT_STYLES
     from emovllm_offline.discovery.findings import work_folder
     from emovllm_offline.validation import validate
-    from emovllm_offline.validation.results import FILE, Plan, ValidationError
+    from emovllm_offline.validation.results import FILE, Plan
 
     given = {name: getattr(args, name) for name in ("neurons", "heads", "scale", "seeds")}
     work = Path(args.work) if args.work else work_folder(args.circuit)
     try:
         for name in ("limit", "batch_size"):
             if (value := getattr(args, name)) is not None and not value > 0:
-                raise ValidationError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+                raise ResultsError(f"--{name.replace('_', '-')} must be above 0, got {value}")
         result = validate.run(
             args.model,
             work,
@@ -68,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
             limit=args.limit,
             fresh=args.fresh,
         )
-    except (ValueError, OSError, DefaultModelError) as error:
+    except (EmovllmError, OSError) as error:
         print(f"emovllm validate: {error}", file=sys.stderr)
         return 1
     print(

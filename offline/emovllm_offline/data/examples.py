@@ -11,15 +11,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.circuit import EmotionName
+from emovllm.errors import ExamplesError
 from emovllm_offline.storage.json_lines import read_json_lines
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 DEFAULT = "replies"
 _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "data" / "files" / "replies.jsonl"
-
-
-class ExamplesError(ValueError):
-    """A file of replies that cannot be used: its name, the line, and what is wrong there."""
 
 
 class Example(BaseModel):

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from emovllm.errors import DataError
 from emovllm_offline.data import sev
 from emovllm_offline.storage.json_lines import read_json_lines
 
@@ -48,7 +49,7 @@ def load_messages(source: str | Path, limit: int | None = None) -> list[Message]
         return [Message(item.id, item.valence, item.user) for item in sev.expand(sev.load_sev(source)[:limit])]
     lines = list(_lines(Path(source)))[:limit]
     if len({line.id for line in lines}) < len(lines):
-        raise sev.DataError(f"{source}: two lines have the same id")
+        raise DataError(f"{source}: two lines have the same id")
     return lines
 
 
@@ -67,12 +68,12 @@ def _has_user(path: Path) -> bool:
         with path.open(encoding="utf-8") as file:
             first = next((line for line in file if line.strip()), "{}")
         return "user" in json.loads(first)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, DataError):
         return False  # load_sev says what is wrong
 
 
 def _lines(path: Path) -> list[Message]:
     return [
         Message(read.id or f"line-{number}", read.valence, read.user)
-        for number, read in read_json_lines(path, _Line, sev.DataError)
+        for number, read in read_json_lines(path, _Line, DataError)
     ]

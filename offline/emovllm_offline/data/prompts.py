@@ -7,14 +7,11 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from emovllm.errors import PromptError
 from emovllm_offline.data.styles import Frame, Span
 
 # Some templates insert today's date, some a reasoning block; both would make prompts differ from run to run.
 TEMPLATE_OPTIONS = {"date_string": "01 Jan 2025", "enable_thinking": False}
-
-
-class PromptError(ValueError):
-    """A tokenizer that cannot render a chat, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from emovllm.errors import DataError
 from emovllm_offline.storage.json_lines import read_json_lines
 
 Valence = Literal["positive", "neutral", "negative"]
@@ -23,10 +24,6 @@ _DATA = Path(str(resources.files("emovllm_offline"))) / "data" / "files"
 WORDS_PER_SENTENCE = (15, 25)
 # The three events of a scenario are to be the same sentence but for the outcome.
 LEAST_OVERLAP = 0.35
-
-
-class DataError(ValueError):
-    """A data file that cannot be used: its name, the line, and what is wrong there."""
 
 
 class Events(BaseModel):

@@ -11,14 +11,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emovllm.circuit import EmotionName
+from emovllm.errors import StyleError
 
 Text = Annotated[str, Field(min_length=1)]
 DEFAULT_STYLES = ("fewshot",)
 _STYLES = Path(str(resources.files("emovllm_offline"))) / "data" / "files" / "styles"
-
-
-class StyleError(ValueError):
-    """A style that cannot be used, and why."""
 
 
 class _Model(BaseModel):

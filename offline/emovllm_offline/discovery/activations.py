@@ -11,16 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emovllm.errors import ActivationError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 
 # What is read in every layer: the residual after attention and after the MLP (before the final norm, in the last layer
 # too), and the inputs of o_proj and down_proj.
 QUANTITIES = ("attn", "mlp", "heads", "neurons")
-
-
-class ActivationError(ValueError):
-    """Activations that cannot be used."""
 
 
 @dataclass(slots=True)

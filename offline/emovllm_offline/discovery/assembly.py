@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.errors import AssemblyError
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.decoder import Decoder
-
-
-class AssemblyError(ValueError):
-    """A circuit that cannot be assembled as asked."""
 
 
 def assemble(

@@ -22,6 +22,7 @@ import transformers
 
 import emovllm
 from emovllm.circuit import Circuit
+from emovllm.errors import CheckpointError, DiscoveryError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_offline.data import sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
@@ -42,13 +43,9 @@ from emovllm_offline.discovery.measure import (
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
-from emovllm_offline.storage.checkpoint import Checkpoint, CheckpointError
+from emovllm_offline.storage.checkpoint import Checkpoint
 
 Stage = Literal["activations", "heads", "importance", "circuit"]
-
-
-class DiscoveryError(ValueError):
-    """Input from which no circuit can be made, and why."""
 
 
 def discover(

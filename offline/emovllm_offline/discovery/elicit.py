@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from emovllm.errors import ElicitError
 from emovllm.progress import Bar
 from emovllm_offline.data import sev
 from emovllm_offline.data.prompts import messages
@@ -26,10 +27,6 @@ from emovllm_offline.model.generate import Backend, Generation, Question
 REPLIES = "replies.jsonl"
 SETTINGS = "elicit.json"
 MAX_NEW_TOKENS = 100
-
-
-class ElicitError(ValueError):
-    """Elicitation that cannot start or go on, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,9 @@ import safetensors
 import safetensors.numpy
 
 from emovllm.circuit import write_atomically
+from emovllm.errors import FindingsError
 
 FILE = "findings.safetensors"
-
-
-class FindingsError(ValueError):
-    """Findings that cannot be read, and why."""
 
 
 def work_folder(circuit: str | Path) -> Path:

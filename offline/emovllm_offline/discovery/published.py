@@ -20,6 +20,7 @@ import torch
 
 import emovllm
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.errors import PublishedError
 from emovllm_offline.model.weights import Projections
 
 LLAMA_32_3B = ModelSpec(
@@ -40,10 +41,6 @@ _DIFFERENCES = {
     "attention": "05_emotion_diff_vector_computation/attention_emotion_diff",
 }
 _DIRECTIONS = "02_emotion_directions/emo_directions_{kind}.pt"
-
-
-class PublishedError(ValueError):
-    """An artefact that is missing or not as expected; the message names the file."""
 
 
 def import_published(

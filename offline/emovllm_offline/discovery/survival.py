@@ -12,14 +12,11 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from emovllm.errors import TooFewError
 from emovllm_offline.data.styles import packaged_styles
 
 # Of the paper's 480 groups 448 survived. Below a dozen the mean differences are mostly those of single scenarios.
 MINIMUM = 12
-
-
-class TooFewError(ValueError):
-    """Too few complete groups, and what to try."""
 
 
 class Reply(BaseModel):

@@ -11,12 +11,13 @@ from typing import Any
 
 import emovllm
 from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, Scope, load_circuit, replace_spec, write_atomically
+from emovllm.errors import EvaluationError
 from emovllm_offline.data.messages import messages_digest, overlaps_test_set
 from emovllm_offline.evaluation import figures
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point, best_scope, choose
 from emovllm_offline.evaluation.evaluate import Asked, MakeJudges, Where, collect, find_target, plan, settings
 from emovllm_offline.evaluation.folder import Folder
-from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING, EvaluationError
+from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
 from emovllm_offline.evaluation.scoring import score
 from emovllm_offline.evaluation.summary import Cell, Condition, find, summarise
 from emovllm_offline.validation import figures as plots

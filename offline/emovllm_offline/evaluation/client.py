@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import openai
 
+from emovllm.errors import EndpointError, EvaluationError, RefusedByEndpoint
 from emovllm_offline.data.prompts import TEMPLATE_OPTIONS, messages
 from emovllm_offline.evaluation.folder import Reply, Session
-from emovllm_offline.evaluation.plan import DECODING, EvaluationError, Task
-from emovllm_offline.judges.endpoint import EndpointError, Refused, translated
+from emovllm_offline.evaluation.plan import DECODING, Task
+from emovllm_offline.judges.endpoint import translated
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -76,7 +77,7 @@ class EmotionClient:
         """Raises: EndpointError."""
         try:
             return await self._reply(task, max_tokens)
-        except Refused:
+        except RefusedByEndpoint:
             if task.frame.system is None or self._merge_system:
                 raise
         self._merge_system = True

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import emovllm
-from emovllm.circuit import CircuitError, load_circuit, resolve_circuit, write_atomically
+from emovllm.circuit import load_circuit, resolve_circuit, write_atomically
 from emovllm.emotion import SCOPES
+from emovllm.errors import CircuitError, EvaluationError
 from emovllm.models import NAME, is_default, public_model_id, resolve_model, shipped_circuits
 from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Style
@@ -28,7 +29,6 @@ from emovllm_offline.evaluation.plan import (
     NONE,
     STEERING,
     WITH_STRENGTH,
-    EvaluationError,
     Task,
     plan_digest,
     tasks,

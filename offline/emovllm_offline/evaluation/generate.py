@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from emovllm.errors import EvaluationError
 from emovllm.progress import Bar
 from emovllm_offline.evaluation.client import Connection, EmotionClient, connect, saturate
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Likelihood, Reply, Session
-from emovllm_offline.evaluation.plan import INSTRUCTED, EvaluationError, Task
+from emovllm_offline.evaluation.plan import INSTRUCTED, Task
 from emovllm_offline.model.likelihood import Likelihoods, Question
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from emovllm.cpu import is_cpu_build
+from emovllm.errors import EvaluationError
 from emovllm_offline.evaluation.client import Connection
-from emovllm_offline.evaluation.plan import EvaluationError
 
 # vLLM's import, the model's conversion and a first compilation.
 READY_SECONDS = 1200

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emovllm_offline.evaluation.plan import EvaluationError
+from emovllm.errors import EvaluationError
 
 MODULE = "emovllm_offline.model.timing_process"
 

@@ -32,10 +32,6 @@ DECODING: dict[str, Any] = {
 }
 
 
-class EvaluationError(ValueError):
-    """An evaluation that cannot be run as asked, and what to change."""
-
-
 class Key(NamedTuple):
     """What tells one reply of an evaluation from the others; emotion and strength are empty where none applies.
 

@@ -108,7 +108,8 @@ def judged(
 
 def relevance_of(planned: Sequence[Task], texts: Sequence[str]) -> list[float] | None:
     """Of each reply to its message; None without the extra `evaluate`, whose model embeds them."""
-    from emovllm_offline.judges.embeddings import EmbeddingError, relevance
+    from emovllm.errors import EmbeddingError
+    from emovllm_offline.judges.embeddings import relevance
 
     try:
         return [float(value) for value in relevance([task.user for task in planned], texts)]

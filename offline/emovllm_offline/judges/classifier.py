@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from emovllm_offline.judges.judge import NEUTRAL, JudgeError, Verdict
+from emovllm.errors import JudgeError
+from emovllm_offline.judges.judge import NEUTRAL, Verdict
 
 # An English RoBERTa for Ekman's six emotions and neutral.
 DEFAULT_MODEL = "j-hartmann/emotion-english-distilroberta-base"

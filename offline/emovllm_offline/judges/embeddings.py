@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from emovllm.errors import EmbeddingError
+
 MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 # Of model.safetensors. What was fitted on these embeddings, and cached answers, are worth nothing with others.
 WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Longer texts are cut here, as the model's authors do.
 MAX_TOKENS = 256
-
-
-class EmbeddingError(ValueError):
-    """Embeddings that cannot be made, and what to do about it."""
 
 
 class Embedder:

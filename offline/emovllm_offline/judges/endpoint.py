@@ -10,17 +10,11 @@ from typing import Any, TypeVar
 
 import openai
 
+from emovllm.errors import EndpointError, RefusedByEndpoint
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 Messages = list[dict[str, str]]
-
-
-class EndpointError(ValueError):
-    """An endpoint that does not answer as an OpenAI-compatible one does, and what to do about it."""
-
-
-class Refused(EndpointError):
-    """The endpoint says that a request is not well formed (400 or 422): it may lack an optional feature."""
 
 
 class Endpoint:
@@ -83,7 +77,7 @@ class Chat:
     async def __call__(self, messages: Messages, **options: Any) -> tuple[str, str]:
         """The reply to a chat at temperature 0, and why it ended.
 
-        Raises: Refused, EndpointError.
+        Raises: RefusedByEndpoint, EndpointError.
         """
         with translated(self._model):
             answer = await self._client.chat.completions.create(
@@ -101,12 +95,12 @@ class Chat:
 def translated(model: str) -> Iterator[None]:
     """Says what to do about the errors of a request to an endpoint.
 
-    Raises: Refused, EndpointError.
+    Raises: RefusedByEndpoint, EndpointError.
     """
     try:
         yield
     except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-        raise Refused(f"the endpoint refuses the request: {error.message}") from None
+        raise RefusedByEndpoint(f"the endpoint refuses the request: {error.message}") from None
     except (openai.AuthenticationError, openai.PermissionDeniedError):
         # Not the server's words: they may repeat the key.
         raise EndpointError("the endpoint refuses the API key: set the variable OPENAI_API_KEY") from None

@@ -9,12 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from emovllm.errors import JudgeError
+
 # The label of a text that expresses no emotion; it stands beside the emotions that a style names.
 NEUTRAL = "neutral"
-
-
-class JudgeError(ValueError):
-    """A judge that cannot be used or that gave no valid answer, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from emovllm.circuit import EmotionName
-from emovllm_offline.judges.judge import NEUTRAL, JudgeError, Verdict
+from emovllm.errors import JudgeError
+from emovllm_offline.judges.judge import NEUTRAL, Verdict
 
 _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "lexicon.json"
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]

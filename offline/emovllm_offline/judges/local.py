@@ -15,9 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from emovllm.errors import JudgeError
 from emovllm_offline.judges import softmax
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, shared_embedder
-from emovllm_offline.judges.judge import JudgeError, Verdict
+from emovllm_offline.judges.judge import Verdict
 from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences
 from emovllm_offline.judges.softmax import Softmax
 

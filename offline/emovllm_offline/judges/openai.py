@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emovllm_offline.judges.endpoint import Chat, Endpoint, Messages, Refused
-from emovllm_offline.judges.judge import NEUTRAL, JudgeError, Verdict
+from emovllm.errors import JudgeError, RefusedByEndpoint
+from emovllm_offline.judges.endpoint import Chat, Endpoint, Messages
+from emovllm_offline.judges.judge import NEUTRAL, Verdict
 
 TOLD = """You assess the style of short texts. You get a target emotion and a text. Decide whether the text is written \
 in the style of that emotion: its tone, its attitude and its choice of words are those of someone who feels it now.
@@ -82,7 +83,7 @@ class _ModelJudge:
             try:
                 answer, _ = await chat(messages, max_tokens=MAX_TOKENS, **options)
                 return answer
-            except Refused:
+            except RefusedByEndpoint:
                 if len(formats) == 1:
                     raise
                 # Another question at the same time may already have stepped down.

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emovllm_offline.judges.judge import CachedJudge, Judge, JudgeError
+from emovllm.errors import JudgeError
+from emovllm_offline.judges.judge import CachedJudge, Judge
 
 # openai is told the target; the others are blind to it.
 JUDGES = ("local", "hf", "openai", "openai-blind", "lexicon")

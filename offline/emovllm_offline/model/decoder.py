@@ -15,13 +15,10 @@ from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from emovllm.architectures import parse_site
+from emovllm.errors import UnsupportedModelError
 
 # Norms inside a decoder layer, by the names of the architectures that have them.
 _PRE_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "post_attention_norm")
-
-
-class UnsupportedModelError(ValueError):
-    """A model whose sublayers could not be found, and which are missing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from emovllm.architectures import parse_site
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be read, and what is missing."""
+from emovllm.errors import WeightsError
 
 
 class Projections:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emovllm import cpu
 from emovllm.circuit import EmotionName, load_circuit, write_atomically
+from emovllm.errors import OwnRepliesError
 from emovllm.models import public_model_id, resolve_model
 from emovllm.progress import Bar, stage
 from emovllm_offline.data import examples
@@ -40,10 +41,6 @@ LEAST_WORDS = 5
 NAMING = 5
 # Messages whose samples one call of the engine makes: what an interruption may lose.
 CHUNK = 16
-
-
-class OwnRepliesError(ValueError):
-    """What cannot be sampled as asked, and what to change."""
 
 
 @dataclass(frozen=True, slots=True)

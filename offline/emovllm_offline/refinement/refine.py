@@ -29,6 +29,7 @@ from emovllm.circuit import (
     load_circuit,
     measure_fingerprint,
 )
+from emovllm.errors import RefinementError
 from emovllm.models import resolve_model
 from emovllm.progress import Bar
 from emovllm_offline.data import examples
@@ -67,10 +68,6 @@ class Training:
     held_out: int = 10
     anchor: float = 0.0
     seed: int = 0
-
-
-class RefinementError(ValueError):
-    """A circuit or data that cannot be refined, and why."""
 
 
 class Deltas:

@@ -13,10 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from emovllm.circuit import write_atomically
-
-
-class CheckpointError(ValueError):
-    """Progress that cannot be taken up, and what to do."""
+from emovllm.errors import CheckpointError
 
 
 class Checkpoint:

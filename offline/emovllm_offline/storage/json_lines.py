@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from emovllm.errors import EmovllmError
+
 Line = TypeVar("Line", bound=BaseModel)
 
 
-def read_json_lines(path: Path, kind: type[Line], error: type[ValueError]) -> Iterator[tuple[int, Line]]:
+def read_json_lines(path: Path, kind: type[Line], error: type[EmovllmError]) -> Iterator[tuple[int, Line]]:
     """Each line with its number, from 1; blank lines are skipped. Raises: `error`, naming the file and the line."""
     try:
         # Not splitlines(): JSON may hold separators, such as U+2028, at which that would split.

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from emovllm.circuit import Circuit, load_circuit, write_atomically
+from emovllm.errors import ResultsError
 from emovllm_offline.discovery import findings
 from emovllm_offline.discovery.findings import Findings, work_folder
 from emovllm_offline.validation import figures, results
-from emovllm_offline.validation.results import Validation, ValidationError, findings_digest
+from emovllm_offline.validation.results import Validation, findings_digest
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -168,7 +169,7 @@ def report(circuit: str | Path, work: str | Path | None = None) -> Path:
 
     work: the folder of findings.safetensors and validation.json, of which either may be missing; beside the circuit
     by default.
-    Returns: the page's path. Raises: CircuitError, FindingsError, ValidationError, OSError.
+    Returns: the page's path. Raises: CircuitError, FindingsError, ResultsError, OSError.
     """
     folder = Path(work) if work is not None else work_folder(circuit)
     material = gather(Path(circuit), folder)
@@ -189,7 +190,7 @@ def report(circuit: str | Path, work: str | Path | None = None) -> Path:
 
 
 def gather(circuit: Path, place: Path) -> Material:
-    """Raises: CircuitError, FindingsError, ValidationError, also where the parts are of different emotions."""
+    """Raises: CircuitError, FindingsError, ResultsError, also where the parts are of different emotions."""
     loaded = load_circuit(circuit)
     found = Findings.load(place) if (place / findings.FILE).exists() else None
     validated = Validation.load(place) if (place / results.FILE).exists() else None
@@ -198,7 +199,7 @@ def gather(circuit: Path, place: Path) -> Material:
         ("validation", validated and validated.emotions),
     ):
         if emotions and tuple(emotions) != loaded.names:
-            raise ValidationError(
+            raise ResultsError(
                 f"{place}: the {name} are of {', '.join(emotions)}, but the circuit is of {', '.join(loaded.names)}"
             )
     return Material(loaded, found, validated)

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 
 from emovllm.circuit import write_atomically
+from emovllm.errors import ResultsError
 from emovllm_offline.discovery.findings import Findings
 
 FILE = "validation.json"
-
-
-class ValidationError(ValueError):
-    """A validation that cannot be made or read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ class Validation:
 
     @classmethod
     def load(cls, folder: str | Path) -> Validation:
-        """Raises: ValidationError."""
+        """Raises: ResultsError."""
         path = Path(folder) / FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -116,9 +113,9 @@ class Validation:
             content["components"] = [Components(**components) for components in content["components"]]
             return cls(**{field.name: content[field.name] for field in fields(cls)})
         except FileNotFoundError:
-            raise ValidationError(f"{path}: missing; `emovllm validate` writes it") from None
+            raise ResultsError(f"{path}: missing; `emovllm validate` writes it") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValidationError(f"{path}: {error}") from None
+            raise ResultsError(f"{path}: {error}") from None
 
 
 def findings_digest(findings: Findings) -> str:

@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from emovllm.circuit import write_atomically
+from emovllm.errors import ResultsError
 from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.data import sev
@@ -26,15 +27,7 @@ from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, 
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.intervals import mean_interval, principal_components, probe_f1
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
-from emovllm_offline.validation.results import (
-    FILE,
-    Components,
-    Curve,
-    Plan,
-    Validation,
-    ValidationError,
-    findings_digest,
-)
+from emovllm_offline.validation.results import FILE, Components, Curve, Plan, Validation, findings_digest
 from emovllm_offline.validation.sweeps import MODES, SITES
 from emovllm_offline.validation.variants import Protocol
 
@@ -65,7 +58,7 @@ def validate(
     Principal components and probe see the states that discovery does: averaged over such a reply, otherwise at `last`.
     Neutral prompts are those of the first style. Several frames of an emotion are averaged.
 
-    Raises: ValidationError, also where `out` holds the results of other inputs and `fresh` is false.
+    Raises: ResultsError, also where `out` holds the results of other inputs and `fresh` is false.
     """
     _check(decoder, findings, records, styles, plan)
     inputs = _inputs(decoder, findings, records, styles, plan, batch_size)
@@ -102,20 +95,20 @@ def _check(
     }
     for name, shape in shapes.items():
         if (found := getattr(findings, name).shape[1:]) != shape:
-            raise ValidationError(
+            raise ResultsError(
                 f"the findings are of another model: {name} are {found} per emotion, the model's would be {shape}"
             )
     if set(common_emotions(styles)) != set(findings.emotions):
-        raise ValidationError(
+        raise ResultsError(
             f"the findings are of {', '.join(findings.emotions)}, "
             f"but style {styles[0].name} has {', '.join(styles[0].emotions)}"
         )
     if len(records) < 2:
-        raise ValidationError(f"{len(records)} scenarios: confidence intervals need at least 2")
+        raise ResultsError(f"{len(records)} scenarios: confidence intervals need at least 2")
     if plan.seeds < 2:
-        raise ValidationError(f"{plan.seeds} seeds: the random control's interval needs at least 2")
+        raise ResultsError(f"{plan.seeds} seeds: the random control's interval needs at least 2")
     if not plan.neurons or not plan.heads or min(plan.neurons + plan.heads) < 0:
-        raise ValidationError("every sweep needs a k, none below 0")
+        raise ResultsError("every sweep needs a k, none below 0")
 
 
 def _inputs(
@@ -143,7 +136,7 @@ def _inputs(
 def _refuse_others(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
-        raise ValidationError(
+        raise ResultsError(
             f"{path} was begun with another input ({', '.join(differing)}): "
             "give the same again, another folder, or --fresh"
         )

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from emovllm.errors import ResultsError
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import Decoder
-from emovllm_offline.validation.results import Plan, ValidationError
+from emovllm_offline.validation.results import Plan
 from emovllm_offline.validation.sweeps import KINDS, Units, Variant, sweep
 
 
@@ -106,7 +107,7 @@ class Protocol:
             rows["enhancement"][e] = changes[e, :, :, e].T
         row = np.concatenate([values.ravel() for values in rows.values()]).astype(np.float32)
         if not np.isfinite(row).all():
-            raise ValidationError(
+            raise ResultsError(
                 f"{item.id}: a score is not finite; the model's dtype is too narrow, or lambda too large"
             )
         return row, states.astype(np.float32)

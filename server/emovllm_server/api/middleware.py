@@ -13,8 +13,9 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from emovllm.catalogue import Catalogue
-from emovllm.emotion import FIELDS, EmotionError, Reason, short
+from emovllm.emotion import FIELDS, short
 from emovllm.engine.frontend import Record, current
+from emovllm.errors import EmotionError, Reason
 from emovllm_server.metrics.collectors import count_refusal
 
 # Where the emotion fields take effect. Everywhere else they are refused: vLLM would drop them without a word.

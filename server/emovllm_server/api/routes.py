@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from emovllm.catalogue import Catalogue, Served
 from emovllm.circuit import Scope
 from emovllm.emotion import Method
-from emovllm.engine.admin import Admin, AdminError
-from emovllm.engine.config import Unsupported
+from emovllm.engine.admin import Admin
 from emovllm.engine.frontend import served_by
+from emovllm.errors import AdminError, Unsupported
 from emovllm_server import starting
 from emovllm_server.api.middleware import EmotionMiddleware
 from emovllm_server.api.openapi import describe_emotions

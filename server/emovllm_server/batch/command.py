@@ -19,10 +19,11 @@ from typing import Any, NoReturn
 
 import httpx
 
-from emovllm.engine.config import KEY, Unsupported
+from emovllm.engine.config import KEY
+from emovllm.errors import BatchFileError, EngineDied, Unsupported
 from emovllm.progress import Bar
 from emovllm_server import serve, starting
-from emovllm_server.batch.files import BatchFileError, Line, Replies, parse_lines
+from emovllm_server.batch.files import Line, Replies, parse_lines
 
 # What OpenAI's batches may ask of a model that writes.
 _URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -31,10 +32,6 @@ _OPTIONS = (
     ("-o", "--output-file", "The replies. Where there are some already, the batch goes on."),
 )
 _TERMINATED = 128 + signal.SIGTERM
-
-
-class EngineDied(RuntimeError):
-    """The engine ended before the batch did."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-class BatchFileError(ValueError):
-    """A batch that cannot be run as it is, and what to change."""
+from emovllm.errors import BatchFileError
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `bench`; returns the exit status."""
+    from emovllm.errors import BenchError
     from emovllm_server.bench.command import bench
-    from emovllm_server.bench.plan import BenchError
 
     chosen = QUICK if args.quick else FULL
     given = {name: value for name in chosen if (value := getattr(args, name, None)) is not None}

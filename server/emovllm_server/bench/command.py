@@ -12,12 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-from emovllm.circuit import CircuitError, load_circuit, resolve_circuit
+from emovllm.circuit import load_circuit, resolve_circuit
+from emovllm.errors import BenchError, CircuitError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_server import serve
 from emovllm_server.bench import machine, plot, report, result
 from emovllm_server.bench.engine import Launcher
-from emovllm_server.bench.plan import TAIL_OUTPUT, TAIL_TOKENS, BenchError, Settings
+from emovllm_server.bench.plan import TAIL_OUTPUT, TAIL_TOKENS, Settings
 from emovllm_server.bench.record import Record
 from emovllm_server.bench.run import run
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from emovllm.engine.config import KEY
-from emovllm_server.bench.plan import HF, STEERED, BenchError, Settings
+from emovllm.errors import BenchError
+from emovllm_server.bench.plan import HF, STEERED, Settings
 from emovllm_server.serve import prepare_environment
 
 MODULES = {HF: "emovllm_offline.model.timing_process"}

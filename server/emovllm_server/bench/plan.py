@@ -25,10 +25,6 @@ TAIL_OUTPUT = 4
 Measure = tuple[str, str]  # an engine, and a scenario on it
 
 
-class BenchError(ValueError):
-    """A benchmark that cannot be run as asked, and what to change."""
-
-
 class Settings(BaseModel):
     """All that decides what is measured. `model`, `circuit` and `versions` only identify it."""
 

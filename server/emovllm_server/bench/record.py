@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from emovllm_server.bench.plan import BenchError, Block, Settings
+from emovllm.errors import BenchError
+from emovllm_server.bench.plan import Block, Settings
 
 NAME = "measurements.jsonl"
 # What is compared, and how it is called.

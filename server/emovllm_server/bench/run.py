@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from emovllm.circuit import CircuitSpec
+from emovllm.errors import BenchError
 from emovllm.progress import Bar
 from emovllm_server.bench.engine import Measuring
 from emovllm_server.bench.plan import (
@@ -18,7 +19,6 @@ from emovllm_server.bench.plan import (
     PLAIN_B,
     STEERED,
     TAIL_OUTPUT,
-    BenchError,
     Block,
     Settings,
     blocks,

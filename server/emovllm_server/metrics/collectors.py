@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.circuit import CircuitSpec
-from emovllm.emotion import Reason
+from emovllm.errors import Reason
 
 # Values of the label `emotion` beside the circuits' own names.
 NONE, MIX = "none", "mix"

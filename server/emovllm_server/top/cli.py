@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `top`; returns the exit status."""
+    from emovllm.errors import ScrapeError
     from emovllm_server.top.command import top
-    from emovllm_server.top.scrape import ScrapeError
 
     try:
         return top(args.url, once=args.once, interval=args.interval, window=args.window)

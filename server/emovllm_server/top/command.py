@@ -8,8 +8,9 @@ from collections import deque
 from rich.console import Console
 from rich.live import Live
 
+from emovllm.errors import ScrapeError
 from emovllm_server.top.frame import frame
-from emovllm_server.top.scrape import Scrape, ScrapeError, address, scrape
+from emovllm_server.top.scrape import Scrape, address, scrape
 from emovllm_server.top.view import view
 
 

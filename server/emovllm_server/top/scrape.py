@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
+from emovllm.errors import ScrapeError
+
 _MAX_BYTES = 64 * 2**20
 
 Labels = frozenset[tuple[str, str]]
-
-
-class ScrapeError(RuntimeError):
-    """A server whose metrics could not be read, and why."""
 
 
 @dataclass(frozen=True)

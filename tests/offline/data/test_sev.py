@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from emovllm_offline.data.sev import DataError, check_sev, digest, expand, load_sev
+from emovllm.errors import DataError
+from emovllm_offline.data.sev import check_sev, digest, expand, load_sev
 
 THEMES = 8
 LINE = {

@@ -2,17 +2,9 @@ import json
 
 import pytest
 
-from emovllm_offline.data.prompts import PromptError, render
-from emovllm_offline.data.styles import (
-    Frame,
-    Span,
-    Style,
-    StyleError,
-    Turn,
-    common_emotions,
-    load_style,
-    packaged_styles,
-)
+from emovllm.errors import PromptError, StyleError
+from emovllm_offline.data.prompts import render
+from emovllm_offline.data.styles import Frame, Span, Style, Turn, common_emotions, load_style, packaged_styles
 
 
 def test_packaged_styles_agree_on_their_emotions():

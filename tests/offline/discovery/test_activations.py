@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from emovllm.errors import ActivationError, UnsupportedModelError
 from emovllm_offline.data.prompts import Prompt
-from emovllm_offline.discovery.activations import QUANTITIES, ActivationError, GroupMeans, collect
-from emovllm_offline.model.decoder import UnsupportedModelError, find_decoder
+from emovllm_offline.discovery.activations import QUANTITIES, GroupMeans, collect
+from emovllm_offline.model.decoder import find_decoder
 
 
 def prompts(*lengths, shared=0, counted=1):

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from emovllm.circuit import fingerprint_distance, fingerprint_entries, load_circuit, site_key
+from emovllm.errors import AssemblyError, DiscoveryError, StyleError
 from emovllm_offline.commands import discover as cli
 from emovllm_offline.data.sev import expand
-from emovllm_offline.data.styles import StyleError
 from emovllm_offline.discovery import measure as measure_module
 from emovllm_offline.discovery.activations import collect
-from emovllm_offline.discovery.assembly import AssemblyError, assemble
+from emovllm_offline.discovery.assembly import assemble
 from emovllm_offline.discovery.contributions import normed_head_importance
-from emovllm_offline.discovery.discover import DiscoveryError, discover, gradient_agreement, measure
+from emovllm_offline.discovery.discover import discover, gradient_agreement, measure
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.measure import groups
 from emovllm_offline.discovery.parameters import Parameters

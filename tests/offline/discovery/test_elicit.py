@@ -5,12 +5,13 @@ import json
 import pytest
 from transformers import GenerationConfig
 
+from emovllm.errors import ElicitError, EndpointError, StyleError, TooFewError
 from emovllm_offline.commands import elicit as elicit_cli
 from emovllm_offline.data.sev import DEFAULT, expand
-from emovllm_offline.data.styles import Frame, Style, StyleError, Turn
-from emovllm_offline.discovery.elicit import ElicitError, elicit, load_accepted, load_replies, tasks
-from emovllm_offline.discovery.survival import Reply, Survival, TooFewError, accepted, complete_groups, require
-from emovllm_offline.judges.endpoint import Endpoint, EndpointError
+from emovllm_offline.data.styles import Frame, Style, Turn
+from emovllm_offline.discovery.elicit import elicit, load_accepted, load_replies, tasks
+from emovllm_offline.discovery.survival import Reply, Survival, accepted, complete_groups, require
+from emovllm_offline.judges.endpoint import Endpoint
 from emovllm_offline.judges.judge import Verdict
 from emovllm_offline.model.generate import EndpointBackend, Generation, ModelBackend, Question, stop_tokens
 from support.stub import in_turn, stub_server

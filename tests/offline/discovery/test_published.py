@@ -13,10 +13,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emovllm.circuit import ModelSpec, load_circuit
+from emovllm.errors import PublishedError, WeightsError
 from emovllm_offline.commands import import_circuit
-from emovllm_offline.discovery.published import PublishedError, find_run, import_published, load_directions
+from emovllm_offline.discovery.published import find_run, import_published, load_directions
 from emovllm_offline.model.control import Control
-from emovllm_offline.model.weights import Projections, WeightsError
+from emovllm_offline.model.weights import Projections
 
 SPEC = ModelSpec(
     id="tiny",

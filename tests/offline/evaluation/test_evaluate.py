@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emovllm.circuit import load_circuit
+from emovllm.errors import DataError, EndpointError, EvaluationError
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
@@ -22,9 +23,8 @@ from emovllm_offline.evaluation.choice import Bounds
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.evaluate import Asked, Where, evaluate
 from emovllm_offline.evaluation.page import draw_samples
-from emovllm_offline.evaluation.plan import METHODS, EvaluationError, Key, tasks
+from emovllm_offline.evaluation.plan import METHODS, Key, tasks
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
-from emovllm_offline.judges.endpoint import EndpointError
 from emovllm_offline.judges.judge import NEUTRAL, Judge
 from emovllm_offline.judges.lexicon import LexiconJudge
 from support.stub import Stub, in_turn, stub_server
@@ -291,7 +291,7 @@ def test_any_json_lines_are_messages(tmp_path: Path) -> None:
     assert len(load_messages(path, 1)) == 1
     assert len(load_messages("sev-test", 2)) == 6
     path.write_text('{"user": "a"}\n{"user": ""}\n')
-    with pytest.raises(ValueError, match="line 2: user"):
+    with pytest.raises(DataError, match="line 2: user"):
         load_messages(path)
 
 

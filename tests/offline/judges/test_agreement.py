@@ -6,9 +6,10 @@ import argparse
 
 import pytest
 
+from emovllm.errors import JudgeError
 from emovllm_offline.judges import registry
 from emovllm_offline.judges.agreement import Agreement, agreement, cohens_kappa
-from emovllm_offline.judges.judge import CachedJudge, JudgeError, Verdict
+from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.registry import JUDGES, make_judge
 
 

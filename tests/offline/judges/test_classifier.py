@@ -7,8 +7,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
+from emovllm.errors import JudgeError
 from emovllm_offline.judges.classifier import DEFAULT_MODEL, HFJudge
-from emovllm_offline.judges.judge import CachedJudge, JudgeError, Verdict
+from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.registry import make_judge
 
 EKMAN = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")

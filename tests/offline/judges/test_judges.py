@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from emovllm.errors import EndpointError, JudgeError, RefusedByEndpoint
 from emovllm_offline.data.styles import common_emotions, load_style
-from emovllm_offline.judges.endpoint import Endpoint, EndpointError, Refused
-from emovllm_offline.judges.judge import CachedJudge, JudgeError, Verdict
+from emovllm_offline.judges.endpoint import Endpoint
+from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon
 from emovllm_offline.judges.openai import REMINDER, BlindOpenAIJudge, OpenAIJudge, first_object
 from support.stub import in_turn, stub_server
@@ -238,7 +239,7 @@ def test_refusals_step_down_once_each_when_they_come_together(stub):
 
 def test_request_that_is_refused_in_every_format_is_an_error(stub):
     stub.answer = lambda request: 400
-    with pytest.raises(Refused, match="told to fail with 400"):
+    with pytest.raises(RefusedByEndpoint, match="told to fail with 400"):
         OpenAIJudge(Endpoint("m", stub.url)).judge(["t"], ["anger"])
 
 

@@ -1,18 +1,11 @@
 import pytest
 
+from emovllm.errors import OwnRepliesError
 from emovllm_offline.commands.own_replies import main
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.refinement import own_replies
-from emovllm_offline.refinement.own_replies import (
-    CHUNK,
-    OwnRepliesError,
-    Sample,
-    Samples,
-    Sampling,
-    choose,
-    worth_learning,
-)
+from emovllm_offline.refinement.own_replies import CHUNK, Sample, Samples, Sampling, choose, worth_learning
 from support.circuits import SIX, random_circuit
 from support.models import tiny_model
 

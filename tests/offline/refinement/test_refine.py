@@ -8,16 +8,17 @@ import torch
 
 from emovllm.circuit import fingerprint_distance, fingerprint_entries, load_circuit, site_key
 from emovllm.emotion import Emotion
+from emovllm.errors import ExamplesError, RefinementError
 from emovllm_offline.commands import refine as cli
 from emovllm_offline.data import sev
-from emovllm_offline.data.examples import Example, ExamplesError, load_examples
+from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.discovery.discover import discover
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.decoder import find_decoder
-from emovllm_offline.refinement.refine import RefinementError, Training, refine
+from emovllm_offline.refinement.refine import Training, refine
 from emovllm_offline.storage import checkpoint
 
 FRAMES = (Frame(system="reply ."), Frame())

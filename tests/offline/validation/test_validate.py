@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 
+from emovllm.errors import FindingsError, ResultsError
 from emovllm_offline import intervals
 from emovllm_offline.commands import validate as validate_cli
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import expand
 from emovllm_offline.discovery.activations import collect
-from emovllm_offline.discovery.findings import Findings, FindingsError
+from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.validation import validate
 from emovllm_offline.validation import variants as protocol
-from emovllm_offline.validation.results import FILE, Plan, Validation, ValidationError
+from emovllm_offline.validation.results import FILE, Plan, Validation
 from emovllm_offline.validation.sweeps import KINDS, MODES, SITES, Units, Variant, random_ranking, ranking, sweep
 
 NAMES = ("calm", "pride", "boredom")
@@ -301,14 +302,14 @@ def test_other_inputs_are_not_mixed_with_earlier_results(validated, records, fin
         validated()
     other_data = [records[0], records[1].model_copy(update={"scenario": "a cat walks home ."})]
     other_plan = Plan(neurons=(4,), heads=(1,), seeds=2)
-    with pytest.raises(ValidationError, match=r"another input \(plan\): give the same again, .* --fresh"):
+    with pytest.raises(ResultsError, match=r"another input \(plan\): give the same again, .* --fresh"):
         validated(plan=other_plan)
-    with pytest.raises(ValidationError, match=r"another input \(data\)"):
+    with pytest.raises(ResultsError, match=r"another input \(data\)"):
         validated(records=other_data)
-    with pytest.raises(ValidationError, match=r"another input \(styles, batch_size\)"):
+    with pytest.raises(ResultsError, match=r"another input \(styles, batch_size\)"):
         validated(styles=[style.model_copy(update={"description": "other"})], batch_size=9)
     validated(plan=other_plan, fresh=True)
-    with pytest.raises(ValidationError, match=r"validation.json was begun with another input \(plan\)"):
+    with pytest.raises(ResultsError, match=r"validation.json was begun with another input \(plan\)"):
         validated()
 
 
@@ -316,18 +317,18 @@ def test_another_model_is_refused(validated, decoder):
     decoder.layers[2].o_proj.weight.data += 0.01
     validated("one")
     decoder.layers[2].o_proj.weight.data += 0.01
-    with pytest.raises(ValidationError, match=r"another input \(model\)"):
+    with pytest.raises(ResultsError, match=r"another input \(model\)"):
         validated("one")
 
 
 def test_what_cannot_be_validated_is_explained(validated, tiny, decoder, findings, records, style):
-    with pytest.raises(ValidationError, match="1 scenarios: confidence intervals need at least 2"):
+    with pytest.raises(ResultsError, match="1 scenarios: confidence intervals need at least 2"):
         validated(records=records[:1])
-    with pytest.raises(ValidationError, match="1 seeds"):
+    with pytest.raises(ResultsError, match="1 seeds"):
         validated(plan=Plan(seeds=1))
-    with pytest.raises(ValidationError, match="every sweep needs a k"):
+    with pytest.raises(ResultsError, match="every sweep needs a k"):
         validated(plan=Plan(heads=()))
-    with pytest.raises(ValidationError, match="findings are of calm, joy, but style told has calm, pride, boredom"):
+    with pytest.raises(ResultsError, match="findings are of calm, joy, but style told has calm, pride, boredom"):
         validated(findings=made_findings(decoder, ("calm", "joy")))
     narrow = Findings(
         **{
@@ -335,16 +336,16 @@ def test_what_cannot_be_validated_is_explained(validated, tiny, decoder, finding
             for name in Findings.__slots__
         }
     )
-    with pytest.raises(ValidationError, match=r"of another model: heads are \(3, 4\) per emotion, .* \(4, 4\)"):
+    with pytest.raises(ResultsError, match=r"of another model: heads are \(3, 4\) per emotion, .* \(4, 4\)"):
         validated(findings=narrow)
 
 
 def test_damaged_validation_is_explained(tmp_path):
-    with pytest.raises(ValidationError, match="missing; `emovllm validate` writes it"):
+    with pytest.raises(ResultsError, match="missing; `emovllm validate` writes it"):
         Validation.load(tmp_path)
     for text in ("[]", "{}", '{"format_version": 1}', "no json"):
         (tmp_path / FILE).write_text(text)
-        with pytest.raises(ValidationError, match=r"validation\.json"):
+        with pytest.raises(ResultsError, match=r"validation\.json"):
             Validation.load(tmp_path)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from emovllm_server.batch.files import BatchFileError, Line, Replies, parse_lines
+from emovllm.errors import BatchFileError
+from emovllm_server.batch.files import Line, Replies, parse_lines
 
 ENGINE = "a model with a circuit"
 
