@@ -44,5 +44,5 @@ def prepare() -> None:
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor" / instruction_set()))
     if len(os.sched_getaffinity(0)) <= FEW_CORES:
-        # vLLM leaves a core to its scheduler, which is half of two; what that costs is in docs/performance.md.
+        # vLLM leaves a core to its scheduler, which is half of two; what that costs is in docs/results/performance.md.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")

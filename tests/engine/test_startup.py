@@ -241,7 +241,7 @@ print("RESULT", len(llm.generate([TokensPrompt(prompt_token_ids=[5, 6, 7])], par
 
 @pytest.mark.engine
 def test_small_projections_in_bfloat16_run_on_every_processor(tiny: str, circuit: Path) -> None:
-    # With AMX, plain vLLM dies here of SIGILL (docs/compatibility.md).
+    # With AMX, plain vLLM dies here of SIGILL (docs/reference/compatibility.md).
     result = subprocess.run(
         [sys.executable, "-c", _SMALL.format(model=tiny, circuit=str(circuit))],
         capture_output=True,

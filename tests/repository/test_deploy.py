@@ -160,7 +160,7 @@ def test_the_documented_metrics_are_those_there_are() -> None:
 
     registry = CollectorRegistry()
     Metrics(registry)
-    page = Path(ROOT / "docs/metrics.md").read_text()
+    page = Path(ROOT / "docs/reference/metrics.md").read_text()
     documented = dict(re.findall(r"^\| `(emovllm_\w+)` \| (\w+) \|", page, re.M))
     there = {family.name + ("_total" if family.type == "counter" else ""): family.type for family in registry.collect()}
     assert documented == there

@@ -204,7 +204,7 @@ def test_the_versions_read_are_those_accepted() -> None:
 
 
 def test_the_documented_table_is_of_todays_list() -> None:
-    page = (ROOT / "docs/compatibility.md").read_text()
+    page = (ROOT / "docs/reference/compatibility.md").read_text()
     start, end = versions._MARKS
     documented = [line.split(" | ")[0] for line in page.partition(start)[2].partition(end)[0].strip().splitlines()[2:]]
     nothing = dict.fromkeys(SEAMS, "")

@@ -1,7 +1,7 @@
 """The built-in judge: sentence embeddings and a linear head that was fitted on sentences written for it.
 
 It needs no network, is blind to the target, and chooses one of seven labels. How often it is right, and where it is
-not, `emovllm judge-report` measures (docs/judges.md).
+not, `emovllm judge-report` measures (docs/results/judges.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences
 from emovllm_offline.judges.softmax import Softmax
 
 HEAD = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "local_head.safetensors"
-# By cross-validation on the sentences (docs/judges.md).
+# By cross-validation on the sentences (docs/results/judges.md).
 PENALTY = 1e-3
 
 
@@ -62,7 +62,7 @@ def features(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
     """What the head sees of each text, [n, (layers + 1) * width].
 
     All layers: the last one is trained for what a text is about, and lower ones know more of how it is said
-    (docs/judges.md has the figures of both).
+    (docs/results/judges.md has the figures of both).
     """
     return embedder.embed_layers(texts).reshape(len(texts), -1)
 

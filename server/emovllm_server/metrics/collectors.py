@@ -1,4 +1,4 @@
-"""What `/metrics` tells of emotions, beside vLLM's own metrics: docs/metrics.md lists it.
+"""What `/metrics` tells of emotions, beside vLLM's own metrics: docs/reference/metrics.md lists it.
 
 The collectors are made when they are first needed: vLLM sets PROMETHEUS_MULTIPROC_DIR when it starts several API server
 processes, and each of those must find it set. They lie in the default registry, and their names do not begin with

@@ -1,0 +1,43 @@
+"""The README and the docs name what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Folders of the repository: what begins with one of them is a path in it.
+TOP = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name != "site")
+PATH = re.compile(
+    rf"(?:{'|'.join(map(re.escape, TOP))}|\.ci)/[\w./-]*|mkdocs\.yml|pyproject\.toml|CITATION\.cff|Dockerfile"
+)
+
+
+def named_paths(text: str) -> list[str]:
+    """The repository's paths that stand in backticks, alone or in a command."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"(?s)```.*?```", "", text))
+    paths = [word for span in spans for word in span.split() if PATH.fullmatch(word)]
+    return [path.rstrip(".") for path in paths]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_repository_path_in_backticks_exists(page: Path) -> None:
+    assert [path for path in named_paths(page.read_text()) if not (ROOT / path).exists()] == []
+
+
+def test_paths_in_backticks_are_seen() -> None:
+    seen = [path for page in PAGES for path in named_paths(page.read_text())]
+    assert len(seen) >= 20
+    assert named_paths("`tests/gone.py`, `python benchmarks/a.py` and `emovllm serve`") == [
+        "tests/gone.py",
+        "benchmarks/a.py",
+    ]
+
+
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) >= 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
