@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emovllm.circuit import Circuit, load_circuit
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.data.examples import load_examples

@@ -1,8 +1,5 @@
-"""The circuit: a folder with `circuit.json` and `circuit.safetensors`.
-
-A circuit holds, for each emotion, the MLP neurons and attention heads that write it and the difference vector of each
-(arXiv 2510.11328, section 5). Reading one needs neither torch nor vLLM. Nothing in it is executable: JSON and
-safetensors only.
+"""The circuit: for each emotion, the MLP neurons and attention heads that write it and the difference vector of each
+(arXiv 2510.11328, section 5). It needs neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -10,26 +7,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import safetensors
-import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from emovllm.errors import CircuitError
 
 FORMAT_VERSION: Literal[1] = 1
-JSON_NAME = "circuit.json"
-TENSORS_NAME = "circuit.safetensors"
-MAX_JSON_BYTES = 16 * 2**20
-# A thousand neurons and every head of 80 layers, for 256 emotions, take two thirds of it.
-MAX_TENSORS_BYTES = 2**30
 # Entries of W @ delta that are kept per sublayer and emotion to recognise the model by.
 FINGERPRINT_SIZE = 16
 # By how much the norm of a direction may differ from 1.
@@ -225,12 +212,13 @@ class Circuit:
         """Identifies what the circuit does and accepts: sha256 over its JSON (provenance apart) and its tensors."""
         content = self.spec.model_dump(mode="json", exclude={"provenance", "tensors_sha256"})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        for name, tensor in sorted(self._tensors().items()):
+        for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name}{tensor.dtype.str}{tensor.shape}".encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())
         return digest.hexdigest()
 
-    def _tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self) -> dict[str, np.ndarray]:
+        """By their names in the file."""
         tensors = {f"fingerprint.{key}": values for key, values in self.fingerprint.items()}
         for kind, units in (("neurons", self.neurons), ("heads", self.heads)):
             for name, components in units.items():
@@ -238,21 +226,6 @@ class Circuit:
                     tensors[f"{name}.{kind}.{part}"] = getattr(components, part)
         tensors |= {f"directions.{name}": values for name, values in self.directions.items()}
         return tensors
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the folder. The JSON goes last, so that a half-written circuit does not load."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / JSON_NAME).unlink(missing_ok=True)
-        data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in sorted(self._tensors().items())})
-        write_atomically(folder / TENSORS_NAME, data)
-        spec = self.spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
-        replace_spec(folder, spec)
-
-
-def replace_spec(folder: str | os.PathLike[str], spec: CircuitSpec) -> None:
-    """Replaces the JSON of a saved circuit, whose tensors stay: readers see the old circuit or the whole new one."""
-    write_atomically(Path(folder) / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
 
 
 def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -> list[tuple[str, int]]:
@@ -288,104 +261,6 @@ def fingerprint_distance(measured: Mapping[str, np.ndarray], expected: Mapping[s
     return math.sqrt(wrong / norm)
 
 
-def load_circuit(source: str | os.PathLike[str]) -> Circuit:
-    """Loads a circuit from a folder, or from a Hugging Face repository id.
-
-    Raises: CircuitError, naming the file and what is wrong with it.
-    """
-    folder = resolve_circuit(source)
-    spec = _read_spec(folder / JSON_NAME)
-    tensors = _read_tensors(folder / TENSORS_NAME, spec.tensors_sha256)
-    try:
-        return _assemble(spec, tensors)
-    except CircuitError as error:
-        raise CircuitError(f"{folder}: {error}") from None
-
-
-def resolve_circuit(source: str | os.PathLike[str]) -> Path:
-    """The local folder of a circuit; downloads it when `source` is a Hugging Face repository id."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
-        except Exception as error:
-            raise CircuitError(
-                f"{source}: neither a folder nor a repository that could be fetched ({error})"
-            ) from error
-    raise CircuitError(f"{source}: no such circuit folder")
-
-
-def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:
-    rest = dict(tensors)
-    units: dict[str, dict[str, Components]] = {"neurons": {}, "heads": {}}
-    for kind, of_kind in units.items():
-        for emotion in spec.emotions:
-            names = [f"{emotion.name}.{kind}.{part}" for part in ("layer", "index", "delta")]
-            missing = [name for name in names if name not in rest]
-            if missing:
-                raise CircuitError(f"{TENSORS_NAME} has no {', '.join(missing)}")
-            of_kind[emotion.name] = Components(*(rest.pop(name) for name in names))
-    fingerprint, directions = (
-        {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
-        for prefix in ("fingerprint.", "directions.")
-    )
-    if rest:
-        raise CircuitError(f"{TENSORS_NAME} has unknown tensors: {', '.join(sorted(rest)[:4])}")
-    return Circuit(spec, units["neurons"], units["heads"], fingerprint, directions)
-
-
-def _read_spec(path: Path) -> CircuitSpec:
-    try:
-        text = _read_bytes(path, MAX_JSON_BYTES).decode()
-    except UnicodeDecodeError:
-        raise CircuitError(f"{path}: not UTF-8 text") from None
-    try:
-        version = json.loads(text).get("format_version")
-    except (ValueError, AttributeError, RecursionError):
-        raise CircuitError(f"{path}: not a JSON object") from None
-    if version != FORMAT_VERSION:
-        raise CircuitError(f"{path}: format_version {version!r}; this emovllm reads {FORMAT_VERSION}")
-    try:
-        return CircuitSpec.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise CircuitError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file's bytes, of which there may be no more than `limit`. Raises: CircuitError."""
-    try:
-        # Not to wait for a pipe to be written, nor to read a device without end.
-        if not path.is_file():
-            raise CircuitError(f"{path}: {'not a file' if path.exists() else 'No such file or directory'}")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise CircuitError(f"{path}: larger than {limit} bytes")
-            data = file.read(size + 1)
-    except OSError as error:
-        raise CircuitError(f"{path}: {error.strerror}") from None
-    if len(data) != size:
-        raise CircuitError(f"{path}: changed while it was read")
-    return data
-
-
-def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    data = _read_bytes(path, MAX_TENSORS_BYTES)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise CircuitError(
-            f"{path}: its sha256 is not the one in {JSON_NAME}: truncated, altered, or of another circuit"
-        )
-    try:
-        return safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise CircuitError(f"{path}: {error}") from None
-
-
 def _check_components(what: str, units: Components, layers: int, count: int, shape: tuple[int, ...]) -> None:
     for part in ("layer", "index"):
         values = getattr(units, part)
@@ -404,13 +279,3 @@ def _check_components(what: str, units: Components, layers: int, count: int, sha
             raise CircuitError(f"{what}.{part}: outside 0..{limit - 1}")
     if len(np.unique(units.layer.astype(np.int64) * count + units.index)) != len(units):
         raise CircuitError(f"{what}: a unit is listed twice")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes through a temporary name: readers see the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

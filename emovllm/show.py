@@ -9,7 +9,8 @@ from os import PathLike
 from rich.console import Console
 from rich.table import Table
 
-from emovllm.circuit import Circuit, Components, load_circuit
+from emovllm.circuit import Circuit, Components
+from emovllm.circuit_files import load_circuit
 
 
 def show(source: str | PathLike[str]) -> None:

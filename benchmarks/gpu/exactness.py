@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emovllm.circuit import Circuit, load_circuit
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.emotion import resolve
 from emovllm.models import default_model
 from emovllm_offline.model.control import Control

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit_files import save_circuit
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -131,7 +132,7 @@ def main() -> None:
     config, name = SHAPES[args.shape], f"llama-{args.shape}-shape"
     weights = dummy_weights(config, args.device)
     write_model(config, args.out / name)
-    dummy_circuit(config, name, lambda kind, _: weights[kind]).save(args.out / "circuit")
+    save_circuit(dummy_circuit(config, name, lambda kind, _: weights[kind]), args.out / "circuit")
     print(f"{args.out}: {name}, circuit")
 
 

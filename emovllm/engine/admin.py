@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from emovllm.catalogue import Catalogue, CircuitName, Served
-from emovllm.circuit import Circuit, load_circuit
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.engine.config import check_directions, check_model, emotion_of, settings_of
 from emovllm.engine.frontend import ask_engines, check_workers, wrap
 from emovllm.errors import AdminError, CircuitError, EmotionError, Unsupported

@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from emovllm import __version__
 from emovllm.catalogue import CircuitName, Policy
-from emovllm.circuit import Circuit, load_circuit, resolve_circuit
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import Unsupported
 
 if TYPE_CHECKING:

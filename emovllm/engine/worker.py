@@ -10,7 +10,8 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu_worker import Worker
 
 from emovllm import __version__
-from emovllm.circuit import Circuit, load_circuit
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.engine import injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import adapters_of, has_room, settings_of

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emovllm.circuit import resolve_circuit
+from emovllm.circuit_files import resolve_circuit
 from emovllm.engine.config import DEFAULT_NAME
 from emovllm.errors import CircuitError
 from emovllm_server.api.routes import ADMIN_KEY

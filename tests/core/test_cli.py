@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from emovllm import models
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
 from emovllm.errors import DefaultModelError
 from emovllm.show import jaccard

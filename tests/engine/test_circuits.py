@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from support.adapters import Adapter
 from support.circuits import random_circuit
 from support.engine import Ask, AsyncEngine, Engine, Reply, assert_same

@@ -95,7 +95,7 @@ def test_the_adapters_part_of_the_injection_matters(
     """The two tests above could not tell it from noise otherwise: B A delta against W delta."""
     from safetensors.torch import load_file
 
-    from emovllm.circuit import load_circuit
+    from emovllm.circuit_files import load_circuit
 
     delta = torch.from_numpy(load_circuit(circuit).site_delta("mlp", 0))
     adapter = load_file(Path(adapters["both"].path) / "adapter_model.safetensors")

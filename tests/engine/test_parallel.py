@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from emovllm.circuit import Circuit, Components, load_circuit
+from emovllm.circuit import Circuit, Components
+from emovllm.circuit_files import load_circuit, save_circuit
 from support.circuits import SIX, random_circuit
 from support.engine import Ask, AsyncEngine, Engine, assert_same
 from support.models import tiny_model
@@ -109,7 +110,7 @@ def of_second_rank(whole: Path, model: str, out: Path) -> Path:
     spec = circuit.spec
     neurons = {name: kept(units, spec.model.intermediate_size) for name, units in circuit.neurons.items()}
     heads = {name: kept(units, spec.model.num_attention_heads) for name, units in circuit.heads.items()}
-    Circuit.fingerprinted(spec, neurons, heads, weight_of).save(out)
+    save_circuit(Circuit.fingerprinted(spec, neurons, heads, weight_of), out)
     return out
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emovllm.architectures import parse_site
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from support.circuits import random_circuit
 from support.engine import Engine, EngineError, Reply
 from support.families import family_model

@@ -16,7 +16,7 @@ import torch
 
 from emovllm import __version__
 from emovllm.catalogue import Served
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import KEY, configure, graph_tag, settings_of
 from emovllm.engine.frontend import check_workers

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from emovllm.circuit import fingerprint_distance, load_circuit
+from emovllm.circuit import fingerprint_distance
+from emovllm.circuit_files import load_circuit, save_circuit
 from support.engine import Reply
 
 KIT = Path(__file__).parents[2] / "benchmarks" / "gpu"
@@ -109,7 +110,7 @@ def test_a_dummy_circuit_knows_its_dummy_weights(tmp_path: Path) -> None:
         kind: np.random.default_rng(1).uniform(-1e-3, 1e-3, (config["hidden_size"], width)).astype(np.float32)
         for kind, width in (("attn", config["num_attention_heads"] * config["head_dim"]), ("mlp", 256))
     }
-    shapes.dummy_circuit(config, "tiny", lambda kind, _: weights[kind]).save(tmp_path)
+    save_circuit(shapes.dummy_circuit(config, "tiny", lambda kind, _: weights[kind]), tmp_path)
     circuit = load_circuit(tmp_path)
     assert len(circuit.sites()) == 2 * config["num_hidden_layers"]
     other = shapes.dummy_circuit(config, "tiny", lambda kind, _: -weights[kind])

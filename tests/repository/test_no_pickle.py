@@ -119,7 +119,7 @@ def test_a_circuit_loads_where_unpickling_is_impossible() -> None:
         # What numpy and others need at their import; the circuit needs none of it.
         "import sys, numpy, pydantic, safetensors.numpy, huggingface_hub\n"
         "sys.modules.update(pickle=None, _pickle=None, marshal=None)\n"
-        f"from emovllm.circuit import load_circuit\nprint(len(load_circuit({str(folder)!r}).names))"
+        f"from emovllm.circuit_files import load_circuit\nprint(len(load_circuit({str(folder)!r}).names))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "6", result.stderr

@@ -17,6 +17,8 @@ BLOCKED = "import sys; sys.modules.update({{name: None for name in {names!r}}});
 FORMAT = [
     "emovllm",
     "emovllm.circuit",
+    "emovllm.circuit_files",
+    "emovllm.files",
     "emovllm.emotion",
     "emovllm.architectures",
     "emovllm.baseline",

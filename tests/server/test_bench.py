@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emovllm.circuit import CircuitSpec, load_circuit
+from emovllm.circuit import CircuitSpec
+from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
 from emovllm.emotion import resolve
 from emovllm.errors import BenchError

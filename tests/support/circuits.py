@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from emovllm.architectures import parse_site
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit_files import save_circuit
 
 SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 
@@ -66,9 +67,8 @@ def random_circuit(
         width = intermediate if kind == "mlp" else config.num_attention_heads * head_dim
         return projections.get((kind, layer), np.zeros((config.hidden_size, width), np.float32))
 
-    Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, random_directions(spec) if directions else None).save(
-        out
-    )
+    of_emotions = random_directions(spec) if directions else None
+    save_circuit(Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, of_emotions), out)
     return Path(out)
 
 
@@ -78,3 +78,9 @@ def random_directions(spec: CircuitSpec, seed: int = 0) -> dict[str, np.ndarray]
     shape = (spec.model.num_hidden_layers, spec.model.hidden_size)
     drawn = {emotion.name: random.standard_normal(shape) for emotion in spec.emotions}
     return {name: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for name, v in drawn.items()}
+
+
+def components(layer: list[int], index: list[int], shape: tuple[int, ...] = (), seed: int = 0) -> Components:
+    """Units at these layers and indices, each with a random delta of this shape."""
+    delta = np.random.default_rng(seed).standard_normal((len(layer), *shape)).astype(np.float32)
+    return Components(np.array(layer, np.int32), np.array(index, np.int32), delta)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.emotion import METHODS, resolve
 from emovllm_offline.model.control import Control
 from support.engine import Ask, Reply

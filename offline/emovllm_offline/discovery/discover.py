@@ -22,6 +22,7 @@ import transformers
 
 import emovllm
 from emovllm.circuit import Circuit
+from emovllm.circuit_files import save_circuit
 from emovllm.errors import CheckpointError, DiscoveryError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_offline.data import sev
@@ -266,7 +267,7 @@ def run(
         agreement = gradient_agreement(decoder, tokenizer, records, chosen[0], findings, parameters)
         provenance["gradient's rank correlation with exact importance"] = round(agreement, 4)
     circuit = assemble(decoder, findings, public_model_id(folder), strengths, parameters, provenance)
-    circuit.save(out)
+    save_circuit(circuit, out)
     return circuit
 
 

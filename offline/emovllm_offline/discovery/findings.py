@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from emovllm.circuit import write_atomically
 from emovllm.errors import FindingsError
+from emovllm.files import write_atomically
 
 FILE = "findings.safetensors"
 

@@ -20,6 +20,7 @@ import torch
 
 import emovllm
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit_files import save_circuit
 from emovllm.errors import PublishedError
 from emovllm_offline.model.weights import Projections
 
@@ -82,7 +83,7 @@ def import_published(
         },
     )
     circuit = Circuit.fingerprinted(described, neurons, heads, Projections(model or spec.id))
-    circuit.save(out)
+    save_circuit(circuit, out)
     return circuit
 
 

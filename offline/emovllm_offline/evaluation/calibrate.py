@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import emovllm
-from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, Scope, load_circuit, replace_spec, write_atomically
+from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, Scope
+from emovllm.circuit_files import load_circuit, replace_spec, save_circuit
 from emovllm.errors import EvaluationError
+from emovllm.files import write_atomically
 from emovllm_offline.data.messages import messages_digest, overlaps_test_set
 from emovllm_offline.evaluation import figures
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point, best_scope, choose
@@ -66,7 +68,7 @@ def calibrate(
         raise EvaluationError("--circuit must be a local folder: what is found is written into it")
     circuit = load_circuit(where.circuit)
     swept = _sweepable(circuit, asked.strengths)
-    swept.save(out / SWEPT)
+    save_circuit(swept, out / SWEPT)
     target = find_target(replace(where, circuit=str(out / SWEPT)), steering=False)
     asked = replace(asked, methods=(NONE, PROMPTING, CIRCUITS))
     planned, emotions = plan(asked, target.served)

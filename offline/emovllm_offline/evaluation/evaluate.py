@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import emovllm
-from emovllm.circuit import load_circuit, resolve_circuit, write_atomically
+from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import SCOPES
 from emovllm.errors import CircuitError, EvaluationError
+from emovllm.files import write_atomically
 from emovllm.models import NAME, is_default, public_model_id, resolve_model, shipped_circuits
 from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Style

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emovllm.circuit import write_atomically
 from emovllm.errors import EvaluationError
+from emovllm.files import write_atomically
 from emovllm_offline.evaluation.plan import Key
 from emovllm_offline.judges.judge import read_whole_lines
 

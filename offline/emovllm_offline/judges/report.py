@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from emovllm.circuit import write_atomically
+from emovllm.files import write_atomically
 from emovllm_offline.judges.agreement import agreement
 from emovllm_offline.judges.embeddings import Embedder, shared_embedder
 from emovllm_offline.judges.judge import NEUTRAL

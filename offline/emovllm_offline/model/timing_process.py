@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.emotion import resolve
 from emovllm_offline.model.control import Control
 

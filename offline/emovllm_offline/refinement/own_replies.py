@@ -19,8 +19,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emovllm import cpu
-from emovllm.circuit import EmotionName, load_circuit, write_atomically
+from emovllm.circuit import EmotionName
+from emovllm.circuit_files import load_circuit
 from emovllm.errors import OwnRepliesError
+from emovllm.files import write_atomically
 from emovllm.models import public_model_id, resolve_model
 from emovllm.progress import Bar, stage
 from emovllm_offline.data import examples

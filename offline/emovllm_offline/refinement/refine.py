@@ -21,14 +21,8 @@ import transformers
 from torch import Tensor
 
 import emovllm
-from emovllm.circuit import (
-    Circuit,
-    Components,
-    EmotionSpec,
-    fingerprint_distance,
-    load_circuit,
-    measure_fingerprint,
-)
+from emovllm.circuit import Circuit, Components, EmotionSpec, fingerprint_distance, measure_fingerprint
+from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import RefinementError
 from emovllm.models import resolve_model
 from emovllm.progress import Bar
@@ -403,7 +397,7 @@ def run(
     # What was refined before keeps its entry.
     provenance["refinements"] = [*provenance.get("refinements", []), made]
     refined = replace(refined, spec=refined.spec.model_copy(update={"provenance": provenance}))
-    refined.save(out)
+    save_circuit(refined, out)
     return refined
 
 

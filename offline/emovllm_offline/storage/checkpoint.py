@@ -12,8 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from emovllm.circuit import write_atomically
 from emovllm.errors import CheckpointError
+from emovllm.files import write_atomically
 
 
 class Checkpoint:

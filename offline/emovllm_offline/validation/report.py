@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emovllm.circuit import Circuit, load_circuit, write_atomically
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.errors import ResultsError
+from emovllm.files import write_atomically
 from emovllm_offline.discovery import findings
 from emovllm_offline.discovery.findings import Findings, work_folder
 from emovllm_offline.validation import figures, results

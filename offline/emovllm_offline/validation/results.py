@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.circuit import write_atomically
 from emovllm.errors import ResultsError
+from emovllm.files import write_atomically
 from emovllm_offline.discovery.findings import Findings
 
 FILE = "validation.json"

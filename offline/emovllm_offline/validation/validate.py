@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from emovllm.circuit import write_atomically
 from emovllm.errors import ResultsError
+from emovllm.files import write_atomically
 from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.data import sev

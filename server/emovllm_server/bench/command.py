@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from emovllm.circuit import load_circuit, resolve_circuit
+from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import BenchError, CircuitError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_server import serve

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from emovllm.circuit import fingerprint_distance, fingerprint_entries, load_circuit, site_key
+from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
+from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import AssemblyError, DiscoveryError, StyleError
 from emovllm_offline.commands import discover as cli
 from emovllm_offline.data.sev import expand
@@ -64,7 +65,7 @@ def test_circuit_has_the_best_units_and_their_differences(decoder, findings):
 def test_every_architecture_gives_a_circuit_that_round_trips(architecture, tiny, tokenizer, records, style, tmp_path):
     model = tiny(architecture)
     circuit = discover(model, tokenizer, records, [style], parameters=PARAMETERS, model_id=architecture)
-    circuit.save(tmp_path)
+    save_circuit(circuit, tmp_path)
     loaded = load_circuit(tmp_path)
     assert loaded.digest() == circuit.digest()
     assert loaded.names == NAMES
@@ -223,7 +224,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(command, tmp_path, monkeypa
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("emovllm.circuit.Path.write_bytes", full)
+    monkeypatch.setattr("emovllm.files.Path.write_bytes", full)
     assert command() == 1
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()

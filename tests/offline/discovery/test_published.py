@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from emovllm.circuit import ModelSpec, load_circuit
+from emovllm.circuit import ModelSpec
+from emovllm.circuit_files import load_circuit
 from emovllm.errors import PublishedError, WeightsError
 from emovllm_offline.commands import import_circuit
 from emovllm_offline.discovery.published import find_run, import_published, load_directions

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emovllm.circuit import load_circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.errors import DataError, EndpointError, EvaluationError
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from emovllm.circuit import fingerprint_distance, fingerprint_entries, load_circuit, site_key
+from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
+from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.emotion import Emotion
 from emovllm.errors import ExamplesError, RefinementError
 from emovllm_offline.commands import refine as cli
@@ -165,7 +166,7 @@ def command(decoder, tokenizer, circuit, style, tmp_path):
     model = tmp_path / "private" / "model"
     decoder.model.save_pretrained(model)
     tokenizer.save_pretrained(model)
-    circuit.save(tmp_path / "private" / "circuit")
+    save_circuit(circuit, tmp_path / "private" / "circuit")
     lines = "".join(example.model_dump_json() + "\n" for example in EXAMPLES)
     (tmp_path / "private" / "mine.jsonl").write_text(lines)
     (tmp_path / "private" / "told.json").write_text(style.model_dump_json())

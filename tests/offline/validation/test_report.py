@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from emovllm.circuit import CircuitSpec, load_circuit
+from emovllm.circuit import CircuitSpec
+from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm_offline.commands import report as report_cli
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
@@ -95,7 +96,7 @@ def unrendered(monkeypatch):
 def described(place, **changes) -> CircuitSpec:
     """Changes the circuit's JSON."""
     circuit = load_circuit(place / "circuit")
-    replace(circuit, spec=circuit.spec.model_copy(update=changes)).save(place / "circuit")
+    save_circuit(replace(circuit, spec=circuit.spec.model_copy(update=changes)), place / "circuit")
 
 
 def test_report_has_every_figure_in_the_page_and_beside_it(place):

@@ -1,0 +1,114 @@
+"""A circuit's folder, `circuit.json` and `circuit.safetensors`: saved, found, and loaded once it is checked.
+
+Nothing in it is executable: JSON and safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from emovllm.circuit import FORMAT_VERSION, Circuit, CircuitSpec, Components
+from emovllm.errors import CircuitError
+from emovllm.files import decode, parse_json, read_bytes, write_atomically
+
+JSON_NAME = "circuit.json"
+TENSORS_NAME = "circuit.safetensors"
+MAX_JSON_BYTES = 16 * 2**20
+# A thousand neurons and every head of 80 layers, for 256 emotions, take two thirds of it.
+MAX_TENSORS_BYTES = 2**30
+
+
+def save_circuit(circuit: Circuit, folder: str | os.PathLike[str]) -> None:
+    """Writes the folder. The JSON goes last, so that a half-written circuit does not load."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JSON_NAME).unlink(missing_ok=True)
+    data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in sorted(circuit.tensors().items())})
+    write_atomically(folder / TENSORS_NAME, data)
+    replace_spec(folder, circuit.spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()}))
+
+
+def replace_spec(folder: str | os.PathLike[str], spec: CircuitSpec) -> None:
+    """Replaces the JSON of a saved circuit, whose tensors stay: readers see the old circuit or the whole new one."""
+    write_atomically(Path(folder) / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
+
+
+def load_circuit(source: str | os.PathLike[str]) -> Circuit:
+    """Loads a circuit from a folder, or from a Hugging Face repository id.
+
+    Raises: CircuitError, naming the file and what is wrong with it.
+    """
+    folder = resolve_circuit(source)
+    spec = _read_spec(folder / JSON_NAME)
+    tensors = _read_tensors(folder / TENSORS_NAME, spec.tensors_sha256)
+    try:
+        return _assemble(spec, tensors)
+    except CircuitError as error:
+        raise CircuitError(f"{folder}: {error}") from None
+
+
+def resolve_circuit(source: str | os.PathLike[str]) -> Path:
+    """The local folder of a circuit; downloads it when `source` is a Hugging Face repository id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
+        except Exception as error:
+            raise CircuitError(
+                f"{source}: neither a folder nor a repository that could be fetched ({error})"
+            ) from error
+    raise CircuitError(f"{source}: no such circuit folder")
+
+
+def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:
+    rest = dict(tensors)
+    units: dict[str, dict[str, Components]] = {"neurons": {}, "heads": {}}
+    for kind, of_kind in units.items():
+        for emotion in spec.emotions:
+            names = [f"{emotion.name}.{kind}.{part}" for part in ("layer", "index", "delta")]
+            missing = [name for name in names if name not in rest]
+            if missing:
+                raise CircuitError(f"{TENSORS_NAME} has no {', '.join(missing)}")
+            of_kind[emotion.name] = Components(*(rest.pop(name) for name in names))
+    fingerprint, directions = (
+        {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+        for prefix in ("fingerprint.", "directions.")
+    )
+    if rest:
+        raise CircuitError(f"{TENSORS_NAME} has unknown tensors: {', '.join(sorted(rest)[:4])}")
+    return Circuit(spec, units["neurons"], units["heads"], fingerprint, directions)
+
+
+def _read_spec(path: Path) -> CircuitSpec:
+    text = decode(path, read_bytes(path, CircuitError, MAX_JSON_BYTES), CircuitError)
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError, RecursionError):
+        raise CircuitError(f"{path}: not a JSON object") from None
+    if version != FORMAT_VERSION:
+        raise CircuitError(f"{path}: format_version {version!r}; this emovllm reads {FORMAT_VERSION}")
+    return parse_json(str(path), text, CircuitSpec, CircuitError)
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    data = read_bytes(path, CircuitError, MAX_TENSORS_BYTES)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CircuitError(
+            f"{path}: its sha256 is not the one in {JSON_NAME}: truncated, altered, or of another circuit"
+        )
+    try:
+        return safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise CircuitError(f"{path}: {error}") from None
