@@ -31,7 +31,7 @@ from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.assembly import assemble
 from emovllm_offline.discovery.elicit import load_accepted
 from emovllm_offline.discovery.findings import Findings, work_folder
-from emovllm_offline.discovery.importance import gradient_importance, rank_correlation, sublayer_importance
+from emovllm_offline.discovery.importance import gradient_importance, sublayer_importance
 from emovllm_offline.discovery.measure import (
     conclude,
     groups,
@@ -168,11 +168,14 @@ def gradient_agreement(
     parameters: Parameters,
 ) -> float:
     """Spearman's correlation of the gradient's importance with the exact one, on one neutral prompt."""
+    from scipy.stats import spearmanr
+
     sublayers = directions.interleave(findings.attn_directions, findings.mlp_directions)
     reference = _reference(decoder, sublayers, parameters)
     prompt = neutral_prompts(tokenizer, sev.expand(records), style, parameters, 0)[0]
     exact = sublayer_importance(decoder, [prompt], sublayers, reference, findings.sigma, parameters.alphas)
-    return rank_correlation(exact, gradient_importance(decoder, prompt, sublayers, reference))
+    gradient = gradient_importance(decoder, prompt, sublayers, reference)
+    return float(spearmanr(exact.ravel(), gradient.ravel()).statistic)
 
 
 def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) -> np.ndarray:

@@ -126,9 +126,3 @@ def gradient_importance(decoder: Decoder, prompt: Prompt, directions: np.ndarray
         final = decoder.forward(ids, cache)[:, -1].float()
         slopes = torch.autograd.grad((final * toward).sum(), zero)  # each [emotions, hidden]
     return torch.einsum("sed,esd->es", torch.stack(slopes), local).double().cpu().numpy()
-
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation of two arrays of one shape, without ties."""
-    ranks = [np.argsort(np.argsort(values, axis=None)) for values in (one, other)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

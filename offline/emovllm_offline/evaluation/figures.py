@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point
-from emovllm_offline.evaluation.intervals import Estimate
 from emovllm_offline.evaluation.plan import NONE, WITH_STRENGTH
 from emovllm_offline.evaluation.summary import ALL, Cell, find
 from emovllm_offline.evaluation.tables import conditions_of
+from emovllm_offline.intervals import Estimate
 from emovllm_offline.validation.figures import GREY, colour, figure, marker
 
 Value = Callable[[Cell], Estimate | None]

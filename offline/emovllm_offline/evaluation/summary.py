@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emovllm_offline.evaluation.intervals import Estimate, bootstrap, wilson
 from emovllm_offline.evaluation.scoring import Scored
+from emovllm_offline.intervals import Estimate, bootstrap, wilson
 from emovllm_offline.judges.text import REGIMES
 
 ALL = "all"

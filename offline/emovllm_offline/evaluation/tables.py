@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emovllm_offline.evaluation.intervals import Estimate
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
+from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.text import REGIMES
 
 Table = list[list[str]]  # rows, the first of them the head

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from emovllm_offline.judges.judge import Verdict
 
@@ -31,18 +32,18 @@ def agreement(a: Sequence[Verdict], b: Sequence[Verdict]) -> Agreement:
     if len(a) != len(b) or not a:
         raise ValueError(f"agreement needs verdicts on the same texts, got {len(a)} and {len(b)}")
     blind = all(any(verdict.label is not None for verdict in verdicts) for verdicts in (a, b))
-    ours, theirs = ([verdict.label if blind else str(verdict.match) for verdict in verdicts] for verdicts in (a, b))
-    observed, kappa = cohens_kappa(ours, theirs)
+    answers = [[verdict.label if blind else str(verdict.match) for verdict in verdicts] for verdicts in (a, b)]
+    observed, kappa = cohens_kappa(*answers)
     return Agreement("label" if blind else "match", len(a), observed, kappa)
 
 
 def cohens_kappa(a: Sequence[str | None], b: Sequence[str | None]) -> tuple[float, float | None]:
     """The share of equal answers, and (share - chance) / (1 - chance); None where chance is 1."""
-    count = len(a)
-    equal = sum(x == y for x, y in zip(a, b, strict=True))
-    ours, theirs = Counter(a), Counter(b)
-    # Whole numbers, so that a chance of 1 is recognised exactly.
-    chance = sum(ours[answer] * theirs[answer] for answer in ours)
-    if chance == count * count:
-        return equal / count, None
-    return equal / count, (equal * count - chance) / (count * count - chance)
+    from sklearn.metrics import cohen_kappa_score
+
+    # scikit-learn cannot sort None among strings; no label is empty.
+    answers = [[answer or "" for answer in of_judge] for of_judge in (a, b)]
+    equal = float(np.mean([one == other for one, other in zip(*answers, strict=True)]))
+    if len({*answers[0], *answers[1]}) == 1:
+        return equal, None
+    return equal, float(cohen_kappa_score(*answers))

@@ -25,9 +25,10 @@ from emovllm.progress import track
 from emovllm_offline.data import sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
 from emovllm_offline.discovery.findings import Findings
-from emovllm_offline.intervals import mean_interval, principal_components, probe_f1
+from emovllm_offline.intervals import mean_interval
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
 from emovllm_offline.validation.results import FILE, Components, Curve, Plan, Validation, findings_digest
+from emovllm_offline.validation.separation import principal_components, probe_f1
 from emovllm_offline.validation.sweeps import MODES, SITES
 from emovllm_offline.validation.variants import Protocol
 

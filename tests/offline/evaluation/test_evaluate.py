@@ -14,11 +14,12 @@ import pytest
 
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import DataError, EndpointError, EvaluationError
+from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
 from emovllm_offline.evaluation import evaluate as command
-from emovllm_offline.evaluation import generate, intervals, paper_way
+from emovllm_offline.evaluation import generate, paper_way
 from emovllm_offline.evaluation.choice import Bounds
 from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.evaluate import Asked, Where, evaluate

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 
-from emovllm_offline.evaluation.intervals import bootstrap, wilson
 from emovllm_offline.judges.text import distinct, longest_run, regime, script_leak, text_metrics
 
 
@@ -81,36 +77,3 @@ def test_regimes() -> None:
     # Repetition makes a reply likely again: it is asked for first.
     assert regime(0.6, 9.0) == "repetitive"
     assert regime(0.1, 4.1) == "explosive"
-
-
-def test_wilson_agrees_with_its_published_values() -> None:
-    none = wilson(0, 10)
-    assert none is not None
-    assert (none.value, none.low) == (0, 0)
-    assert none.high == pytest.approx(0.2775, abs=1e-4)
-    some = wilson(8, 10)
-    assert some is not None
-    assert (some.low, some.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert wilson(0, 0) is None
-
-
-def test_the_bootstrap_covers_the_mean_and_repeats_itself() -> None:
-    values = np.random.default_rng(1).normal(5, 2, 400).tolist()
-    made = bootstrap(values)
-    assert made is not None
-    # The normal theory's interval.
-    half = 1.96 * np.std(values) / math.sqrt(len(values))
-    assert made.value == pytest.approx(np.mean(values))
-    assert made.low == pytest.approx(made.value - half, abs=0.05)
-    assert made.high == pytest.approx(made.value + half, abs=0.05)
-    assert bootstrap(values) == made
-    assert bootstrap([]) is None
-
-
-def test_the_bootstrap_of_a_median_ignores_outliers_and_of_one_value_is_that_value() -> None:
-    made = bootstrap([1.0] * 50 + [1e9], np.median)
-    assert made is not None
-    assert (made.value, made.low, made.high) == (1, 1, 1)
-    single = bootstrap([3.0])
-    assert single is not None
-    assert (single.low, single.high, single.count) == (3, 3, 1)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from emovllm.errors import FindingsError, ResultsError
-from emovllm_offline import intervals
 from emovllm_offline.commands import validate as validate_cli
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import expand
@@ -349,83 +348,12 @@ def test_damaged_validation_is_explained(tmp_path):
             Validation.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (29, 2.045), (10**6, 1.960)]
-)
-def test_t_quantile_is_that_of_the_tables(freedom, expected):
-    assert intervals.t_quantile(freedom) == pytest.approx(expected, abs=0.004)
-
-
-def test_interval_holds_the_mean_in_95_of_100_cases():
-    drawn = np.random.default_rng(0).standard_normal((6, 4000))
-    _, low, high = intervals.mean_interval(drawn)
-    assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.01)
-
-
-def test_principal_components_recover_a_plane():
-    rng = np.random.default_rng(0)
-    inside = rng.standard_normal((200, 2)) * (5, 2)
-    plane = np.linalg.qr(rng.standard_normal((50, 2)))[0]
-    points, explained = intervals.principal_components(inside @ plane.T + 7, 3)
-    assert explained[:2].sum() == pytest.approx(1)
-    assert explained[0] > 0.7
-    np.testing.assert_allclose(points[:, 2], 0, atol=1e-8)
-    before, after = (np.linalg.norm(x[:, None] - x, axis=-1) for x in (inside, points))
-    np.testing.assert_allclose(after, before, atol=1e-8)
-
-
-def test_principal_components_are_those_of_the_full_decomposition():
-    x = np.random.default_rng(1).standard_normal((120, 40)) * np.linspace(9, 1, 40)
-    _, explained = intervals.principal_components(x, 3)
-    _, sizes, _ = np.linalg.svd(x - x.mean(0))
-    np.testing.assert_allclose(explained, sizes[:3] ** 2 / np.square(sizes).sum(), rtol=1e-3)
-    assert intervals.principal_components(x[:1], 3)[0].shape == (1, 3)
-
-
-@pytest.mark.parametrize("hidden", [10, 300])  # fewer and more than the prompts
-def test_probe_names_what_is_separable_and_guesses_at_noise(hidden):
-    rng = np.random.default_rng(0)
-    labels, scenarios, wordings = (
-        np.tile(np.arange(4), 60),
-        np.repeat(np.arange(20), 12),
-        np.repeat(np.arange(60) % 7, 4),
-    )
-    noise = rng.standard_normal((240, hidden))
-    assert intervals.probe_f1(noise, labels, scenarios, wordings, 4).mean() == pytest.approx(0.25, abs=0.09)
-    centres = rng.standard_normal((4, hidden)) * 8
-    clear = noise * 0.1 + centres[labels]
-    assert intervals.probe_f1(clear, labels, scenarios, wordings, 4).tolist() == [1, 1, 1, 1]
-    assert intervals.probe_f1(clear, labels, scenarios, np.zeros(240), 4).tolist() == [1, 1, 1, 1]
-
-
-@pytest.mark.parametrize("known", ["scenario", "wording"])
-def test_probe_gains_nothing_from_what_it_knows_by_heart(known):
-    rng = np.random.default_rng(0)
-    index = np.arange(480)
-    scenarios, wordings = index // 12, index % 16
-    recognised = {"scenario": scenarios, "wording": wordings}[known]
-    labels = rng.integers(0, 3, 40)[recognised]
-    x = np.eye(40)[recognised] * 10 + rng.standard_normal((480, 40)) * 0.01
-    assert intervals.probe_f1(x, labels, scenarios, wordings, 3).mean() < 0.5
-
-
-def test_probe_works_where_each_scenario_has_its_own_wording():
-    scenarios = np.repeat([0, 1], 6)
-    x = np.eye(3)[np.tile(np.arange(3), 4)]
-    assert intervals.probe_f1(x, np.tile(np.arange(3), 4), scenarios, scenarios, 3).tolist() == [1, 1, 1]
-
-
 def test_wording_is_that_of_the_frames(decoder, tokenizer, findings, style, reply_style):
     many = style.model_copy(update={"emotions": {name: frames * 3 for name, frames in style.emotions.items()}})
     for styles, expected in (([style], 1), ([many], 3), ([many, reply_style], 3)):
         measured = protocol.Protocol(decoder, tokenizer, findings, styles, PLAN, 8)
         assert len({measured.wording(index) for index in range(12)}) == expected
         assert measured.wording(0) == measured.wording(6)
-
-
-def test_f1_is_that_of_its_definition():
-    found = intervals.f1_scores(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 3)
-    np.testing.assert_allclose(found, [2 / 3, 4 / 5, 0])
 
 
 @pytest.fixture
