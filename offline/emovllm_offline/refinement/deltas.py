@@ -1,0 +1,89 @@
+"""What refinement fits: the difference vectors of a circuit's units, injected as they will be served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emovllm.circuit import Circuit, Components
+from emovllm_offline.model.decoder import Decoder
+
+
+class Deltas:
+    """The deltas of a circuit's units as one vector `theta`, each in units of its site's root mean square."""
+
+    def __init__(self, decoder: Decoder, circuit: Circuit, start: float) -> None:
+        self._sites = []
+        values = []
+        modules = {
+            "attn": [layer.o_proj for layer in decoder.layers],
+            "mlp": [layer.down_proj for layer in decoder.layers],
+        }
+        ones = replace(circuit, neurons=_ones(circuit.neurons), heads=_ones(circuit.heads))
+        at = 0
+        for kind, layer in circuit.sites():
+            delta = circuit.site_delta(kind, layer)  # [emotions, width]
+            where = np.nonzero(ones.site_delta(kind, layer))
+            initial = delta[where] * start
+            scale = float(np.sqrt(np.square(initial).mean())) or 1.0
+            part = slice(at, at + len(initial))
+            at += len(initial)
+            index = tuple(torch.from_numpy(i).to(decoder.device) for i in where)
+            self._sites.append((kind, layer, modules[kind][layer], delta.shape, index, part, scale))
+            values.append(initial / scale)
+        flat = torch.from_numpy(np.concatenate(values).astype(np.float32))
+        self.theta = flat.to(decoder.device).requires_grad_()
+
+    def by_module(self) -> Iterator[tuple[Any, Tensor]]:
+        """Each projection with what is added to its input, [emotions, width]."""
+        for _, _, module, shape, index, part, scale in self._sites:
+            yield module, torch.zeros(shape, device=self.theta.device).index_put(index, self.theta[part] * scale)
+
+    @contextmanager
+    def injected(self, emotions: Tensor) -> Iterator[None]:
+        """Adds the deltas at every token of the forwards inside the block; emotions: that of each row."""
+        handles = []
+
+        def inject(delta: Tensor) -> Any:
+            rows = delta[emotions][:, None]  # [rows, 1, width]
+            return lambda module, args: (args[0] + rows.to(args[0].dtype), *args[1:])
+
+        try:
+            for module, delta in self.by_module():
+                handles.append(module.register_forward_pre_hook(inject(delta)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def components(self, circuit: Circuit) -> tuple[dict[str, Components], dict[str, Components]]:
+        """The circuit's neurons and heads with the present deltas."""
+        dense = {}
+        for (kind, layer, *_), (_, delta) in zip(self._sites, self.by_module(), strict=True):
+            dense[kind, layer] = delta.detach().cpu().numpy()
+        model = circuit.spec.model
+
+        def taken(kind: str, units: Components, e: int) -> Components:
+            if not len(units):
+                return units
+            width = model.head_dim if kind == "attn" else 1
+            rows = [
+                dense[kind, int(layer)][e].reshape(-1, width)[index]
+                for layer, index in zip(units.layer, units.index, strict=True)
+            ]
+            delta = np.stack(rows).astype(np.float32)
+            return Components(units.layer, units.index, delta if kind == "attn" else delta[:, 0])
+
+        names = list(enumerate(circuit.names))
+        neurons = {name: taken("mlp", circuit.neurons[name], e) for e, name in names}
+        return neurons, {name: taken("attn", circuit.heads[name], e) for e, name in names}
+
+
+def _ones(units: Any) -> dict[str, Components]:
+    return {name: Components(u.layer, u.index, np.ones_like(u.delta)) for name, u in units.items()}
