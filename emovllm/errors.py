@@ -11,6 +11,7 @@ is a bug of ours, and keeps its traceback.
     │   ├── DataError               a file of data             ── StyleError, ExamplesError, BatchFileError,
     │   │                                                         PublishedError, TooFewError
     │   ├── Unsupported             an engine's configuration
+    │   ├── OptionsError            the options of a server
     │   └── TaskError               what a command is asked    ── DiscoveryError, ElicitError, RefinementError,
     │                                                             OwnRepliesError, ResultsError, EvaluationError,
     │                                                             BenchError
@@ -100,6 +101,10 @@ class TooFewError(DataError):
 
 class Unsupported(InputError, ValueError):
     """A configuration that we cannot steer exactly, and what to change."""
+
+
+class OptionsError(InputError):
+    """Options of a server that cannot be used, and what to change."""
 
 
 class TaskError(InputError):

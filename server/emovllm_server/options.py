@@ -12,8 +12,8 @@ from typing import Any
 
 from emovllm.circuit_files import resolve_circuit
 from emovllm.engine.config import DEFAULT_NAME
+from emovllm.environment import ADMIN_KEY
 from emovllm.errors import CircuitError
-from emovllm_server.api.routes import ADMIN_KEY
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
 
@@ -72,6 +72,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 def _circuits(given: Sequence[str]) -> dict[str, str] | None:
     circuits: dict[str, str] = {}
     for text in given:
+        if not text:
+            raise CircuitError("--circuit is empty: give a folder or a Hugging Face repository id")
         named = None if Path(text).is_dir() else _NAMED.fullmatch(text)
         name, source = named.groups() if named else (DEFAULT_NAME, text)
         if name in circuits:

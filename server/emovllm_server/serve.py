@@ -6,24 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from emovllm import cpu
 from emovllm.engine import shutdown
 from emovllm.engine.config import KEY
-from emovllm.errors import CircuitError
+from emovllm.errors import CircuitError, OptionsError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.plugin import name_plugins
-from emovllm.progress import stage
 from emovllm_server import starting
-from emovllm_server.options import add_options, settings
-
-_COMMANDS = {
-    "serve": ("vLLM's OpenAI-compatible server with an `emotion` parameter.", "[model]"),
-    "run-batch": (
-        "Answers an OpenAI Batch file, whose lines may ask for an `emotion`. Given again, the command goes on.",
-        "-i INPUT.jsonl -o OUTPUT.jsonl [model]",
-    ),
-}
+from emovllm_server.arguments import parse
+from emovllm_server.options import settings
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,26 +32,38 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
 
     Args:
         args: `model_tag` is the model asked for, or None.
-    Raises: CircuitError, DefaultModelError.
+    Raises: CircuitError, DefaultModelError, OptionsError.
     """
     model = args.model_tag
-    ours = settings(options)
-    if "circuit" not in ours and (shipped := shipped_circuit(model, args.additional_config)) is not None:
-        ours["circuit"] = shipped
+    if model is not None and not model.strip():
+        raise OptionsError(f"the model's name is empty: name a model, or leave it out for {NAME}")
+    additional = _additional_config(args.additional_config)
+    ours = {**additional[KEY], **settings(options)}
+    if ours.get("circuit") is None:
+        ours["circuit"] = shipped_circuit(model)
+    if ours["circuit"] is None:
+        raise CircuitError(
+            f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
+            "(`emovllm discover` makes one)"
+        )
     if is_default(model):
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         args.model_tag = resolve_model(model)
         if not args.served_model_name:
             args.served_model_name = [NAME]
-    ours = {**args.additional_config.get(KEY, {}), **ours}
-    if ours:
-        args.additional_config = {**args.additional_config, KEY: ours}
-    if "circuit" not in ours:
-        raise CircuitError(
-            f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-            "(`emovllm discover` makes one)"
-        )
+    args.model = args.model_tag
+    args.additional_config = {**additional, KEY: ours}
+
+
+def _additional_config(given: Any) -> dict[str, Any]:
+    """vLLM's --additional-config, in which our part is there, if empty. Raises: OptionsError."""
+    if given is not None and not isinstance(given, dict):
+        raise OptionsError("--additional-config must be a JSON object")
+    ours = (given or {}).get(KEY)
+    if ours is not None and not isinstance(ours, dict):
+        raise OptionsError(f'--additional-config: {KEY!r} must be a JSON object, as in {{"{KEY}": {{"circuit": DIR}}}}')
+    return {**(given or {}), KEY: ours or {}}
 
 
 def prepare_environment() -> None:
@@ -68,44 +73,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-def shipped_circuit(model: str | None, additional_config: dict[str, object]) -> str | None:
-    if KEY in additional_config or not is_default(model):
-        return None
-    return str(shipped_circuits() / NAME)
-
-
-def parse(
-    argv: Sequence[str], command: str, *options: tuple[str, str, str]
-) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """Our options of a command, and vLLM's arguments; `options` (flags and help) are those of this command alone."""
-    with stage("Loading vLLM"):
-        import vllm.logger
-        from vllm.entrypoints.cli import serve as vllm_serve
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    description, usage = _COMMANDS[command]
-    parser = FlexibleArgumentParser(
-        prog=f"emovllm {command}",
-        description=f"{description} Without a model, {NAME} with its circuit. Takes every argument of `vllm serve`.",
-        usage=f"emovllm {command} {usage} [--circuit [NAME=]DIR_OR_REPO_ID] [options]",
-    )
-    # Ours are read by our own parser; vLLM's has them for its --help.
-    for each in (own, parser):
-        for short, flag, told in options:
-            each.add_argument(short, flag, help=told)
-        add_options(each)
-    ours, rest = own.parse_known_args(list(argv))
-    # Through the subcommand's module, for the function's own has moved between versions.
-    parser = vllm_serve.make_arg_parser(parser)
-    args = parser.parse_args(rest)
-    if args.model_tag is None and args.model != parser.get_default("model"):
-        args.model_tag = args.model  # given as an option
-    args.subparser = "serve"
-    if hasattr(vllm.logger, "configure_logging_from_args"):  # since 0.31
-        vllm.logger.configure_logging_from_args(args)
-    vllm_serve.ServeSubcommand().validate(args)
-    return ours, args
+def shipped_circuit(model: str | None) -> str | None:
+    """The folder of the circuit that comes with the default model; None for another model."""
+    return str(shipped_circuits() / NAME) if is_default(model) else None
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -16,14 +16,13 @@ from emovllm.circuit import Scope
 from emovllm.emotion import Method
 from emovllm.engine.admin import Admin
 from emovllm.engine.frontend import served_by
+from emovllm.environment import ADMIN_KEY
 from emovllm.errors import AdminError, Unsupported
 from emovllm_server import starting
 from emovllm_server.api.middleware import EmotionMiddleware
 from emovllm_server.api.openapi import describe_emotions
 from emovllm_server.metrics import collectors
 
-# The key of the routes that load and unload circuits. In the environment, for vLLM logs its arguments.
-ADMIN_KEY = "EMOVLLM_ADMIN_KEY"
 ADMIN_HEADER = "x-emovllm-admin-key"
 
 

@@ -20,17 +20,15 @@ from typing import Any, NoReturn
 import httpx
 
 from emovllm.engine.config import KEY
+from emovllm.environment import ADMIN_KEY
 from emovllm.errors import BatchFileError, EngineDied, Unsupported
 from emovllm.progress import Bar
 from emovllm_server import serve, starting
+from emovllm_server.arguments import parse
 from emovllm_server.batch.files import Line, Replies, parse_lines
 
 # What OpenAI's batches may ask of a model that writes.
 _URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-_OPTIONS = (
-    ("-i", "--input-file", "The requests: an OpenAI Batch file."),
-    ("-o", "--output-file", "The replies. Where there are some already, the batch goes on."),
-)
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -47,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    ours, args = serve.parse(argv, "run-batch", *_OPTIONS)
+    ours, args = parse(argv, "run-batch", _add_options)
     if ours.input_file is None or ours.output_file is None:
         raise BatchFileError("give the requests with -i FILE, and where their replies go with -o FILE")
     lines = parse_lines(_read(Path(ours.input_file)), ours.input_file)
@@ -57,10 +55,10 @@ def _run(argv: Sequence[str]) -> int:
             print(f"emovllm: {ours.output_file} has a reply to every line of {ours.input_file}", file=sys.stderr)
             return 0
         serve.fill_in(args, ours)
-        args.model = args.model_tag or args.model
         # Nobody else reaches this server.
         args.api_key = None
-        os.environ.pop("VLLM_API_KEY", None)
+        for key in ("VLLM_API_KEY", ADMIN_KEY):
+            os.environ.pop(key, None)
         previous = signal.signal(signal.SIGTERM, _terminate)
         try:
             asyncio.run(_run_engine(args, replies))
@@ -69,6 +67,13 @@ def _run(argv: Sequence[str]) -> int:
     finally:
         replies.close()
     return 0
+
+
+def _add_options(parser: Any) -> None:
+    """parser: argparse's, or vLLM's."""
+    add = parser.add_argument
+    add("-i", "--input-file", help="The requests: an OpenAI Batch file.")
+    add("-o", "--output-file", help="The replies. Where there are some already, the batch goes on.")
 
 
 def _read(path: Path) -> str:

@@ -33,7 +33,7 @@ def bench(
     **options: Any,
 ) -> int:
     """Returns the exit status: 130 where it was interrupted. Raises: BenchError, CircuitError, DefaultModelError."""
-    circuit = circuit or serve.shipped_circuit(model, {})
+    circuit = circuit or serve.shipped_circuit(model)
     if circuit is None:
         raise CircuitError(
             f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "

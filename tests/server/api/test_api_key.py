@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from emovllm_server.api.routes import EmotionRoutes
+from emovllm_server.arguments import parse
 from emovllm_server.batch.command import _vllm_server
-from emovllm_server.serve import parse
 
 KEY = "a-key-of-an-operator"
 
