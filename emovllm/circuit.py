@@ -48,7 +48,8 @@ class EmotionSpec(_Model):
     """What a client may ask of one emotion.
 
     `recommended` is the lambda of method section 8 that strength 1.0 stands for; `maximal` is the largest
-    |lambda| that a request may reach. `scores` are whatever was measured at `recommended`.
+    |lambda| that a request may reach. `scores` are the figures by which a calibration chose `recommended`, the best of
+    those it tried: no evaluation.
     """
 
     name: EmotionName

@@ -17,10 +17,11 @@ PATH = re.compile(
 
 
 def named_paths(text: str) -> list[str]:
-    """The repository's paths that stand in backticks, alone or in a command."""
+    """The repository's paths that stand in backticks or in a block of commands, alone or among other words."""
+    blocks = re.findall(r"(?s)```\n(.*?)```", text)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"(?s)```.*?```", "", text))
-    paths = [word for span in spans for word in span.split() if PATH.fullmatch(word)]
-    return [path.rstrip(".") for path in paths]
+    words = [word for span in [*spans, *blocks] for word in span.split()]
+    return [word.rstrip(".") for word in words if PATH.fullmatch(word)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -27,7 +27,11 @@ ADMIN_HEADER = "x-emovllm-admin-key"
 
 
 class EmotionCard(BaseModel):
-    """An emotion that requests may ask for. Strengths are those of `emotion_strength`: 1.0 is the recommended one."""
+    """An emotion that requests may ask for. Strengths are those of `emotion_strength`: 1.0 is the recommended one.
+
+    `scores` are the figures by which the circuit's calibration chose the recommended strength, the best of those it
+    tried on its few messages; they are no evaluation.
+    """
 
     id: str
     object: Literal["emotion"] = "emotion"
@@ -108,7 +112,7 @@ class EmotionRoutes:
 
 
 async def list_emotions(request: Request) -> EmotionList:
-    """The emotions that requests may ask for, with their strengths and measured scores."""
+    """The emotions that requests may ask for, with their largest strengths and the scores of their calibration."""
     catalogue: Catalogue | None = request.app.state.emotions
     if catalogue is None:
         return EmotionList(data=[], circuits=[], methods=[])
