@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import httpx
 import numpy as np
 import openai
 
+from emovllm.environment import reach_loopback_directly, without_admin_key
 from emovllm.progress import Bar
 from emovllm_server.bench.machine import describe
 from emovllm_server.bench.ratios import ratio
@@ -81,7 +81,7 @@ async def load(url: str, model: str, clients: int, seed: int) -> Figures:
 
 def start(kind: str, port: int, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [str(Path(sys.executable).with_name("emovllm")), "serve", "--port", str(port), *arguments]
-    environment = {**os.environ, "VLLM_CPU_NUM_OF_RESERVED_CPU": KINDS[kind]}
+    environment = {**without_admin_key(), "VLLM_CPU_NUM_OF_RESERVED_CPU": KINDS[kind]}
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     end = time.monotonic() + 600
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", default="1,8,64")
     args, arguments = parser.parse_known_args()
+    reach_loopback_directly()
     clients = [int(number) for number in args.clients.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="serve-cores-"))
     found: dict[tuple[str, int], list[Figures]] = {(kind, count): [] for kind in KINDS for count in clients}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from emovllm import __version__
+from emovllm.environment import reach_loopback_directly
 from emovllm.errors import EmovllmError
 
 # Whose arguments are vLLM's to parse, --help included.
@@ -36,6 +37,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    reach_loopback_directly()
     if argv and argv[0] in _OF_VLLM:
         return _reporting(_of_vllm, argv)
     args = _parser().parse_args(argv)

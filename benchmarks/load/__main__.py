@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from benchmarks.load import asks
 from benchmarks.load.report import Result
 from benchmarks.load.run import Settings, run
+from emovllm.environment import reach_loopback_directly
 from support import tiny
 from support.servers import Server
 
@@ -29,6 +30,7 @@ from support.servers import Server
 def main() -> int:
     parser = _parser()
     args = parser.parse_args()
+    reach_loopback_directly()
     if bool(args.url) != bool(args.pid):
         parser.error("--url and --pid go together")
     settings = Settings(

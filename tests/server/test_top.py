@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -158,6 +160,17 @@ def test_once_prints_one_frame(site: Site, capsys: pytest.CaptureFixture[str], m
     parts += ["KV cache used 12.5%", "prefix cache hits 25.0%", "waiting 3", "start: over_maximum 2"]
     for part in parts:
         assert part in text, part
+
+
+def test_a_proxy_is_not_asked_for_this_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "example.org"})
+    monkeypatch.delenv("no_proxy", raising=False)
+    # urllib reads its proxies once.
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    site.text = Server().text()
+    assert main(["top", site.url, "--once"]) == 0
+    assert main(["top", site.url.replace("127.0.0.1", "localhost"), "--once"]) == 0
+    assert site.requests == 2
 
 
 def test_names_and_figures_stay_whole_in_a_narrow_terminal() -> None:

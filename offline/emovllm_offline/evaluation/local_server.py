@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from emovllm.cpu import is_cpu_build
+from emovllm.environment import reach_loopback_directly, without_admin_key
 from emovllm.errors import EvaluationError
 from emovllm_offline.evaluation.client import Connection
 
@@ -40,6 +41,7 @@ def local_server(
     model, circuit: folders, or Hugging Face ids. engine_args: further arguments of `vllm serve`.
     Raises: EvaluationError where it does not start.
     """
+    reach_loopback_directly()
     port, key = _free_port(), secrets.token_hex(16)
     command = [sys.executable, "-m", "emovllm.cli", "serve", model, "--circuit", str(circuit)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", str(max(8, concurrency))]
@@ -49,7 +51,7 @@ def local_server(
     if is_cpu_build() and "--block-size" not in engine_args:
         # The default of 128 tokens is longer than most prompts, which would share nothing.
         command += ["--block-size", "32"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", **os.environ}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", **without_admin_key()}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
