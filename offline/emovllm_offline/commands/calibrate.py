@@ -67,14 +67,14 @@ def main(args: argparse.Namespace) -> int:
     """Runs `calibrate`; returns the exit status: 1 where an emotion could not be calibrated."""
     from emovllm_offline.data.messages import load_messages
     from emovllm_offline.data.styles import load_style
-    from emovllm_offline.discovery.findings import work_folder
     from emovllm_offline.evaluation.calibrate import calibrate, table
     from emovllm_offline.evaluation.choice import Bounds
     from emovllm_offline.evaluation.evaluate import Asked, Where
     from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
     from emovllm_offline.judges.registry import from_options
+    from emovllm_offline.storage.places import calibration_folder
 
-    out = Path(args.out) if args.out else work_folder(args.circuit or ".") / "calibration"
+    out = Path(args.out) if args.out else calibration_folder(args.circuit or ".")
     try:
         check(args)
         made = calibrate(

@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs `discover`; returns the exit status."""
     from emovllm_offline.data.styles import DEFAULT_STYLES
     from emovllm_offline.discovery import discover
-    from emovllm_offline.discovery.findings import work_folder
+    from emovllm_offline.storage.places import work_folder
 
     given = {
         "per_sublayer": args.budget,

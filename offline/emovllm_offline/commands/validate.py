@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs `validate`; returns the exit status."""
     from emovllm.errors import ResultsError
     from emovllm_offline.data.styles import DEFAULT_STYLES
-    from emovllm_offline.discovery.findings import work_folder
+    from emovllm_offline.storage.places import work_folder
     from emovllm_offline.validation import validate
     from emovllm_offline.validation.results import FILE, Plan
 

@@ -30,7 +30,7 @@ from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, 
 from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.assembly import assemble
 from emovllm_offline.discovery.elicit import load_accepted
-from emovllm_offline.discovery.findings import Findings, work_folder
+from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.importance import gradient_importance, sublayer_importance
 from emovllm_offline.discovery.measure import (
     conclude,
@@ -45,6 +45,7 @@ from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
 from emovllm_offline.storage.checkpoint import Checkpoint
+from emovllm_offline.storage.places import work_folder
 
 Stage = Literal["activations", "heads", "importance", "circuit"]
 
@@ -120,8 +121,8 @@ def measure_until(
         "batch size": batch_size,
     }
 
-    def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint | None:
-        return None if work is None else Checkpoint(Path(work) / f"{name}.safetensors", {**inputs, **more})
+    def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint:
+        return Checkpoint(None if work is None else Path(work) / f"{name}.safetensors", {**inputs, **more})
 
     means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", {}), progress)
     if stage == "activations":

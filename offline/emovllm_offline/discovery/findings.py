@@ -16,12 +16,6 @@ from emovllm.files import write_atomically
 FILE = "findings.safetensors"
 
 
-def work_folder(circuit: str | Path) -> Path:
-    """Where discovery, validation and report keep what belongs to a circuit but not into it: beside it."""
-    circuit = Path(circuit).resolve()
-    return circuit.with_name(f"{circuit.name}.work")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
     """E emotions, L layers, d hidden, m intermediate, H heads; sublayers in the order A0, M0, A1, M1, ..."""

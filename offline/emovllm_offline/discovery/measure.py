@@ -1,6 +1,6 @@
 """The stages that run the model: activations, heads by re-normed state, sublayer importance; then the findings.
 
-Each stage takes an optional checkpoint and goes on from it.
+Each stage goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.progress import Bar
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Frame, Style, common_emotions
@@ -23,7 +22,7 @@ from emovllm_offline.discovery.importance import gradient_importance, residual_s
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, projection_weight
-from emovllm_offline.storage.checkpoint import Checkpoint
+from emovllm_offline.storage.checkpoint import UNSAVED, Arrays, Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +72,13 @@ def measure_activations(
     tokenizer: Any,
     steps: Sequence[Group],
     batch_size: int,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint = UNSAVED,
     progress: bool = False,
 ) -> GroupMeans:
     """Sections 2, 3 and 5: the streaming means of every quantity, one group a step."""
     means = GroupMeans(len(set(steps[0].emotions)))
-    done = 0
-    if checkpoint is not None:
-        arrays, done = checkpoint.load()
-        means.restore(arrays, done)
-    with Bar("activations", len(steps), done=done, unit="groups", shown=progress) as bar:
-        for group in steps[done:]:
-            means.add(collect(decoder, group.prompts(tokenizer), batch_size), group.emotions)
-            bar.advance()
-            if checkpoint is not None:
-                checkpoint.save(means.state(), means.groups)
-    if checkpoint is not None and means.groups > done:
-        checkpoint.save(means.state(), means.groups, always=True)
+    for group in checkpoint.steps(steps, means, "activations", unit="groups", shown=progress):
+        means.add(collect(decoder, group.prompts(tokenizer), batch_size), group.emotions)
     return means
 
 
@@ -99,7 +88,7 @@ def measure_normed_heads(
     steps: Sequence[Group],
     attn: np.ndarray,
     batch_size: int,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint = UNSAVED,
     progress: bool = False,
 ) -> np.ndarray:
     """Section 4 as the authors measured it: the drop of norm(h) . v when a head is taken out of h.
@@ -107,28 +96,18 @@ def measure_normed_heads(
     Not linear in the activations, so it takes a second pass once the directions `attn` [E, L, hidden] are known.
     Returns: float64 [E, L, heads].
     """
-    total = np.zeros((len(attn), len(decoder.layers), decoder.num_heads))
-    done = 0
-    if checkpoint is not None:
-        arrays, done = checkpoint.load()
-        total = arrays.get("total", total)
-    with Bar("heads", len(steps), done=done, unit="groups", shown=progress) as bar:
-        for step, group in enumerate(steps[done:], done + 1):
-            emotion = group.emotions
-            state = collect(decoder, group.prompts(tokenizer), batch_size)
-            share = np.bincount(emotion, minlength=len(attn))
-            for i, layer in enumerate(decoder.layers):
-                drop = contributions.normed_head_importance(
-                    state["attn"][:, i], state["heads"][:, i], layer, attn[np.array(emotion), i], decoder.num_heads
-                )
-                for e, of_prompt in zip(emotion, drop, strict=True):
-                    total[e, i] += of_prompt / share[e]
-            bar.advance()
-            if checkpoint is not None:
-                checkpoint.save({"total": total}, step)
-    if checkpoint is not None and len(steps) > done:
-        checkpoint.save({"total": total}, len(steps), always=True)
-    return total / len(steps)
+    sums = Arrays(total=np.zeros((len(attn), len(decoder.layers), decoder.num_heads)))
+    for group in checkpoint.steps(steps, sums, "heads", unit="groups", shown=progress):
+        emotion = group.emotions
+        state = collect(decoder, group.prompts(tokenizer), batch_size)
+        share = np.bincount(emotion, minlength=len(attn))
+        for i, layer in enumerate(decoder.layers):
+            drop = contributions.normed_head_importance(
+                state["attn"][:, i], state["heads"][:, i], layer, attn[np.array(emotion), i], decoder.num_heads
+            )
+            for e, of_prompt in zip(emotion, drop, strict=True):
+                sums["total"][e, i] += of_prompt / share[e]
+    return sums["total"] / len(steps)
 
 
 def measure_importance(
@@ -138,29 +117,22 @@ def measure_importance(
     reference: np.ndarray,
     parameters: Parameters,
     batch_size: int,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint = UNSAVED,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Section 6 over neutral prompts, one a step. Returns: sigma [2L] and importance [E, 2L], float64."""
-    total = np.zeros(sublayers.shape[:2])
-    done = 0
-    arrays: dict[str, np.ndarray] = {}
-    if checkpoint is not None:
-        arrays, done = checkpoint.load()
-        total = arrays.get("total", total)
-    sigma = arrays["sigma"] if done else residual_scale(decoder, prompts, batch_size)
-    with Bar("sublayer importance", len(prompts), done=done, unit="prompts", shown=progress) as bar:
-        for step, prompt in enumerate(prompts[done:], done + 1):
-            if parameters.importance == "gradient":
-                total += gradient_importance(decoder, prompt, sublayers, reference)
-            else:
-                total += sublayer_importance(
-                    decoder, [prompt], sublayers, reference, sigma, parameters.alphas, batch_size
-                )
-            bar.advance()
-            if checkpoint is not None:
-                checkpoint.save({"total": total, "sigma": sigma}, step, always=True)
-    return sigma, total / len(prompts)
+    sums = Arrays(total=np.zeros(sublayers.shape[:2]))
+    left = checkpoint.steps(prompts, sums, "sublayer importance", unit="prompts", shown=progress)
+    if "sigma" not in sums:
+        sums["sigma"] = residual_scale(decoder, prompts, batch_size)
+    for prompt in left:
+        if parameters.importance == "gradient":
+            sums["total"] += gradient_importance(decoder, prompt, sublayers, reference)
+        else:
+            sums["total"] += sublayer_importance(
+                decoder, [prompt], sublayers, reference, sums["sigma"], parameters.alphas, batch_size
+            )
+    return sums["sigma"], sums["total"] / len(prompts)
 
 
 def neutral_prompts(

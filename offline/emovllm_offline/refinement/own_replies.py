@@ -29,12 +29,12 @@ from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import DEFAULT_STYLES, Style, load_style
-from emovllm_offline.discovery.findings import work_folder
 from emovllm_offline.judges.judge import Judge, read_whole_lines
 from emovllm_offline.judges.lexicon import LexiconJudge, tokens
 from emovllm_offline.judges.text import text_metrics
 from emovllm_offline.model.likelihood import Likelihoods
 from emovllm_offline.refinement.refine import FRAMES
+from emovllm_offline.storage.places import work_folder
 
 SETTINGS, SAMPLES, CHOSEN = "own-replies.json", "samples.jsonl", "chosen.jsonl"
 # Shorter ones say too little to be learnt from.

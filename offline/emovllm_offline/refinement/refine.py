@@ -28,11 +28,11 @@ from emovllm.progress import Bar
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import DEFAULT_STYLES, Frame, Style, load_style
-from emovllm_offline.discovery.findings import work_folder
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
 from emovllm_offline.refinement.deltas import Deltas
 from emovllm_offline.refinement.loss import Anchor, Loss
 from emovllm_offline.storage.checkpoint import Checkpoint
+from emovllm_offline.storage.places import work_folder
 
 CHECKPOINT = "refinement.safetensors"
 # The prompts to learn under: evaluations' neutral one, and the model's own default.

@@ -16,7 +16,8 @@ from emovllm.circuit_files import load_circuit
 from emovllm.errors import ResultsError
 from emovllm.files import write_atomically
 from emovllm_offline.discovery import findings
-from emovllm_offline.discovery.findings import Findings, work_folder
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.storage.places import work_folder
 from emovllm_offline.validation import figures, results
 from emovllm_offline.validation.results import Validation, findings_digest
 

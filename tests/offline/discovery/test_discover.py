@@ -234,10 +234,10 @@ def test_a_full_disk_loses_nothing_that_was_finished(command, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--batch-size", "5"], "activations.safetensors: made with another batch size"),
-        (["--limit", "1"], "activations.safetensors: made with another data or style"),
-        (["--seed", "3"], "importance.safetensors: made with another seed"),
-        (["--importance-prompts", "1"], "importance.safetensors: made with another importance prompts"),
+        (["--batch-size", "5"], "activations.safetensors: made with other settings: batch size"),
+        (["--limit", "1"], "activations.safetensors: made with other settings: data or style"),
+        (["--seed", "3"], "importance.safetensors: made with other settings: seed"),
+        (["--importance-prompts", "1"], "importance.safetensors: made with other settings: importance prompts"),
     ],
 )
 def test_progress_with_other_inputs_is_refused(command, capsys, change, message):
@@ -256,7 +256,7 @@ def test_another_neutral_prompt_does_not_take_up_the_old_importance(command, tmp
     style["neutral"]["system"] = "reply now"
     path.write_text(json.dumps(style))
     assert command() == 1
-    assert "importance.safetensors: made with another neutral prompt" in capsys.readouterr().err
+    assert "importance.safetensors: made with other settings: neutral prompt" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_named(command, tmp_path, capsys):
