@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from emovllm.errors import CircuitError
 
@@ -23,7 +24,23 @@ FINGERPRINT_SIZE = 16
 _UNIT = 1e-3
 
 Scope = Literal["generation", "prompt_last", "all"]
-EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+# Words that stand where an emotion's name may, and mean something else there.
+RESERVED = {
+    "none": "asks for the plain model",
+    "mix": "counts blends in metrics",
+    "neutral": "is what judges say of a text without an emotion",
+    "all": "is the row of all emotions in tables",
+}
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED:
+        message = "no emotion can be called '{name}', which {meaning}; rename it"
+        raise PydanticCustomError("reserved", message, {"name": name, "meaning": RESERVED[name]})
+    return name
+
+
+EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$"), AfterValidator(_not_reserved)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

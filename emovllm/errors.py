@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import Literal
 
 # Why a request was refused, as metrics count it.
-Reason = Literal["unknown_emotion", "not_allowed", "over_maximum", "bad_value", "wrong_route"]
+Reason = Literal["unknown_emotion", "not_allowed", "over_maximum", "bad_value", "unknown_field", "wrong_route"]
 
 
 class EmovllmError(Exception):

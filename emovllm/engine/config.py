@@ -219,7 +219,7 @@ def _check_modes(vllm_config: VllmConfig) -> None:
         "adaptive verification of drafts, which moves tokens between requests on the device; turn it off": getattr(
             vllm_config.speculative_config, "enable_adaptive_verification", False
         ),
-        "KV connectors, whose caches do not tell emotions apart; drop --kv-transfer-config": bool(
+        f"KV connectors, whose caches do not tell emotions apart; drop {_kv_option(vllm_config)}": bool(
             vllm_config.kv_transfer_config
         ),
         "weight transfer, which changes weights after the circuit was folded": bool(
@@ -229,6 +229,12 @@ def _check_modes(vllm_config: VllmConfig) -> None:
     refused = [what for what, present in refusals.items() if present]
     if refused:
         raise Unsupported(f"emovllm cannot steer exactly with {'; nor with '.join(refused)}")
+
+
+def _kv_option(vllm_config: VllmConfig) -> str:
+    """What asks for a KV connector: vLLM makes a --kv-transfer-config of the other."""
+    offloaded = getattr(vllm_config.cache_config, "kv_offloading_size", None) is not None
+    return "--kv-offloading-size" if offloaded else "--kv-transfer-config"
 
 
 def _above_one(config: Any, name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from emovllm import __version__
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
 from emovllm.circuit import Circuit
-from emovllm.emotion import FIELDS, METHODS
+from emovllm.emotion import FIELDS, METHODS, NESTS, refuse_misplaced
 from emovllm.engine.config import KEY, settings_of
 from emovllm.errors import EmotionError, Reason, Unsupported
 
@@ -64,11 +64,15 @@ def served_last() -> Catalogue:
 
 
 def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Applied | None:
-    """`Catalogue.resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape."""
+    """`Catalogue.resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape.
+
+    fields: all that a request has and vLLM does not know.
+    """
     from vllm.exceptions import VLLMValidationError
 
     try:
-        return catalogue.resolve(fields)
+        refuse_misplaced(fields)
+        return catalogue.resolve({name: value for name, value in fields.items() if name in FIELDS})
     except EmotionError as error:
         if (record := current.get()) is not None:
             record.refused = error.reason
@@ -118,17 +122,20 @@ def _wrap_protocols() -> None:
 
 
 def _asked(request: Any) -> dict[str, Any]:
-    """The emotion fields of an HTTP request: top level, or in `vllm_xargs`, where OpenAI's batch files may put them."""
-    top = {name: value for name, value in (request.model_extra or {}).items() if name in FIELDS}
-    xargs = {name: value for name, value in (request.vllm_xargs or {}).items() if name in FIELDS}
+    """What vLLM does not know of an HTTP request: top level, or in `vllm_xargs`, where OpenAI's batch files may put an
+    emotion."""
+    # vLLM knows the names of some, and nothing of what is in them.
+    nests = {name: getattr(request, name, None) for name in NESTS}
+    top = {name: value for name, value in {**nests, **(request.model_extra or {})}.items() if value is not None}
     # A null counts as not given: it must not hide what the other place asks for.
-    return {**xargs, **{name: value for name, value in top.items() if value is not None}}
+    return {**(request.vllm_xargs or {}), **top}
 
 
 def _checked(request: Any) -> dict[str, Any]:
     """An HTTP request's emotion fields, once they are known to be good, and noted for its answer."""
-    asked = _asked(request)
-    applied = check(asked, served_last())
+    fields = _asked(request)
+    applied = check(fields, served_last())
+    asked = {name: value for name, value in fields.items() if name in FIELDS}
     if (record := current.get()) is not None:
         record.resolved, record.applied = True, applied
     if applied is not None and asked.get("emotion") is None:
@@ -184,9 +191,7 @@ def _keeping_prompt_len(get_prompt: Callable[..., Any]) -> Callable[..., Any]:
 def _keeping_emotion(to_chat_completion_request: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         single = to_chat_completion_request(self, *args, **kwargs)
-        for name, value in (self.model_extra or {}).items():
-            if name in FIELDS:
-                single.model_extra[name] = value
+        single.model_extra.update(self.model_extra or {})
         return single
 
     return wrapped

@@ -127,6 +127,7 @@ def test_a_model_of_other_dimensions_is_refused(
             {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
             "drop --kv-transfer-config",
         ),
+        ({"kv_offloading_size": 1.0}, "drop --kv-offloading-size"),
     ],
 )
 def test_what_would_not_be_exact_is_refused(
@@ -189,6 +190,9 @@ def test_the_engine_refuses_bad_requests_and_goes_on(series: Series, tiny: str, 
         ({"emotion": "joyful"}, "this circuit has anger"),
         ({"emotion": "anger", "emotion_strength": 9.0}, "over the circuit's maximum"),
         ({"emovllm": {"weights": {}}}, "reserved"),
+        ({"emotions": "anger"}, "did you mean emotion"),
+        ({"emotion": "anger", "strength": 0.2}, "did you mean emotion_strength"),
+        ({"extra_body": {"emotion": "anger"}}, "at the top level"),
     ):
         with pytest.raises(EngineError, match=message):
             engine.generate([Ask([5, 6, 7], fields)], 8)

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from emovllm.catalogue import Catalogue
-from emovllm.emotion import FIELDS, short
+from emovllm.emotion import FIELDS, NESTS, looks_ours, nested_field, short
 from emovllm.engine.frontend import Record, current
 from emovllm.errors import EmotionError, Reason
 from emovllm_server.metrics.collectors import count_refusal
@@ -183,10 +183,11 @@ def _without_emotion(body: bytes, path: str) -> bytes:
     """Raises: Refusal where a body has an emotion field."""
     if _may_have(body, b"emotion"):
         data = _object(body)
-        for field in FIELDS:
-            if data.get(field) is not None:
-                message = f"{field} has no effect on {path[:100]}; it works on {', '.join(STEERED)}"
-                raise Refusal(400, message, field, "wrong_route")
+        for field, value in data.items():
+            nested = nested_field(value) if field in NESTS else None
+            if value is not None and (looks_ours(field) or nested is not None):
+                message = f"{nested or field[:60]} has no effect on {path[:100]}; it works on {', '.join(STEERED)}"
+                raise Refusal(400, message, field[:60], "wrong_route")
     return body
 
 

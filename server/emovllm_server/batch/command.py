@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from emovllm.emotion import looks_ours
 from emovllm.engine.config import KEY
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import BatchFileError, EngineDied, Unsupported
@@ -165,6 +166,8 @@ async def answer(line: Line, client: httpx.AsyncClient) -> dict[str, Any]:
         return _refused("method", "must be POST")
     if not isinstance(body, dict):
         return _refused("body", "must be an object")
+    if misplaced := next((name for name in line.request if looks_ours(name)), None):
+        return _refused(misplaced[:60], "belongs into the body")
     if body.get("stream"):
         return _refused("stream", "cannot be used in a batch")
     # Not `json=`, which refuses NaN: that is the server's to do, by its field.

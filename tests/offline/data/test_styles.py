@@ -53,6 +53,8 @@ def test_unknown_style_lists_the_known_ones():
     [
         ({"emotions": {"calm": [], "pride": [{}]}}, "emotions.calm"),
         ({"emotions": {"Calm!": [{}], "pride": [{}]}}, "Calm!"),
+        ({"emotions": {"calm": [{}], "none": [{}]}}, "no emotion can be called 'none', which asks for the plain model"),
+        ({"emotions": {"calm": [{}], "neutral": [{}]}}, "no emotion can be called 'neutral'"),
         ({"reply_tokens": {"first": 4, "last": 2}}, "first 4 is not before last 2"),
         ({"neutral": {"reply": "hm"}}, "neutral frame has a reply"),
         ({"colour": "red"}, "colour"),

@@ -27,6 +27,8 @@ PROMPTS = {
     "/v1/completions": '"prompt": "the rain", "max_tokens": 6, "ignore_eos": true',
     "/v1/responses": '"input": "the rain", "max_output_tokens": 6',
 }
+BATCH = "/v1/chat/completions/batch"
+PROMPTS[BATCH] = '"messages": [[{"role": "user", "content": "rain"}]], "max_tokens": 6'
 
 ALIKE = [
     "\u0430nger",
@@ -233,6 +235,26 @@ def test_fields_among_vllms_own_extras_are_read_alike(asking: Asking, route: str
         assert 400 <= reply.status_code < 500, (extras, reply.text)
 
 
+@pytest.mark.parametrize("route", [*ROUTES, BATCH])
+@pytest.mark.parametrize(
+    ("extras", "parameter"),
+    [
+        ('"extra_body": {"emotion": "anger"}', "extra_body"),
+        ('"custom_params": {"emotion": "anger"}', "custom_params"),
+        ('"metadata": {"emotion": "anger"}', "metadata"),
+        ('"emotions": "anger"', "emotions"),
+        ('"emotion": "anger", "strength": 0.2', "strength"),
+        ('"vllm_xargs": {"emotions": "anger"}', "emotions"),
+    ],
+)
+def test_a_field_in_the_wrong_place_or_misspelt_is_a_400(
+    asking: Asking, route: str, extras: str, parameter: str
+) -> None:
+    reply = asking.ask(route, extras)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == parameter
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("where", ["emotion", "vllm_xargs"])
 def test_two_places_that_differ_never_give_an_unsteered_reply(asking: Asking, route: str, where: str) -> None:
@@ -262,7 +284,7 @@ def test_two_places_that_differ_never_give_an_unsteered_reply(asking: Asking, ro
         b'{"emotion": "anger"}',
     ],
 )
-@pytest.mark.parametrize("route", [*ROUTES, "/v1/chat/completions/batch", "/v1/messages", "/tokenize"])
+@pytest.mark.parametrize("route", [*ROUTES, BATCH, "/v1/messages", "/tokenize"])
 def test_a_body_that_is_no_request_is_a_4xx(asking: Asking, route: str, content: bytes) -> None:
     reply = asking.client.post(route, content=content, headers={"content-type": "application/json"})
     assert 400 <= reply.status_code < 500, (reply.status_code, reply.text[:300])

@@ -118,6 +118,12 @@ def test_emotions_are_refused_where_they_would_do_nothing() -> None:
         refused = client.post("/tokenize", json={name: "x"})
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == name
+    for field in ("extra_body", "custom_params", "metadata"):
+        nested = client.post("/tokenize", json={field: {"emotion": "x"}})
+        assert nested.status_code == 400
+        assert nested.json()["error"]["param"] == field
+    assert client.post("/tokenize", json={"emotions": "x"}).status_code == 400
+    assert client.post("/tokenize", json={"prompt": "emotion", "metadata": {"topic": "emotion"}}).status_code != 400
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"emotion"', b"[" * 100_000])

@@ -52,6 +52,9 @@ BAD = {
     "path": (line("path", "http://host/v1/chat/completions", chat()), "url", "must be one of /v1/chat"),
     "method": (line("method", CHAT, chat(), method="GET"), "method", "must be POST"),
     "body": (line("body", CHAT, "text"), "body", "must be an object"),
+    "outside": (line("outside", CHAT, chat(), emotion="anger"), "emotion", "belongs into the body"),
+    "nested": (line("nested", CHAT, chat(extra_body={"emotion": "anger"})), "extra_body", "at the top level"),
+    "misspelt": (line("misspelt", CHAT, chat(emotions="anger")), "emotions", "did you mean emotion?"),
 }
 
 
