@@ -1,3 +1,33 @@
 """Emotion circuits of language models, served by vLLM."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emovllm.circuit import Circuit as Circuit
+    from emovllm.circuit_files import load_circuit as load_circuit
+    from emovllm.circuit_files import save_circuit as save_circuit
+    from emovllm.emotion import Emotion as Emotion
+
 __version__ = "0.1.0"
+__all__ = ["Circuit", "Emotion", "__version__", "load_circuit", "save_circuit"]
+
+# Loaded when they are asked for: each process of a server imports this package.
+_EXPORTS = {
+    "Circuit": "emovllm.circuit",
+    "Emotion": "emovllm.emotion",
+    "load_circuit": "emovllm.circuit_files",
+    "save_circuit": "emovllm.circuit_files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

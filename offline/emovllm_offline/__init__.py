@@ -1,1 +1,35 @@
-"""Finding, validating and plotting emotion circuits with Hugging Face models."""
+"""Finding, validating and plotting emotion circuits with Hugging Face models.
+
+`from emovllm_offline import discover, refine, validate, Control, load_style`
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emovllm_offline.api import discover as discover
+    from emovllm_offline.api import refine as refine
+    from emovllm_offline.api import validate as validate
+    from emovllm_offline.data.styles import load_style as load_style
+    from emovllm_offline.model.control import Control as Control
+
+__all__ = ["Control", "discover", "load_style", "refine", "validate"]
+
+# Loaded when they are asked for: they import PyTorch.
+_EXPORTS = {
+    **dict.fromkeys(("discover", "refine", "validate"), "emovllm_offline.api"),
+    "load_style": "emovllm_offline.data.styles",
+    "Control": "emovllm_offline.model.control",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

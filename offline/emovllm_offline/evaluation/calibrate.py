@@ -215,10 +215,7 @@ def _scores(cell: Cell, plain: Cell, judge: str) -> dict[str, float]:
 
 def _value(estimate: Any) -> float:
     if estimate is None:
-        raise EvaluationError(
-            "an emotion has no reply that is not empty and was judged: there is nothing to calibrate by; give another "
-            "--judge, or more messages"
-        )
+        raise EvaluationError("an emotion has no reply that is not empty: there is nothing to calibrate by")
     return float(estimate.value)
 
 

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import steered_layers, steering_vectors
 from emovllm.circuit import Circuit
-from emovllm.emotion import Emotion
+from emovllm.emotion import Emotion, resolve
+from emovllm_offline.data.prompts import render
+from emovllm_offline.data.styles import Frame
+from emovllm_offline.model.generate import stop_tokens
 
 
 class Control:
@@ -131,6 +134,17 @@ class Control:
                 logprobs.append(float(scores[best]))
                 ids = torch.tensor([[best]], device=device)
         return tokens, logprobs
+
+    def ask(self, tokenizer: Any, message: str, max_new_tokens: int = 64, **fields: Any) -> str:
+        """The model's greedy reply to one message of a user.
+
+        fields: those of a request: `emotion` (a name, or weights by name), `emotion_strength`, `emotion_scope`.
+        Raises: EmotionError, PromptError.
+        """
+        prompt = render(tokenizer, Frame(), message).ids
+        stop = stop_tokens(self.model, tokenizer)
+        tokens, _ = self.generate(prompt, resolve(fields, self.circuit.spec), max_new_tokens, stop)
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def injected(positions: Tensor, scope: str, prompt_len: int) -> Tensor:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from emovllm.errors import FilteredByEndpoint
 from emovllm_offline.data.prompts import messages, render
 from emovllm_offline.data.styles import Frame
-from emovllm_offline.judges.judge import FILTERED
 
 if TYPE_CHECKING:
     from emovllm_offline.judges.endpoint import Chat, Endpoint
@@ -23,7 +21,7 @@ class Question(NamedTuple):
 
 class Generation(NamedTuple):
     text: str
-    finish_reason: str  # "stop", "length" where it was cut at the limit, or FILTERED
+    finish_reason: str  # "stop", or "length" where it was cut at the limit
 
 
 class Backend(Protocol):
@@ -101,13 +99,10 @@ class EndpointBackend:
         self._endpoint = endpoint
 
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
-        """A reply that a content filter keeps back is empty. Raises: EndpointError."""
+        """Raises: EndpointError."""
 
         async def one(chat: Chat, question: Question) -> Generation:
-            try:
-                answer = await chat(messages(question.frame, question.user), max_tokens=max_new_tokens)
-            except FilteredByEndpoint:
-                return Generation("", FILTERED)
-            return Generation(answer.text.strip(), answer.finish_reason)
+            text, reason = await chat(messages(question.frame, question.user), max_tokens=max_new_tokens)
+            return Generation(text.strip(), reason)
 
         return self._endpoint.map(one, questions)

@@ -1,0 +1,249 @@
+"""The Python API, for notebooks: what the commands do, on a Hugging Face model that is in memory or that is named.
+
+Each function returns what it made together with its figures: `table()` gives rows as dicts, `plot()` a picture that a
+notebook shows and that can be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
+from emovllm.errors import ModelError
+from emovllm.models import public_model_id, resolve_model
+from emovllm_offline.data import examples, sev
+from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
+from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.model.decoder import Decoder, find_decoder
+from emovllm_offline.refinement.refine import Training
+from emovllm_offline.validation.results import Plan, Validation
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure as a PNG file, which notebooks show."""
+
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_bytes(self.png)
+
+
+def _picture(figure: Any) -> Picture:
+    from emovllm_offline.validation import figures
+
+    return Picture(figures.png(figure))
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """A circuit, and all that was measured to find it."""
+
+    circuit: Circuit
+    findings: Findings
+
+    def table(self) -> list[Row]:
+        """Of each emotion: how many neurons and heads, and the layer whose MLP output matters most."""
+        best = self.findings.importance[:, 1::2].argmax(1)
+        return [
+            {
+                "emotion": name,
+                "neurons": len(self.circuit.neurons[name]),
+                "heads": len(self.circuit.heads[name]),
+                "most important MLP": int(best[self.findings.emotions.index(name)]),
+            }
+            for name in self.circuit.names
+        ]
+
+    def plot(self, what: Literal["importance", "similarity", "units", "overlap"] = "importance") -> Picture:
+        """importance of each sublayer; similarity of the directions of all sublayers; units of each layer; overlap of
+        every two emotions' units."""
+        from emovllm_offline.validation import figures
+
+        source = self.findings if what in ("importance", "similarity") else self.circuit
+        return _picture(getattr(figures, what)(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """A refined circuit. history: after each epoch, the first being before any, the held-out loss by emotion in nats
+    per token."""
+
+    circuit: Circuit
+    history: list[dict[str, float]]
+
+    def table(self) -> list[Row]:
+        return [{"epoch": epoch, **losses} for epoch, losses in enumerate(self.history)]
+
+    def plot(self) -> Picture:
+        """The held-out loss of each emotion by epoch."""
+        from emovllm_offline.validation import figures
+
+        with figures.figure(4.2) as drawing:
+            axes = drawing.subplots()
+            for index, name in enumerate(self.circuit.names):
+                losses = [row[name] for row in self.history]
+                axes.plot(losses, color=figures.colour(index), marker=figures.marker(index), label=name)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set(xlabel="epoch", ylabel="held-out loss (nats per token)")
+            axes.legend(frameon=False)
+        return _picture(drawing)
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The sweeps over a circuit's units, beside those over random ones, and the probe of each layer."""
+
+    validation: Validation
+
+    def table(self) -> list[Row]:
+        """Of each sweep: the largest k, what it changed the emotion's score by, what k random units did, and the ks at
+        which the intervals of the two are apart."""
+        return [
+            {
+                "mode": curve.mode,
+                "kind": curve.kind,
+                "site": curve.site,
+                "emotion": curve.emotion,
+                "k": curve.k[-1],
+                "change": curve.mean[-1],
+                "random": curve.random_mean[-1],
+                "apart at": curve.separated(),
+            }
+            for curve in self.validation.curves
+        ]
+
+    def plot(
+        self,
+        what: Literal["sweep", "probe", "components"] = "sweep",
+        mode: Literal["ablation", "enhancement"] = "enhancement",
+        kind: Literal["neurons", "heads"] = "neurons",
+    ) -> Picture:
+        """mode, kind: which sweep."""
+        from emovllm_offline.validation import figures
+
+        return _picture(
+            figures.sweep(self.validation, mode, kind) if what == "sweep" else getattr(figures, what)(self.validation)
+        )
+
+
+def discover(
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    data: str | Path = sev.DEFAULT,
+    styles: Sequence[str | Path] = DEFAULT_STYLES,
+    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
+    limit: int | None = None,
+    batch_size: int = 32,
+    work: str | Path | None = None,
+) -> Discovery:
+    """Finds the emotion circuit of a model (arXiv 2510.11328, sections 3 to 6).
+
+    model, tokenizer: a Hugging Face causal language model with its tokenizer; or a folder or Hugging Face id, or None
+        for the default model, and no tokenizer.
+    data: `sev-small`, `sev`, or a file of scenario-events; limit: only its first scenarios.
+    styles: how emotions are asked for: names of packaged styles, or files. work: folder from which it resumes.
+    Raises: EmovllmError, whose subclass tells what cannot be used.
+    """
+    from emovllm_offline.discovery.assembly import assemble
+    from emovllm_offline.discovery.discover import measure_until
+
+    opened = _open(model, tokenizer)
+    chosen = [load_style(style) for style in styles]
+    records = sev.load_sev(data)[:limit]
+    findings = measure_until(
+        "importance", opened.decoder, opened.tokenizer, records, chosen, parameters, batch_size, 0, True, work=work
+    )
+    assert findings is not None
+    provenance = {"dataset": {"sha256": sev.digest(records), "scenarios": len(records)}}
+    return Discovery(assemble(opened.decoder, findings, opened.name, {}, parameters, provenance), findings)
+
+
+def refine(
+    circuit: Circuit | str | Path,
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    replies: str | Path = examples.DEFAULT,
+    style: str | Path = DEFAULT_STYLES[0],
+    training: Training = Training(),  # noqa: B008 (frozen)
+    limit: int | None = None,
+) -> Refinement:
+    """Fits a circuit's difference vectors to replies that show its emotions.
+
+    circuit: one that `discover` returned, or a folder or Hugging Face repository id. model, tokenizer: as in
+        `discover`.
+    replies: the packaged ones, or a file of them; limit: only the first.
+    Raises: EmovllmError.
+    """
+    from emovllm_offline.refinement.refine import FRAMES
+    from emovllm_offline.refinement.refine import refine as fit
+
+    opened = _open(model, tokenizer)
+    given = circuit if isinstance(circuit, Circuit) else load_circuit(circuit)
+    lines = examples.load_examples(replies)[:limit]
+    examples.require_emotions(lines, given.names)
+    refined, history = fit(
+        opened.decoder, opened.tokenizer, given, lines, FRAMES, training, style=load_style(style), progress=True
+    )
+    return Refinement(refined, history)
+
+
+def validate(
+    discovery: Discovery | Findings,
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    out: str | Path,
+    data: str | Path = "sev-test",
+    styles: Sequence[str | Path] = DEFAULT_STYLES,
+    plan: Plan = Plan(),  # noqa: B008 (frozen)
+    limit: int | None = None,
+) -> Validated:
+    """Tests the units that discovery found: ablated and enhanced beside random ones, and a probe in each layer.
+
+    discovery: what `discover` returned; the data must be other than that. model, tokenizer, styles, limit: as there.
+    out: folder of the results, from which an interrupted validation resumes.
+    Raises: EmovllmError.
+    """
+    from emovllm_offline.validation.validate import validate as sweep
+
+    opened = _open(model, tokenizer)
+    findings = discovery.findings if isinstance(discovery, Discovery) else discovery
+    chosen = [load_style(style) for style in styles]
+    records = sev.load_sev(data)[:limit]
+    return Validated(
+        sweep(opened.decoder, opened.tokenizer, findings, records, chosen, out=out, plan=plan, progress=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    decoder: Decoder
+    tokenizer: Any
+    name: str
+
+
+def _open(model: Any, tokenizer: Any) -> _Opened:
+    """Raises: ModelError."""
+    if model is None or isinstance(model, str | Path):
+        folder = resolve_model(None if model is None else str(model))
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return _Opened(find_decoder(network), AutoTokenizer.from_pretrained(folder), public_model_id(folder))
+    if tokenizer is None:
+        raise ModelError("a model that is in memory needs its tokenizer: pass it as the argument after the model")
+    return _Opened(find_decoder(model), tokenizer, public_model_id(model.name_or_path))
