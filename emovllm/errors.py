@@ -18,7 +18,8 @@ is a bug of ours, and keeps its traceback.
     ├── RequestError                a request, told by HTTP    ── EmotionError, AdminError                1
     ├── StoredError                 what earlier work left     ── CheckpointError, FindingsError          1
     └── ServiceError                what others answer         ── JudgeError, EmbeddingError, EndpointError
-                                                                  (RefusedByEndpoint), ScrapeError, EngineDied  1
+                                                                  (RefusedByEndpoint, FilteredByEndpoint), ScrapeError,
+                                                  EngineDied                                          1
 
 Those that vLLM meets are ValueErrors too, which its server answers with status 400.
 """
@@ -190,6 +191,10 @@ class EndpointError(ServiceError):
 
 class RefusedByEndpoint(EndpointError):
     """The endpoint says that a request is not well formed (400 or 422): it may lack an optional feature."""
+
+
+class FilteredByEndpoint(EndpointError):
+    """The endpoint keeps a text or its answer back: its content filter or its model refuses it."""
 
 
 class ScrapeError(ServiceError):

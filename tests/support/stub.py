@@ -1,4 +1,8 @@
-"""An OpenAI-compatible server for tests, in a thread: it answers, and fails, as it is told."""
+"""An OpenAI-compatible server for tests, in a thread: it answers, and fails, as it is told.
+
+Beside single answers it has the manners of endpoints as they are met: `newer_openai`, `without_system_role`,
+`filtering`, each around another answer.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
 
-Answer = str | int | bytes  # a reply, a status to fail with, or a body to send as it is
+
+class Refusal(NamedTuple):
+    """An error in OpenAI's shape."""
+
+    message: str
+    param: str | None = None
+    code: str | None = None
+    status: int = 400
+
+
+# a reply, a status to fail with, an error, or a body to send as it is
+Answer = str | int | Refusal | bytes
+Answering = Callable[[dict], Answer]
 
 
 class Stub:
@@ -19,7 +36,7 @@ class Stub:
         self.url = url
         self.requests: list[dict] = []
         self.headers: list[dict] = []
-        self.answer: Callable[[dict], Answer] = lambda request: "fine"
+        self.answer: Answering = lambda request: "fine"
         self.pages: dict[str, dict] = {}  # what a GET of a path gives
         self.busy = self.most_busy = 0
         self.delay = 0.0
@@ -40,16 +57,45 @@ class Stub:
                 self.busy -= 1
         if isinstance(answer, int):
             return answer, json.dumps({"error": {"message": f"told to fail with {answer}"}}).encode()
-        if isinstance(answer, bytes):
-            return 200, answer
-        completion = {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": request["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}],
-        }
-        return 200, json.dumps(completion).encode()
+        if isinstance(answer, Refusal):
+            error = {"message": answer.message, "type": "invalid_request_error", "param": answer.param}
+            return answer.status, json.dumps({"error": {**error, "code": answer.code}}).encode()
+        return 200, completion(answer) if isinstance(answer, str) else answer
+
+
+def completion(content: Any, finish_reason: str = "stop", **message: Any) -> bytes:
+    """A chat's answer; message: further fields of its message."""
+    choice = {"finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **message}}
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, **choice}]}
+    return json.dumps(body).encode()
+
+
+def newer_openai(answer: Answering) -> Answering:
+    """Takes max_completion_tokens alone, and no temperature but 1."""
+
+    def answering(request: dict) -> Answer:
+        if "max_tokens" in request:
+            message = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            return Refusal(f"Unsupported parameter: {message}", "max_tokens", "unsupported_parameter")
+        if request.get("temperature", 1) != 1:
+            message = "Unsupported value: 'temperature' does not support 0. Only the default (1) value is supported."
+            return Refusal(message, "temperature", "unsupported_value")
+        return answer(request)
+
+    return answering
+
+
+def without_system_role(answer: Answering) -> Answering:
+    """Its chat template refuses messages of the system."""
+    return lambda request: (
+        Refusal("System role not supported") if request["messages"][0]["role"] == "system" else answer(request)
+    )
+
+
+def filtering(word: str, answer: Answering) -> Answering:
+    """Refuses whatever holds a word."""
+    refusal = Refusal("The prompt triggered the content management policy.", "prompt", "content_filter")
+    return lambda request: refusal if word in json.dumps(request.get("messages", "")) else answer(request)
 
 
 @contextmanager
@@ -88,7 +134,7 @@ def stub_server() -> Iterator[Stub]:
         server.server_close()
 
 
-def in_turn(*answers: Answer) -> Callable[[dict], Answer]:
+def in_turn(*answers: Answer) -> Answering:
     """Answers one after the other; the last one stays."""
     left = list(answers)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]

@@ -21,7 +21,7 @@ from emovllm_offline.data import sev
 from emovllm_offline.data.prompts import messages
 from emovllm_offline.data.styles import Style, common_emotions
 from emovllm_offline.discovery.survival import Accepted, Reply, accepted
-from emovllm_offline.judges.judge import Judge, read_whole_lines
+from emovllm_offline.judges.judge import FILTERED, Judge, Verdict, read_whole_lines
 from emovllm_offline.model.generate import Backend, Generation, Question
 
 REPLIES = "replies.jsonl"
@@ -101,7 +101,7 @@ def elicit(
         for start in range(len(replies), len(todo), backend.chunk):
             chunk = todo[start : start + backend.chunk]
             texts = list(_replies(backend, chunk, max_new_tokens))
-            verdicts = judge.judge([text for text, _ in texts], [task.emotion for task in chunk])
+            verdicts = _judged(judge, texts, [task.emotion for task in chunk])
             done = [
                 Reply(
                     item=task.item.id,
@@ -112,7 +112,7 @@ def elicit(
                     reply=text,
                     finish_reason=reason,
                     judge=judge.name,
-                    match=1 if verdict.match else 0,
+                    match=int(verdict.match) if verdict.judged else None,  # type: ignore[arg-type]
                     label=verdict.label,
                     reason=verdict.reason,
                 )
@@ -123,6 +123,16 @@ def elicit(
             replies += done
             bar.advance(len(chunk))
     return replies
+
+
+def _judged(judge: Judge, generations: Sequence[Generation], targets: Sequence[str]) -> list[Verdict]:
+    """The verdicts on replies; those that an endpoint kept back have nothing to judge."""
+    kept = [place for place, generation in enumerate(generations) if generation.finish_reason != FILTERED]
+    verdicts = [Verdict.unjudged("the model's endpoint kept the reply back")] * len(generations)
+    answers = judge.judge([generations[place].text for place in kept], [targets[place] for place in kept])
+    for place, verdict in zip(kept, answers, strict=True):
+        verdicts[place] = verdict
+    return verdicts
 
 
 def _replies(backend: Backend, chunk: Sequence[Task], max_new_tokens: int) -> Iterator[Generation]:

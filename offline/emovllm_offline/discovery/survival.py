@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from emovllm.errors import TooFewError
+from emovllm.errors import JudgeError, TooFewError
 from emovllm_offline.data.styles import packaged_styles
 
 # Of the paper's 480 groups 448 survived. Below a dozen the mean differences are mostly those of single scenarios.
@@ -30,9 +30,9 @@ class Reply(BaseModel):
     frame: int  # index among the style's frames of the emotion
     prompt: str  # sha256 of the messages
     reply: str
-    finish_reason: str  # "stop", "length", or "given" where the style itself holds the reply
+    finish_reason: str  # "stop", "length", "content_filter", or "given" where the style itself holds the reply
     judge: str
-    match: Literal[0, 1]
+    match: Literal[0, 1] | None  # None where it could not be judged
     label: str | None
     reason: str
 
@@ -70,7 +70,8 @@ def complete_groups(replies: Iterable[Reply]) -> set[str]:
 class Survival:
     """How many replies a judge accepted.
 
-    accepted and judged: by style and emotion; complete: by style, scenario-events accepted in every emotion.
+    accepted, judged and unjudged (which the judge could not judge): by style and emotion; complete: by style,
+    scenario-events accepted in every emotion.
     """
 
     judge: str
@@ -79,19 +80,23 @@ class Survival:
     complete: dict[str, int]
     accepted: dict[str, dict[str, int]]
     judged: dict[str, dict[str, int]]
+    unjudged: dict[str, dict[str, int]]
 
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> Survival:
-        """Raises: ValueError where there are no replies."""
+        """Raises: ValueError where there are no replies; JudgeError where none of them was judged."""
         if not replies:
             raise ValueError("there are no replies to count")
         styles = list(dict.fromkeys(reply.style for reply in replies))
         emotions = list(dict.fromkeys(reply.emotion for reply in replies))
-        counts = {style: dict.fromkeys(emotions, 0) for style in styles}
-        judged = {style: dict.fromkeys(emotions, 0) for style in styles}
+        if all(reply.match is None for reply in replies):
+            first = replies[0]
+            raise JudgeError(f"the judge {first.judge} could judge no reply, the first because: {first.reason}")
+        counts, judged, unjudged = ({style: dict.fromkeys(emotions, 0) for style in styles} for _ in range(3))
         for reply in replies:
-            counts[reply.style][reply.emotion] += reply.match
-            judged[reply.style][reply.emotion] += 1
+            counts[reply.style][reply.emotion] += reply.match or 0
+            judged[reply.style][reply.emotion] += reply.match is not None
+            unjudged[reply.style][reply.emotion] += reply.match is None
         groups = accepted(replies)
         return cls(
             judge=replies[0].judge,
@@ -100,11 +105,13 @@ class Survival:
             complete={style: sum(style in of_item for of_item in groups.values()) for style in styles},
             accepted=counts,
             judged=judged,
+            unjudged=unjudged,
         )
 
     def rate(self, emotion: str) -> float:
-        """The share of an emotion's replies that was accepted, over all styles."""
-        return sum(c[emotion] for c in self.accepted.values()) / sum(j[emotion] for j in self.judged.values())
+        """The share of an emotion's judged replies that was accepted, over all styles; 0 where none was judged."""
+        judged = sum(of_style[emotion] for of_style in self.judged.values())
+        return sum(of_style[emotion] for of_style in self.accepted.values()) / judged if judged else 0.0
 
     def emotions(self) -> list[str]:
         return list(next(iter(self.judged.values())))
@@ -126,6 +133,8 @@ class Survival:
             table.add_row(emotion, *cells)
         table.add_section()
         table.add_row("complete groups", *(f"{count} of {self.items}" for count in self.complete.values()))
+        if any(sum(of_style.values()) for of_style in self.unjudged.values()):
+            table.add_row("not judged", *(str(sum(of_style.values())) for of_style in self.unjudged.values()))
         return table
 
     def print(self) -> None:

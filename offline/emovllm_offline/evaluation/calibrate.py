@@ -215,7 +215,10 @@ def _scores(cell: Cell, plain: Cell, judge: str) -> dict[str, float]:
 
 def _value(estimate: Any) -> float:
     if estimate is None:
-        raise EvaluationError("an emotion has no reply that is not empty: there is nothing to calibrate by")
+        raise EvaluationError(
+            "an emotion has no reply that is not empty and was judged: there is nothing to calibrate by; give another "
+            "--judge, or more messages"
+        )
     return float(estimate.value)
 
 

@@ -34,8 +34,8 @@ from emovllm_offline.evaluation.plan import (
     plan_digest,
     tasks,
 )
-from emovllm_offline.evaluation.scoring import Scored, agreements, score
-from emovllm_offline.evaluation.summary import Cell, summarise
+from emovllm_offline.evaluation.scoring import Scored, agreements, score, unjudged
+from emovllm_offline.evaluation.summary import ALL, Cell, summarise
 from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.text import EXPLOSIVE, REPETITIVE
 from emovllm_offline.validation import figures as plots
@@ -120,6 +120,7 @@ def evaluate(
         "seed": seed,
         "judges": {judge.name: dict(judge.config) for judge in judges},
         "speed": speed,
+        "unjudged": unjudged(scored, names),
         "agreement": agreements(scored, names),
     }
     write(out, about, scored, cells, emotions, names, seed)
@@ -291,6 +292,7 @@ def as_markdown(about: dict[str, Any], cells: Sequence[Cell], emotions: Sequence
     parts += [
         "Fluency (median ratio) and repetition, by emotion:",
         tables.markdown(tables.fluency_by_emotion(cells, emotions)),
+        *_said_of_unjudged(about["unjudged"], cells),
         *_said_of_speed(about["speed"]),
     ]
     for pair in about["agreement"]:
@@ -339,9 +341,13 @@ def as_page(
             tables.fluency_by_emotion(cells, emotions),
         )
     )
+    if missing := _said_of_unjudged(about["unjudged"], cells):
+        parts.append(section("Replies that were not judged", " ".join(missing)))
     parts.append(section("Speed", " ".join(_said_of_speed(about["speed"]))))
     parts.append(page.samples(scored, judges[0], seed))
-    parts.append(section("Provenance", "", page.facts({k: v for k, v in about.items() if k != "agreement"})))
+    parts.append(
+        section("Provenance", "", page.facts({k: v for k, v in about.items() if k not in ("agreement", "unjudged")}))
+    )
     return page.page(f"Evaluation of {about['model']}", [], parts)
 
 
@@ -356,6 +362,15 @@ _LEGEND = (
     "Leak: a letter that is not Latin. Relevance: cosine of the embeddings of reply and message. Regimes: repetitive "
     f"(repetition of {REPETITIVE:g} or more), explosive (else, fluency above {EXPLOSIVE:g}), surgical (the rest)."
 )
+
+
+def _said_of_unjudged(unjudged: dict[str, dict[str, Any]], cells: Sequence[Cell]) -> list[str]:
+    replies = sum(cell.replies for cell in cells if (cell.emotion, cell.valence) == (ALL, ALL))
+    return [
+        f"The judge {judge} could not judge {missing['replies']} of {replies} replies; its accuracies are over the "
+        f"others. The first reason: {missing['first_reason']}"
+        for judge, missing in unjudged.items()
+    ]
 
 
 def _said_of_speed(speed: dict[str, Any]) -> list[str]:

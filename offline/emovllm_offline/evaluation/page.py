@@ -76,11 +76,18 @@ def samples(scored: Sequence[Scored], judge: str, seed: int) -> str:
         rows: Table = [["method, strength", "label", "reply"]]
         for condition in conditions(list(of_message.values())):
             reply = of_message[condition]
-            said = reply.label(judge) or ("match" if any(v.match for v in reply.verdicts[judge].values()) else "-")
+            said = _label(reply, judge)
             rows.append([str(condition), said, reply.text + (" [cut]" if reply.capped else "")])
         user = html.escape(next(iter(of_message.values())).user)
         parts.append(f"<h3>{html.escape(emotion or 'no emotion')}</h3>\n<p>{user}</p>\n{html_table(rows)}")
     return "\n".join(parts)
+
+
+def _label(reply: Scored, judge: str) -> str:
+    verdicts = reply.verdicts[judge].values()
+    if not any(verdict.judged for verdict in verdicts):
+        return "not judged"
+    return reply.label(judge) or ("match" if any(verdict.match for verdict in verdicts) else "-")
 
 
 def facts(content: Mapping[str, Any]) -> Table:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder
+from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Reply
 from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task
-from emovllm_offline.judges.judge import Judge, Verdict
+from emovllm_offline.judges.judge import FILTERED, Judge, Verdict, require_judged
 from emovllm_offline.judges.text import TextMetrics, regime, text_metrics
 
 
@@ -17,7 +17,8 @@ from emovllm_offline.judges.text import TextMetrics, regime, text_metrics
 class Scored:
     """One reply and all that is known of it.
 
-    verdicts: by judge, then by target: the reply's own emotion, or each emotion for an unsteered reply.
+    verdicts: by judge, then by target: the reply's own emotion, or each emotion for an unsteered reply. Those that are
+    not `judged` count nowhere.
     perplexity: given the neutral prompt, over that of the message's own unsteered reply. fluency: given the prompt that
     asks for the emotion, over that of the prompted reply. relevance: cosine of the embeddings of reply and message.
     Each is None where it cannot be had.
@@ -35,10 +36,15 @@ class Scored:
     fluency: float | None
     relevance: float | None
     regime: str
+    kept_back: bool = False  # by an endpoint's content filter: there is nothing to measure
 
     def label(self, judge: str) -> str | None:
         """What a blind judge takes the reply for."""
         return next(iter(self.verdicts[judge].values())).label
+
+    def missing(self, judge: str) -> Verdict | None:
+        """The first of the judge's verdicts that is none."""
+        return next((verdict for verdict in self.verdicts[judge].values() if not verdict.judged), None)
 
     def to_json(self) -> dict[str, Any]:
         """A line of scored.jsonl."""
@@ -56,15 +62,20 @@ class Scored:
             "regime": self.regime,
             "labels": {judge: self.label(judge) for judge in self.verdicts},
             "matches": {
-                judge: {target: said.match for target, said in of.items()} for judge, of in self.verdicts.items()
+                judge: {target: said.match if said.judged else None for target, said in of.items()}
+                for judge, of in self.verdicts.items()
             },
         }
 
 
 def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emotions: Sequence[str]) -> list[Scored]:
-    """Every planned reply, in the plan's order; the folder has them all. Raises: JudgeError, EndpointError."""
-    texts = [folder.replies[task.key].text for task in planned]
-    verdicts = {judge.name: judged(judge, planned, texts, emotions) for judge in judges}
+    """Every planned reply, in the plan's order; the folder has them all.
+
+    Raises: JudgeError where a judge could judge none of them; EndpointError.
+    """
+    replies = [folder.replies[task.key] for task in planned]
+    texts = [reply.text for reply in replies]
+    verdicts = {judge.name: judged(judge, planned, replies, emotions) for judge in judges}
     relevances = relevance_of(planned, texts)
     scored = []
     for i, task in enumerate(planned):
@@ -85,25 +96,31 @@ def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emot
                 fluency=fluency,
                 relevance=None if relevances is None else relevances[i],
                 regime=regime(measured.repetition, fluency),
+                kept_back=reply.finish_reason == FILTERED,
             )
         )
     return scored
 
 
 def judged(
-    judge: Judge, planned: Sequence[Task], texts: Sequence[str], emotions: Sequence[str]
+    judge: Judge, planned: Sequence[Task], replies: Sequence[Reply], emotions: Sequence[str]
 ) -> list[dict[str, Verdict]]:
-    """A judge's verdicts on every reply, by target."""
-    asked = [
-        (i, target)
-        for i, task in enumerate(planned)
-        for target in ([task.key.emotion] if task.key.emotion else emotions)
+    """A judge's verdicts on every reply, by target. Raises: JudgeError where it could judge none; EndpointError."""
+    kept_back = Verdict.unjudged("the model's endpoint kept the reply back")
+    by_target: list[dict[str, Verdict]] = [
+        dict.fromkeys([task.key.emotion] if task.key.emotion else emotions, kept_back) for task in planned
     ]
-    said = judge.judge([texts[i] for i, _ in asked], [target for _, target in asked])
-    out: list[dict[str, Verdict]] = [{} for _ in planned]
-    for (i, target), verdict in zip(asked, said, strict=True):
-        out[i][target] = verdict
-    return out
+    questions = [
+        (i, target)
+        for i, (reply, targets) in enumerate(zip(replies, by_target, strict=True))
+        if reply.finish_reason != FILTERED
+        for target in targets
+    ]
+    verdicts = judge.judge([replies[i].text for i, _ in questions], [target for _, target in questions])
+    for (i, target), verdict in zip(questions, verdicts, strict=True):
+        by_target[i][target] = verdict
+    require_judged(judge.name, [verdict for of_reply in by_target for verdict in of_reply.values()])
+    return by_target
 
 
 def relevance_of(planned: Sequence[Task], texts: Sequence[str]) -> list[float] | None:
@@ -128,6 +145,16 @@ def _ratio(folder: Folder, key: Key, reference: Key, given: str) -> float | None
     return math.exp(min(ours.nll - theirs.nll, 700.0)) if ours and theirs else None
 
 
+def unjudged(scored: Sequence[Scored], judges: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By judge, where there are any: the number of replies that lack a verdict, and the first one's reason."""
+    counts = {}
+    for judge in judges:
+        lacking = [verdict for reply in scored if (verdict := reply.missing(judge)) is not None]
+        if lacking:
+            counts[judge] = {"replies": len(lacking), "first_reason": lacking[0].reason}
+    return counts
+
+
 def agreements(scored: Sequence[Scored], judges: Sequence[str]) -> list[dict[str, Any]]:
     """Cohen's kappa of every two judges, over the replies that have a target."""
     from emovllm_offline.judges.agreement import agreement
@@ -140,5 +167,8 @@ def agreements(scored: Sequence[Scored], judges: Sequence[str]) -> list[dict[str
         {"judges": [one, other], **asdict(agreement(verdicts[one], verdicts[other]))}
         for i, one in enumerate(judges)
         for other in judges[i + 1 :]
-        if aimed
+        if any(
+            reply.verdicts[one][reply.key.emotion].judged and reply.verdicts[other][reply.key.emotion].judged
+            for reply in aimed
+        )
     ]

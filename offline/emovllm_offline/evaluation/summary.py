@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from emovllm_offline.evaluation.scoring import Scored
 from emovllm_offline.intervals import Estimate, bootstrap, wilson
+from emovllm_offline.judges.judge import Verdict
 from emovllm_offline.judges.text import REGIMES
 
 ALL = "all"
@@ -31,7 +32,8 @@ class Condition(NamedTuple):
 class Cell:
     """One condition's replies of one emotion and valence, or of `all`.
 
-    accuracy: by judge: the share that the target matches; for unsteered replies the share of false positives.
+    accuracy: by judge: the share that the target matches, of the verdicts that there are; for unsteered replies the
+    share of false positives. unjudged: by judge: replies that lack a verdict, for a filter or for want of an answer.
     perplexity, fluency: medians of the ratios (`Scored`). capped, leak: shares. The others are means.
     """
 
@@ -40,6 +42,7 @@ class Cell:
     valence: str
     replies: int
     accuracy: dict[str, Estimate | None]
+    unjudged: dict[str, int]
     perplexity: Estimate | None
     fluency: Estimate | None
     relevance: Estimate | None
@@ -98,28 +101,34 @@ def _cell(
     def median(values: Sequence[float | None]) -> Estimate | None:
         return bootstrap([value for value in values if value is not None], np.median, seed)
 
-    def matches(judge: str) -> Iterator[bool]:
-        for reply in chosen:
-            for target, verdict in reply.verdicts[judge].items():
-                if emotion in (ALL, target):
-                    yield verdict.match
+    def verdicts(reply: Scored, judge: str) -> list[Verdict]:
+        return [verdict for target, verdict in reply.verdicts[judge].items() if emotion in (ALL, target)]
 
-    accuracy = {judge: wilson(sum(hits := list(matches(judge))), len(hits)) for judge in judges}
+    def accuracy_by(judge: str) -> Estimate | None:
+        hits = [verdict.match for reply in chosen for verdict in verdicts(reply, judge) if verdict.judged]
+        return wilson(sum(hits), len(hits))
+
+    def lacks_verdict(reply: Scored, judge: str) -> bool:
+        return not all(verdict.judged for verdict in verdicts(reply, judge))
+
+    measured = [reply for reply in chosen if not reply.kept_back]
+    accuracy = {judge: accuracy_by(judge) for judge in judges}
     return Cell(
         condition,
         emotion,
         valence,
         replies=len(chosen),
         accuracy=accuracy,
-        perplexity=median([reply.perplexity for reply in chosen]),
-        fluency=median([reply.fluency for reply in chosen]),
-        relevance=mean([reply.relevance for reply in chosen]),
-        repetition=mean([reply.metrics.repetition for reply in chosen]),
-        run=mean([reply.metrics.run for reply in chosen]),
-        distinct_1=mean([reply.metrics.distinct_1 for reply in chosen]),
-        distinct_2=mean([reply.metrics.distinct_2 for reply in chosen]),
-        words=mean([reply.metrics.words for reply in chosen]),
-        capped=wilson(sum(reply.capped for reply in chosen), len(chosen)),
-        leak=wilson(sum(reply.metrics.leak for reply in chosen), len(chosen)),
-        regimes={name: sum(reply.regime == name for reply in chosen) / len(chosen) for name in REGIMES},
+        unjudged={judge: sum(lacks_verdict(reply, judge) for reply in chosen) for judge in judges},
+        perplexity=median([reply.perplexity for reply in measured]),
+        fluency=median([reply.fluency for reply in measured]),
+        relevance=mean([reply.relevance for reply in measured]),
+        repetition=mean([reply.metrics.repetition for reply in measured]),
+        run=mean([reply.metrics.run for reply in measured]),
+        distinct_1=mean([reply.metrics.distinct_1 for reply in measured]),
+        distinct_2=mean([reply.metrics.distinct_2 for reply in measured]),
+        words=mean([reply.metrics.words for reply in measured]),
+        capped=wilson(sum(reply.capped for reply in measured), len(measured)),
+        leak=wilson(sum(reply.metrics.leak for reply in measured), len(measured)),
+        regimes={name: sum(reply.regime == name for reply in measured) / max(len(measured), 1) for name in REGIMES},
     )

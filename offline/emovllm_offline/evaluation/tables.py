@@ -17,10 +17,12 @@ def conditions_of(cells: Sequence[Cell]) -> list[Condition]:
 
 def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
     """One row for each condition, over all emotions and valences."""
+    lacking = [judge for judge in judges if any(cell.unjudged[judge] for cell in cells)]
     head = [
         "method, strength",
         "replies",
         *(f"accuracy, {judge}" for judge in judges),
+        *(f"not judged, {judge}" for judge in lacking),
         "perplexity",
         "fluency",
         "relevance",
@@ -40,7 +42,8 @@ def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
             [
                 str(condition),
                 str(cell.replies),
-                *(percent(cell.accuracy[judge]) for judge in judges),
+                *(accuracy(cell, judge) for judge in judges),
+                *(str(cell.unjudged[judge]) for judge in lacking),
                 number(cell.perplexity),
                 number(cell.fluency),
                 number(cell.relevance),
@@ -61,7 +64,7 @@ def by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Ta
     rows = [["method, strength", *emotions]]
     for condition in conditions_of(cells):
         found = [find(cells, condition, emotion) for emotion in emotions]
-        rows.append([str(condition), *(percent(cell.accuracy[judge]) if cell else "-" for cell in found)])
+        rows.append([str(condition), *(accuracy(cell, judge) if cell else "-" for cell in found)])
     return rows
 
 
@@ -73,7 +76,7 @@ def by_valence(cells: Sequence[Cell], judge: str) -> Table:
     rows = [["method, strength", *valences]]
     for condition in conditions_of(cells):
         found = [find(cells, condition, ALL, valence) for valence in valences]
-        rows.append([str(condition), *(percent(cell.accuracy[judge]) if cell else "-" for cell in found)])
+        rows.append([str(condition), *(accuracy(cell, judge) if cell else "-" for cell in found)])
     return rows
 
 
@@ -93,6 +96,12 @@ def markdown(table: Table) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
     return "\n".join(lines) + "\n"
+
+
+def accuracy(cell: Cell, judge: str) -> str:
+    """With the number of verdicts that it is over, where some are missing."""
+    estimate = cell.accuracy[judge]
+    return percent(estimate) + (f" of {estimate.count}" if estimate and cell.unjudged[judge] else "")
 
 
 def percent(estimate: Estimate | None) -> str:

@@ -13,7 +13,7 @@ from emovllm_offline.judges.judge import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of two judges of the same texts."""
+    """Of two judges of the same texts. count: those that both have judged."""
 
     on: Literal["label", "match"]
     count: int
@@ -25,12 +25,17 @@ def agreement(a: Sequence[Verdict], b: Sequence[Verdict]) -> Agreement:
     """Of two judges' verdicts on the same texts and targets.
 
     Compared are the labels where both judges are blind, and otherwise whether the target was matched. A blind judge
-    has no label for an empty text: that counts as an answer of its own.
+    has no label for an empty text: that counts as an answer of its own. Texts that one of them could not judge are left
+    out.
 
-    Raises: ValueError where the verdicts are none, or differ in number.
+    Raises: ValueError where the verdicts differ in number, or no text was judged by both.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"agreement needs verdicts on the same texts, got {len(a)} and {len(b)}")
+    pairs = [(one, other) for one, other in zip(a, b, strict=True) if one.judged and other.judged]
+    if not pairs:
+        raise ValueError("agreement needs texts that both judges have judged, got none")
+    a, b = zip(*pairs, strict=True)
     blind = all(any(verdict.label is not None for verdict in verdicts) for verdicts in (a, b))
     answers = [[verdict.label if blind else str(verdict.match) for verdict in verdicts] for verdicts in (a, b)]
     observed, kappa = cohens_kappa(*answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,19 @@ from typing import Any, TypeVar
 
 import openai
 
-from emovllm.errors import EndpointError, RefusedByEndpoint
+from emovllm.addresses import is_loopback
+from emovllm.errors import EmovllmError, EndpointError, FilteredByEndpoint, RefusedByEndpoint
+from emovllm_offline.judges.answer import Answer, answer_of
+from emovllm_offline.judges.dialect import Body, Dialect, is_filter
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 Messages = list[dict[str, str]]
+# Tokens beyond what was asked for, tried one after the other where an answer is cut off before it says anything:
+# models that think may need them.
+ROOMS = (0, 2000, 8000)
+
+logger = logging.getLogger(__name__)
 
 
 class Endpoint:
@@ -22,7 +31,7 @@ class Endpoint:
 
     The key is read from OPENAI_API_KEY when a request is made; it is kept and written nowhere. The client repeats
     requests that meet 408, 409, 429, 5xx, a timeout or no connection, waiting longer each time or as long as the
-    server says.
+    server says. What the endpoint refuses of a request is left out of those that follow (`Dialect`).
     """
 
     def __init__(
@@ -39,11 +48,19 @@ class Endpoint:
             raise EndpointError(f"concurrency must be at least 1, got {concurrency}")
         self.model = model
         self.concurrency = concurrency
-        self._options: dict[str, Any] = {"base_url": base_url, "max_retries": retries, "timeout": timeout}
+        self.dialect = Dialect()
+        self.room = 0  # index of ROOMS
+        self._base_url, self._retries, self._timeout = base_url, retries, timeout
 
-    def map(self, function: Callable[[Chat, In], Awaitable[Out]], inputs: Sequence[In]) -> list[Out]:
+    def map(
+        self,
+        function: Callable[[Chat, In], Awaitable[Out]],
+        inputs: Sequence[In],
+        done: Callable[[int, Out], None] = lambda place, result: None,
+    ) -> list[Out]:
         """`function(chat, input)` of every input, at most `concurrency` at a time; results in the inputs' order.
 
+        done: is given each result, with its input's place, as it comes.
         The first error ends the other requests and is raised.
         """
 
@@ -51,15 +68,17 @@ class Endpoint:
             limit = asyncio.Semaphore(self.concurrency)
             # Servers that want no key want the header all the same.
             key = os.environ.get("OPENAI_API_KEY") or "none"
-            async with openai.AsyncOpenAI(api_key=key, **self._options) as client:
+            async with open_client(self._base_url, key, self._retries, self._timeout) as client:
 
-                async def one(value: In) -> Out:
+                async def one(place: int, value: In) -> Out:
                     async with limit:
-                        return await function(Chat(client, self.model), value)
+                        result = await function(Chat(client, self), value)
+                    done(place, result)
+                    return result
 
                 try:
                     async with asyncio.TaskGroup() as group:
-                        tasks = [group.create_task(one(value)) for value in inputs]
+                        tasks = [group.create_task(one(place, value)) for place, value in enumerate(inputs)]
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
                 return [task.result() for task in tasks]
@@ -67,43 +86,94 @@ class Endpoint:
         return asyncio.run(all_of_them())
 
 
+def open_client(base_url: str | None, key: str, retries: int, timeout: float) -> openai.AsyncOpenAI:
+    """A client of an endpoint; to one of this machine it goes directly, whatever proxy the environment names."""
+    address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(address) else None
+    return openai.AsyncOpenAI(
+        api_key=key, base_url=base_url, max_retries=retries, timeout=timeout, http_client=http_client
+    )
+
+
 class Chat:
     """Requests of one `Endpoint.map`."""
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, endpoint: Endpoint) -> None:
         self._client = client
-        self._model = model
+        self._endpoint = endpoint
 
-    async def __call__(self, messages: Messages, **options: Any) -> tuple[str, str]:
-        """The reply to a chat at temperature 0, and why it ended.
+    async def __call__(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int,
+        enough: Callable[[Answer], bool] = lambda answer: bool(answer.text) or not answer.thought,
+        **options: Any,
+    ) -> Answer:
+        """The answer to a chat, at temperature 0 where the endpoint takes it.
 
-        Raises: RefusedByEndpoint, EndpointError.
+        max_tokens: more are allowed where an answer is cut off and not `enough`, which the endpoint remembers.
+        Raises: FilteredByEndpoint, RefusedByEndpoint, EndpointError.
         """
-        with translated(self._model):
-            answer = await self._client.chat.completions.create(
-                model=self._model,
-                messages=messages,  # type: ignore[arg-type]
-                temperature=0,
-                **options,
-            )
-            choice = answer.choices[0]
-            text, reason = choice.message.content, choice.finish_reason
-        return text or "", reason or ""
+        endpoint = self._endpoint
+        answer: Answer | None = None
+        for room in range(endpoint.room, len(ROOMS)):
+            body = {"max_tokens": max_tokens + ROOMS[room], "temperature": 0, **options}
+            try:
+                answer = await self._request(messages, body)
+            except RefusedByEndpoint:
+                # Its context may be too short for more.
+                if answer is None:
+                    raise
+                return answer
+            if not answer.cut or enough(answer):
+                if room > endpoint.room:
+                    logger.warning(
+                        "answers of %s were cut off: %d more tokens are allowed", endpoint.model, ROOMS[room]
+                    )
+                    endpoint.room = room
+                return answer
+        assert answer is not None
+        return answer
+
+    async def _request(self, messages: Messages, options: dict[str, Any]) -> Answer:
+        model = self._endpoint.model
+
+        async def send(body: Body) -> Any:
+            return await create_chat(self._client, body)
+
+        with translated(model):
+            return answer_of(await self._endpoint.dialect.ask({"model": model, "messages": messages, **options}, send))
+
+
+async def create_chat(client: openai.AsyncOpenAI, body: Body) -> Any:
+    """POST /chat/completions of a body as it is, with fields that the client does not know among them."""
+    others = {name: value for name, value in body.items() if name not in ("model", "messages")}
+    return await client.chat.completions.create(
+        model=body["model"],
+        messages=body["messages"],
+        extra_body=others,
+    )
 
 
 @contextmanager
 def translated(model: str) -> Iterator[None]:
     """Says what to do about the errors of a request to an endpoint.
 
-    Raises: RefusedByEndpoint, EndpointError.
+    Raises: FilteredByEndpoint, RefusedByEndpoint, EndpointError.
     """
     try:
         yield
-    except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+    except EmovllmError:
+        raise
+    except (openai.BadRequestError, openai.UnprocessableEntityError, openai.PermissionDeniedError) as error:
+        if is_filter(error):
+            raise FilteredByEndpoint(f"the endpoint's content filter refuses the text: {error.message}") from None
+        if isinstance(error, openai.PermissionDeniedError):
+            raise _refused_key() from None
         raise RefusedByEndpoint(f"the endpoint refuses the request: {error.message}") from None
-    except (openai.AuthenticationError, openai.PermissionDeniedError):
-        # Not the server's words: they may repeat the key.
-        raise EndpointError("the endpoint refuses the API key: set the variable OPENAI_API_KEY") from None
+    except openai.AuthenticationError:
+        raise _refused_key() from None
     except openai.NotFoundError:
         raise EndpointError(f"the endpoint has no model {model!r}, or its URL is wrong (most end in /v1)") from None
     except openai.APITimeoutError:
@@ -114,3 +184,8 @@ def translated(model: str) -> Iterator[None]:
         raise EndpointError(f"the endpoint failed with status {error.status_code}, after several tries") from None
     except (openai.OpenAIError, LookupError, TypeError, AttributeError, ValueError):
         raise EndpointError("the endpoint's answer is not that of an OpenAI-compatible server") from None
+
+
+def _refused_key() -> EndpointError:
+    # Not the server's words: they may repeat the key.
+    return EndpointError("the endpoint refuses the API key: set the variable OPENAI_API_KEY")

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from emovllm.errors import JudgeError
 
 # The label of a text that expresses no emotion; it stands beside the emotions that a style names.
 NEUTRAL = "neutral"
+# The finish reason of a reply that an endpoint's content filter keeps back: there is nothing to judge.
+FILTERED = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of one text."""
+    """What a judge says of one text; where it could not be judged, why."""
 
     match: bool
     label: str | None  # what a blind judge takes the text for; None from a judge that is told the target
     reason: str
+    judged: bool = True
+
+    @classmethod
+    def unjudged(cls, reason: str) -> Verdict:
+        """Of a text that counts neither as a match nor as none."""
+        return cls(False, None, reason, judged=False)
 
 
 class Judge(Protocol):
@@ -36,8 +44,19 @@ class Judge(Protocol):
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]: ...
 
 
+@runtime_checkable
+class GradualJudge(Judge, Protocol):
+    """A judge whose verdicts come one by one, each at a price: they can be kept before the last one is there."""
+
+    def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
+        """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
+
+
 class CachedJudge:
-    """A judge whose answers are kept in a file of JSON lines, by name, config, target and text."""
+    """A judge whose answers are kept in a file of JSON lines as they come, by name, config, target and text.
+
+    Texts that could not be judged are not kept: the next run asks for them again.
+    """
 
     def __init__(self, judge: Judge, path: str | Path) -> None:
         """Raises: JudgeError where the file is not a judge's cache."""
@@ -57,18 +76,48 @@ class CachedJudge:
         """As the judge itself, which is asked only for what it has not answered before, and once for equal texts."""
         keys = [self._key(text, target) for text, target in zip(texts, targets, strict=True)]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._known}
-        if new:
-            asked = sorted(new.values())
-            verdicts = self._judge.judge([texts[i] for i in asked], [targets[i] for i in asked])
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                for i, verdict in zip(asked, verdicts, strict=True):
-                    self._known[keys[i]] = verdict
-                    file.write(json.dumps({"key": keys[i], **asdict(verdict)}, ensure_ascii=False) + "\n")
-        return [self._known[key] for key in keys]
+        answers = self._ask(sorted(new.values()), keys, texts, targets) if new else {}
+        return [self._known[key] if key in self._known else answers[key] for key in keys]
+
+    def _ask(
+        self, places: Sequence[int], keys: Sequence[str], texts: Sequence[str], targets: Sequence[str]
+    ) -> dict[str, Verdict]:
+        """The verdicts on the texts at these places, by key."""
+        answers: dict[str, Verdict] = {}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+
+            def done(number: int, verdict: Verdict) -> None:
+                key = keys[places[number]]
+                answers[key] = verdict
+                if verdict.judged:
+                    self._known[key] = verdict
+                    file.write(_line(key, verdict))
+                    file.flush()
+
+            new_texts, new_targets = [texts[i] for i in places], [targets[i] for i in places]
+            if isinstance(self._judge, GradualJudge):
+                self._judge.judge_each(new_texts, new_targets, done)
+            else:
+                for number, verdict in enumerate(self._judge.judge(new_texts, new_targets)):
+                    done(number, verdict)
+        return answers
 
     def _key(self, text: str, target: str) -> str:
         return hashlib.sha256(json.dumps([self.name, self.config, target, text], sort_keys=True).encode()).hexdigest()
+
+
+def require_judged(name: str, verdicts: Sequence[Verdict]) -> None:
+    """Raises: JudgeError where a judge could judge none of the texts that there are."""
+    if verdicts and not any(verdict.judged for verdict in verdicts):
+        raise JudgeError(
+            f"the judge {name} could judge none of {len(verdicts)} replies, the first because: {verdicts[0].reason}"
+        )
+
+
+def _line(key: str, verdict: Verdict) -> str:
+    entry = {"key": key, "match": verdict.match, "label": verdict.label, "reason": verdict.reason}
+    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def read_whole_lines(path: Path) -> list[str]:

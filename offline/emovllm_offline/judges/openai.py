@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emovllm.errors import JudgeError, RefusedByEndpoint
-from emovllm_offline.judges.endpoint import Chat, Endpoint, Messages
+from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint
+from emovllm_offline.judges.answer import Answer
+from emovllm_offline.judges.endpoint import ROOMS, Chat, Endpoint, Messages
 from emovllm_offline.judges.judge import NEUTRAL, Verdict
 
 TOLD = """You assess the style of short texts. You get a target emotion and a text. Decide whether the text is written \
@@ -25,8 +27,10 @@ Answer with one JSON object: {"label": "the label", "reason": "at most fifteen w
 
 REMINDER = "That is not the JSON object that was asked for. Answer with that object alone."
 ATTEMPTS = 3
-# Enough for the object; what a judge goes on to say is not read.
+# Enough for the object, after the thinking of a model that thinks (`endpoint.ROOMS`).
 MAX_TOKENS = 200
+# Texts without a valid verdict after which a model that has given none at all is taken for no judge.
+PATIENCE = 8
 
 
 class _ModelJudge:
@@ -41,54 +45,92 @@ class _ModelJudge:
         }
         self._endpoint = endpoint
         self._system = system
-        schema = {
-            "type": "object",
-            "properties": {**answer, "reason": {"type": "string"}},
-            "required": [*answer, "reason"],
-            "additionalProperties": False,
+        self._format = {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "verdict",
+                "strict": True,
+                "schema": {
+                    "type": "object",
+                    "properties": {**answer, "reason": {"type": "string"}},
+                    "required": [*answer, "reason"],
+                    "additionalProperties": False,
+                },
+            },
         }
-        # From the strictest that a server may know to none.
-        self._formats: list[dict[str, Any]] = [
-            {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}},
-            {"type": "json_object"},
-            {},
-        ]
+        self._verdicts = 0
+        self._failures: list[EmovllmError] = []
 
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
-        """Raises: JudgeError where the model gives no valid answer; EndpointError."""
-        return self._endpoint.map(self._ask, list(zip(texts, targets, strict=True)))
+        """A text that a filter refuses, or on which the model gives no valid verdict, is not judged.
 
-    async def _ask(self, chat: Chat, asked: tuple[str, str]) -> Verdict:
-        text, target = asked
+        Raises: JudgeError or RefusedByEndpoint where the model has not given one valid verdict yet; EndpointError.
+        """
+        verdicts: dict[int, Verdict] = {}
+        self.judge_each(texts, targets, verdicts.__setitem__)
+        return [verdicts[place] for place in range(len(texts))]
+
+    def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
+        """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
+        self._endpoint.map(self._ask, list(zip(texts, targets, strict=True)), done)
+        if self._failures and not self._verdicts:
+            raise self._failures[0]
+
+    async def _ask(self, chat: Chat, question: tuple[str, str]) -> Verdict:
+        text, target = question
         if not text.strip():
             return Verdict(False, None, "empty reply")
-        messages = [
+        try:
+            verdict = await self._verdict_of(chat, text, target)
+        except FilteredByEndpoint as error:
+            return Verdict.unjudged(str(error))
+        except (RefusedByEndpoint, JudgeError) as error:
+            if not self._verdicts:
+                self._failures.append(error)
+                if len(self._failures) >= PATIENCE:
+                    raise
+            return Verdict.unjudged(str(error))
+        self._verdicts += 1
+        return verdict
+
+    async def _verdict_of(self, chat: Chat, text: str, target: str) -> Verdict:
+        """Raises: JudgeError where the model gives no valid answer; EndpointError."""
+        question = [
             {"role": "system", "content": self._system},
             {"role": "user", "content": self._question(text, target)},
         ]
-        answer = ""
+        messages: Messages = question
+        model, answer = self.config["model"], Answer("", "")
         for _ in range(ATTEMPTS):
-            answer = await self._answer(chat, messages)
-            verdict = self._verdict(first_object(answer), target)
+            answer = await chat(
+                messages,
+                max_tokens=MAX_TOKENS,
+                enough=lambda answer: self._read(answer, target) is not None,
+                response_format=self._format,
+            )
+            verdict = self._read(answer, target)
             if verdict is not None:
                 return verdict
+            if answer.cut:
+                raise JudgeError(f"{model} was cut off before its verdict, with {MAX_TOKENS + ROOMS[-1]} tokens to use")
             # At temperature 0 the same question would only meet the same answer.
-            messages = [*messages[:2], {"role": "assistant", "content": answer}, {"role": "user", "content": REMINDER}]
-        raise JudgeError(f"{self.config['model']} gave no valid verdict in {ATTEMPTS} tries, at last: {answer[:200]!r}")
+            messages = [
+                *question,
+                {"role": "assistant", "content": answer.text},
+                {"role": "user", "content": REMINDER},
+            ]
+        raise JudgeError(f"{model} gave no valid verdict in {ATTEMPTS} tries, at last: {answer.text[:200]!r}")
 
-    async def _answer(self, chat: Chat, messages: Messages) -> str:
-        while True:
-            formats = self._formats
-            options = {"response_format": formats[0]} if formats[0] else {}
-            try:
-                answer, _ = await chat(messages, max_tokens=MAX_TOKENS, **options)
-                return answer
-            except RefusedByEndpoint:
-                if len(formats) == 1:
-                    raise
-                # Another question at the same time may already have stepped down.
-                if self._formats is formats:
-                    self._formats = formats[1:]
+    def _read(self, answer: Answer, target: str) -> Verdict | None:
+        """The verdict of an answer; None of one that has none, or several that differ: a draft is no verdict.
+
+        Of an answer that was cut off, what stands at its head counts alone: what follows words may be a draft.
+        """
+        if answer.cut and not re.match(r"\s*(```\w*\s*)?\{", answer.text):
+            return None
+        verdicts = [self._verdict(found, target) for found in json_objects(answer.text)]
+        valid = [verdict for verdict in verdicts if verdict is not None]
+        return valid[0] if len({(verdict.match, verdict.label) for verdict in valid}) == 1 else None
 
     def _question(self, text: str, target: str) -> str:
         raise NotImplementedError
@@ -142,15 +184,16 @@ class BlindOpenAIJudge(_ModelJudge):
         return Verdict(label == target, label, str(answer.get("reason", "")))
 
 
-def first_object(text: str) -> dict[str, Any]:
-    """The first JSON object in a text, which may have words around it; {} where there is none."""
+def json_objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects in a text, which may have words around them, without those inside another."""
+    objects = []
     start = text.find("{")
     while start >= 0:
+        end = start + 1
         try:
-            found, _ = json.JSONDecoder().raw_decode(text, start)
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            return found
-        start = text.find("{", start + 1)
-    return {}
+            value, end = json.JSONDecoder().raw_decode(text, start)
+            objects.append(value)
+        except (ValueError, RecursionError):
+            pass
+        start = text.find("{", end)
+    return objects

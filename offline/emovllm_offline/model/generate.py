@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from emovllm.errors import FilteredByEndpoint
 from emovllm_offline.data.prompts import messages, render
 from emovllm_offline.data.styles import Frame
+from emovllm_offline.judges.judge import FILTERED
 
 if TYPE_CHECKING:
     from emovllm_offline.judges.endpoint import Chat, Endpoint
@@ -21,7 +23,7 @@ class Question(NamedTuple):
 
 class Generation(NamedTuple):
     text: str
-    finish_reason: str  # "stop", or "length" where it was cut at the limit
+    finish_reason: str  # "stop", "length" where it was cut at the limit, or FILTERED
 
 
 class Backend(Protocol):
@@ -99,10 +101,13 @@ class EndpointBackend:
         self._endpoint = endpoint
 
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
-        """Raises: EndpointError."""
+        """A reply that a content filter keeps back is empty. Raises: EndpointError."""
 
         async def one(chat: Chat, question: Question) -> Generation:
-            text, reason = await chat(messages(question.frame, question.user), max_tokens=max_new_tokens)
-            return Generation(text.strip(), reason)
+            try:
+                answer = await chat(messages(question.frame, question.user), max_tokens=max_new_tokens)
+            except FilteredByEndpoint:
+                return Generation("", FILTERED)
+            return Generation(answer.text.strip(), answer.finish_reason)
 
         return self._endpoint.map(one, questions)

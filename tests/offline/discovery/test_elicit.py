@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import GenerationConfig
 
-from emovllm.errors import ElicitError, EndpointError, StyleError, TooFewError
+from emovllm.errors import ElicitError, EndpointError, JudgeError, StyleError, TooFewError
 from emovllm_offline.commands import elicit as elicit_cli
 from emovllm_offline.data.sev import DEFAULT, expand
 from emovllm_offline.data.styles import Frame, Style, Turn
@@ -14,7 +14,7 @@ from emovllm_offline.discovery.survival import Reply, Survival, accepted, comple
 from emovllm_offline.judges.endpoint import Endpoint
 from emovllm_offline.judges.judge import Verdict
 from emovllm_offline.model.generate import EndpointBackend, Generation, ModelBackend, Question, stop_tokens
-from support.stub import in_turn, stub_server
+from support.stub import filtering, in_turn, stub_server
 
 
 class Echo:
@@ -335,6 +335,48 @@ def test_accepted_frames_are_those_of_complete_groups():
     assert accepted(REPLIES) == {
         "a": {"told": {"calm": (0,), "pride": (0, 1)}},
         "c": {"role": {"calm": (0,), "pride": (0,)}},
+    }
+
+
+class Shy(Mentions):
+    """Judges no reply of a cat."""
+
+    def judge(self, texts, targets):
+        verdicts = super().judge(texts, targets)
+        return [
+            Verdict.unjudged("filtered") if "cat" in text else verdict
+            for text, verdict in zip(texts, verdicts, strict=True)
+        ]
+
+
+def test_replies_that_cannot_be_judged_are_told_and_count_as_neither(records, style, tmp_path, capsys):
+    replies = elicit(Echo(), records, [style], Shy(), tmp_path)
+    gaps = [reply for reply in replies if reply.match is None]
+    assert gaps
+    assert all("cat" in reply.reply for reply in gaps)
+    assert load_replies(tmp_path / "replies.jsonl") == replies
+    survival = Survival.of(replies)
+    counts = [sum(of[style.name].values()) for of in (survival.accepted, survival.judged, survival.unjudged)]
+    assert counts == [len(replies) - len(gaps), len(replies) - len(gaps), len(gaps)]
+    assert all(survival.rate(emotion) == 1 for emotion in survival.emotions())
+    assert not {reply.item for reply in gaps} & set(accepted(replies))
+    survival.print()
+    assert "not judged" in capsys.readouterr().out
+
+
+def test_a_run_of_which_nothing_was_judged_is_an_error(records, style, tmp_path):
+    replies = elicit(Echo(), records, [style], Shy(), tmp_path)
+    with pytest.raises(JudgeError, match="could judge no reply, the first because: filtered"):
+        Survival.of([reply for reply in replies if reply.match is None])
+
+
+def test_a_reply_that_the_endpoint_keeps_back_is_not_judged(stub, records, style, tmp_path):
+    stub.answer = filtering("cat", lambda request: "calm")
+    backend = EndpointBackend(Endpoint("m", stub.url))
+    replies = elicit(backend, records, [style], Mentions(), tmp_path)
+    assert {(reply.finish_reason, reply.reply, reply.match is None) for reply in replies} == {
+        ("stop", "calm", False),
+        ("content_filter", "", True),
     }
 
 

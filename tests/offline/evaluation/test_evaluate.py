@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emovllm.circuit_files import load_circuit
-from emovllm.errors import DataError, EndpointError, EvaluationError
+from emovllm.errors import DataError, EndpointError, EvaluationError, JudgeError
 from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
@@ -26,7 +26,7 @@ from emovllm_offline.evaluation.evaluate import Asked, Where, evaluate
 from emovllm_offline.evaluation.page import draw_samples
 from emovllm_offline.evaluation.plan import METHODS, Key, tasks
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
-from emovllm_offline.judges.judge import NEUTRAL, Judge
+from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from support.stub import Stub, in_turn, stub_server
 
@@ -174,6 +174,50 @@ def test_the_summary_holds_what_the_replies_say(stub: Stub, tmp_path: Path) -> N
     page = (tmp_path / "page.html").read_text()
     assert SAYS["anger"] in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+class Shy(LexiconJudge):
+    """Judges nothing that is furious: as behind a content filter."""
+
+    def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
+        verdicts = super().judge(texts, targets)
+        return [
+            Verdict.unjudged("filtered") if "furious" in text else verdict
+            for text, verdict in zip(texts, verdicts, strict=True)
+        ]
+
+
+def test_replies_that_are_not_judged_are_told_and_count_as_neither(stub: Stub, tmp_path: Path) -> None:
+    asked = replace(ASKED, methods=("none", "circuits"), strengths=(1.0,))
+    cells = evaluate(Where(base_url=stub.url), asked, lambda emotions: [Shy(emotions)], tmp_path)
+    circuits = find(cells, Condition("circuits", 1.0, ""))
+    assert circuits is not None
+    assert (circuits.replies, circuits.unjudged) == (4, {"lexicon": 2})
+    estimate = circuits.accuracy["lexicon"]
+    assert estimate is not None
+    assert (estimate.value, estimate.count) == (1, 2)
+    anger = find(cells, Condition("circuits", 1.0, ""), "anger")
+    assert anger is not None
+    assert anger.accuracy == {"lexicon": None}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["unjudged"] == {"lexicon": {"replies": 2, "first_reason": "filtered"}}
+    table = (tmp_path / "summary.md").read_text()
+    assert "| circuits 1 | 4 | 100.0 (34-100) of 2 | 2 |" in table
+    assert "could not judge 2 of 6 replies" in table
+    assert "not judged" in (tmp_path / "page.html").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [line["matches"]["lexicon"] for line in lines if line["emotion"] == "anger"] == [{"anger": None}] * 2
+
+
+def test_an_evaluation_of_which_nothing_is_judged_is_an_error(stub: Stub, tmp_path: Path) -> None:
+    stub.answer = lambda request: answer({**request, "emotion": "anger"} if "messages" in request else request)
+    with pytest.raises(JudgeError, match="judge lexicon could judge none of 8 replies, the first because: filtered"):
+        evaluate(
+            Where(base_url=stub.url),
+            replace(ASKED, methods=("none", "prompting")),
+            lambda emotions: [Shy(emotions)],
+            tmp_path,
+        )
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(stub: Stub, tmp_path: Path) -> None:

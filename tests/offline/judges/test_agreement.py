@@ -60,6 +60,14 @@ def test_empty_reply_has_no_label_and_blind_judges_agree_on_that():
     assert agreement(a, b) == Agreement("label", 3, pytest.approx(2 / 3), pytest.approx((2 / 3 - 1 / 3) / (2 / 3)))
 
 
+def test_texts_that_one_judge_could_not_judge_are_left_out():
+    gap = Verdict.unjudged("filtered")
+    result = agreement([*blind(["anger", "fear"]), gap, *blind(["fear"])], [gap, *blind(["fear", "fear", "anger"])])
+    assert (result.on, result.count, result.observed) == ("label", 2, 0.5)
+    with pytest.raises(ValueError, match="both judges have judged"):
+        agreement([gap], blind(["fear"]))
+
+
 @pytest.mark.parametrize(("a", "b"), [([], []), (["anger"], ["anger", "fear"])])
 def test_agreement_needs_verdicts_on_the_same_texts(a, b):
     with pytest.raises(ValueError, match=f"got {len(a)} and {len(b)}"):

@@ -7,7 +7,7 @@ from emovllm_offline.data.styles import common_emotions, load_style
 from emovllm_offline.judges.endpoint import Endpoint
 from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon
-from emovllm_offline.judges.openai import REMINDER, BlindOpenAIJudge, OpenAIJudge, first_object
+from emovllm_offline.judges.openai import REMINDER, BlindOpenAIJudge, OpenAIJudge, json_objects
 from support.stub import in_turn, stub_server
 
 EMOTIONS = common_emotions([load_style("paper")])
@@ -262,18 +262,18 @@ def test_empty_replies_match_nothing_and_are_not_sent(stub):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "objects"),
     [
-        ('{"a": 1}', {"a": 1}),
-        ('```json\n{"a": {"b": 2}}\n```', {"a": {"b": 2}}),
-        ('{not json} {"a": 1} {"a": 2}', {"a": 1}),
-        ("[1]", {}),
-        ("{", {}),
-        ("", {}),
+        ('{"a": 1}', [{"a": 1}]),
+        ('```json\n{"a": {"b": 2}}\n```', [{"a": {"b": 2}}]),
+        ('{not json} {"a": 1} {"a": 2}', [{"a": 1}, {"a": 2}]),
+        ("[1]", []),
+        ("{", []),
+        ("", []),
     ],
 )
-def test_first_json_object_is_found(text, found):
-    assert first_object(text) == found
+def test_json_objects_are_found_among_words(text, objects):
+    assert json_objects(text) == objects
 
 
 # Endpoints
