@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from emovllm.errors import ElicitError
+from emovllm.errors import ElicitError, StoredError
 from emovllm.progress import Bar
 from emovllm_offline.data import sev
 from emovllm_offline.data.prompts import messages
 from emovllm_offline.data.styles import Style, common_emotions
 from emovllm_offline.discovery.survival import Accepted, Reply, accepted
-from emovllm_offline.judges.judge import FILTERED, Judge, Verdict, read_whole_lines
+from emovllm_offline.judges.judge import FILTERED, Judge, Verdict
 from emovllm_offline.model.generate import Backend, Generation, Question
+from emovllm_offline.storage.journal import Journal, Lines
+from emovllm_offline.storage.json_lines import read_json_lines
+from emovllm_offline.storage.settings import read_settings
 
 REPLIES = "replies.jsonl"
 SETTINGS = "elicit.json"
+REMEDY = "choose another folder"
 MAX_NEW_TOKENS = 100
 
 
@@ -86,43 +88,43 @@ def elicit(
 
     The file of a run that was interrupted is, once finished, the same to the byte as without the interruption.
 
-    Raises: ElicitError where OUT holds a run of other inputs; StyleError, PromptError, EndpointError, JudgeError.
+    Raises: StoredError where OUT holds a run of other inputs; ElicitError, StyleError, PromptError, EndpointError,
+        JudgeError.
     """
     out = Path(out)
     if len({style.name for style in styles}) < len(styles):
         raise ElicitError("two styles have the same name")
     todo = tasks(records, styles)
-    out.mkdir(parents=True, exist_ok=True)
-    _agree(out, settings(backend, records, styles, judge, max_new_tokens))
-    path = out / REPLIES
-    replies = _resume(path, todo, backend.chunk)
-    bar = Bar("replies", len(todo), done=len(replies), unit="replies", shown=progress)
-    with bar, path.open("a", encoding="utf-8") as file:
-        for start in range(len(replies), len(todo), backend.chunk):
+    wanted = settings(backend, records, styles, judge, max_new_tokens)
+    journal = Journal(out, wanted, name=SETTINGS, files=(REPLIES,), remedy=REMEDY, fresh=False)
+    replies = journal.lines(REPLIES, Reply)
+    _resume(replies, todo, backend.chunk)
+    done = len(replies.rows)
+    with Bar("replies", len(todo), done=done, unit="replies", shown=progress) as bar:
+        for start in range(done, len(todo), backend.chunk):
             chunk = todo[start : start + backend.chunk]
             texts = list(_replies(backend, chunk, max_new_tokens))
             verdicts = _judged(judge, texts, [task.emotion for task in chunk])
-            done = [
-                Reply(
-                    item=task.item.id,
-                    emotion=task.emotion,
-                    style=task.style,
-                    frame=task.frame,
-                    prompt=task.prompt_digest(),
-                    reply=text,
-                    finish_reason=reason,
-                    judge=judge.name,
-                    match=int(verdict.match) if verdict.judged else None,  # type: ignore[arg-type]
-                    label=verdict.label,
-                    reason=verdict.reason,
+            replies.append(
+                *(
+                    Reply(
+                        item=task.item.id,
+                        emotion=task.emotion,
+                        style=task.style,
+                        frame=task.frame,
+                        prompt=task.prompt_digest(),
+                        reply=text,
+                        finish_reason=reason,
+                        judge=judge.name,
+                        match=int(verdict.match) if verdict.judged else None,  # type: ignore[arg-type]
+                        label=verdict.label,
+                        reason=verdict.reason,
+                    )
+                    for task, (text, reason), verdict in zip(chunk, texts, verdicts, strict=True)
                 )
-                for task, (text, reason), verdict in zip(chunk, texts, verdicts, strict=True)
-            ]
-            file.write("".join(reply.model_dump_json() + "\n" for reply in done))
-            file.flush()
-            replies += done
+            )
             bar.advance(len(chunk))
-    return replies
+    return replies.rows
 
 
 def _judged(judge: Judge, generations: Sequence[Generation], targets: Sequence[str]) -> list[Verdict]:
@@ -161,77 +163,37 @@ def _inputs(records: Sequence[sev.Record], styles: Sequence[Style]) -> dict[str,
     }
 
 
-def _agree(out: Path, ours: dict[str, Any]) -> None:
-    """Writes the settings of a new run, or compares them with those of the one that is there."""
-    path = out / SETTINGS
-    theirs = _read_settings(out)
-    if theirs is None:
-        if (out / REPLIES).exists():
-            raise ElicitError(f"{out} has {REPLIES} but no {SETTINGS}: it cannot be continued; choose another folder")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    elif different := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
-        raise ElicitError(
-            f"{out} holds a run with other settings ({', '.join(different)}): "
-            "repeat its options to continue it, or choose another folder"
-        )
-
-
-def _read_settings(out: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads((out / SETTINGS).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError):
-        raise ElicitError(f"{out / SETTINGS}: damaged; choose another folder") from None
-
-
-def _resume(path: Path, todo: Sequence[Task], chunk: int) -> list[Reply]:
-    """The replies that are there, up to the last whole chunk; the file is cut to them.
+def _resume(replies: Lines[Reply], todo: Sequence[Task], chunk: int) -> None:
+    """Keeps the replies that are there, up to the last whole chunk.
 
     A chunk is done again as a whole, since a model's rounding may depend on what shares its batch.
+    Raises: StoredError where they are not the run's.
     """
-    lines = read_whole_lines(path)
-    replies = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
-    if len(replies) > len(todo):
-        raise ElicitError(f"{path} has more replies than the run: choose another folder")
-    for number, (reply, task) in enumerate(zip(replies, todo, strict=False), 1):
+    if len(replies.rows) > len(todo):
+        raise StoredError(f"{replies.path} has more replies than the run: {REMEDY}")
+    for number, (reply, task) in enumerate(zip(replies.rows, todo, strict=False), 1):
         expected = (task.item.id, task.emotion, task.style, task.frame, task.prompt_digest())
         if (reply.item, reply.emotion, reply.style, reply.frame, reply.prompt) != expected:
-            raise ElicitError(f"{path}, line {number}: not the reply that belongs there; choose another folder")
-    kept = len(replies) if len(replies) == len(todo) else len(replies) // chunk * chunk
-    if kept < len(replies):
-        with path.open("r+b") as file:
-            file.truncate(sum(len(line.encode()) + 1 for line in lines[:kept]))
-    return replies[:kept]
+            raise StoredError(f"{replies.path}, line {number}: not the reply that belongs there; {REMEDY}")
+    if len(replies.rows) < len(todo):
+        replies.keep(len(replies.rows) // chunk * chunk)
 
 
 def load_replies(path: str | Path) -> list[Reply]:
     """The replies of a file.
 
-    Raises: ElicitError, naming the file and the line; OSError.
+    Raises: ElicitError, naming the file and the line.
     """
-    path = Path(path)
-    # Not splitlines(): a reply may hold a separator, such as U+2028, at which that would split.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [_parse(path, number, line) for number, line in enumerate(lines, 1) if line]
-
-
-def _parse(path: Path, number: int, line: str) -> Reply:
-    try:
-        return Reply.model_validate_json(line)
-    except ValidationError as error:
-        raise ElicitError(f"{path}, line {number}: {error.errors(include_url=False)[0]['msg']}") from None
+    return [reply for _, reply in read_json_lines(Path(path), Reply, ElicitError)]
 
 
 def load_accepted(out: str | Path, records: Sequence[sev.Record], styles: Sequence[Style]) -> Accepted:
     """The accepted frames of a finished run's complete groups, for a discovery from the same data and styles.
 
-    Raises: ElicitError where the run is of other data or styles, or is not finished; OSError.
+    Raises: ElicitError where the run is of other data or styles, or is not finished; StoredError.
     """
     out = Path(out)
-    theirs = _read_settings(out)
+    theirs = read_settings(out / SETTINGS, REMEDY)
     if theirs is None:
         raise ElicitError(f"{out} holds no elicitation run")
     for name, value in _inputs(records, styles).items():

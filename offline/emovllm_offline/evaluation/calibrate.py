@@ -13,7 +13,7 @@ import emovllm
 from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, Scope
 from emovllm.circuit_files import load_circuit, replace_spec, save_circuit
 from emovllm.errors import EvaluationError
-from emovllm.files import write_atomically
+from emovllm.files import write_atomically, write_json
 from emovllm_offline.data.messages import messages_digest, overlaps_test_set
 from emovllm_offline.evaluation import figures
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point, best_scope, choose
@@ -228,6 +228,6 @@ def _digest(config: Mapping[str, Any]) -> str:
 
 def _write(out: Path, made: Calibrated, provenance: Mapping[str, Any], emotions: Sequence[str], bounds: Bounds) -> None:
     content = {**provenance, **asdict(made)}
-    write_atomically(out / RESULT, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(out / RESULT, content)
     drawn = figures.calibration(made.points[made.scope], made.choices, bounds)
     write_atomically(out / FIGURE, plots.png(drawn))

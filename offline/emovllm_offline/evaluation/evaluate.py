@@ -15,13 +15,13 @@ import emovllm
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import SCOPES
 from emovllm.errors import CircuitError, EvaluationError
-from emovllm.files import write_atomically
+from emovllm.files import write_atomically, write_json
 from emovllm.models import NAME, is_default, public_model_id, resolve_model, shipped_circuits
 from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Style
 from emovllm_offline.evaluation import figures, generate, page, paper_way, tables
 from emovllm_offline.evaluation.client import Connection, Served, connect
-from emovllm_offline.evaluation.folder import Folder
+from emovllm_offline.evaluation.folder import PAPER_WAY, Folder
 from emovllm_offline.evaluation.local_server import local_server
 from emovllm_offline.evaluation.plan import (
     CIRCUITS,
@@ -243,7 +243,7 @@ def _server(where: Where, target: Target, folder: Folder, steering: bool) -> Ite
 
 def speeds(target: Target, planned: Sequence[Task], folder: Folder, items: int) -> dict[str, Any]:
     """How fast replies came, and the paper's way on a few of the same prompts; kept in the folder."""
-    path = folder.path / "paper_way.json"
+    path = folder.path / PAPER_WAY
     speed: dict[str, Any] = {
         phase: told for phase in ("replies", "perplexity") if (told := generate.throughput(folder.sessions, phase))
     }
@@ -257,7 +257,7 @@ def speeds(target: Target, planned: Sequence[Task], folder: Folder, items: int) 
             length = max(8, round(sum(lengths) / len(lengths)))
             print("timing the paper's way", file=sys.stderr, flush=True)
             measured = paper_way.measure(target.model, target.circuit, prompts, chosen[0].key.emotion, length)
-            write_atomically(path, (json.dumps(measured, indent=1) + "\n").encode())
+            write_json(path, measured)
     if path.exists():
         speed["paper_way"] = json.loads(path.read_text())
         if "replies" in speed:
@@ -278,7 +278,7 @@ def write(
     lines = "".join(json.dumps(reply.to_json(), ensure_ascii=False) + "\n" for reply in scored)
     write_atomically(out / SCORED, lines.encode())
     content = {**about, "cells": [{**asdict(cell), "condition": cell.condition._asdict()} for cell in cells]}
-    write_atomically(out / SUMMARY, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(out / SUMMARY, content)
     write_atomically(out / TABLE, as_markdown(about, cells, emotions, judges).encode())
     write_atomically(out / PAGE, as_page(about, scored, cells, emotions, judges, seed).encode())
 

@@ -9,14 +9,13 @@ it!"), and a circuit that learns from them says little else.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from emovllm import cpu
 from emovllm.circuit import EmotionName
@@ -29,11 +28,12 @@ from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import DEFAULT_STYLES, Style, load_style
-from emovllm_offline.judges.judge import Judge, read_whole_lines
+from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.lexicon import LexiconJudge, tokens
 from emovllm_offline.judges.text import text_metrics
 from emovllm_offline.model.likelihood import Likelihoods
 from emovllm_offline.refinement.refine import FRAMES
+from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.places import work_folder
 
 SETTINGS, SAMPLES, CHOSEN = "own-replies.json", "samples.jsonl", "chosen.jsonl"
@@ -118,38 +118,23 @@ def choose(number: int, example: Example, sampled: Samples, judge: Judge, score:
 
 
 class Work:
-    """What was sampled and chosen so far, for one set of settings."""
+    """What was sampled and chosen so far, by the message's id, for one set of settings."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], fresh: bool) -> None:
-        """Raises: OwnRepliesError where the folder holds what other settings gave."""
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / SETTINGS
-        if fresh:
-            for name in (SETTINGS, SAMPLES, CHOSEN):
-                (folder / name).unlink(missing_ok=True)
-        ours = json.dumps(settings, indent=1, sort_keys=True) + "\n"
-        if path.exists() and path.read_text() != ours:
-            raise OwnRepliesError(f"{folder} holds replies of other settings; give --fresh, or another --work")
-        write_atomically(path, ours.encode())
-        self.samples = {row.id: row for row in self._read(SAMPLES, Samples)}
-        self.chosen = {row.id: row for row in self._read(CHOSEN, Chosen)}
+        """Raises: StoredError where the folder holds what other settings gave."""
+        remedy = "give --fresh, or another --work"
+        journal = Journal(folder, settings, name=SETTINGS, files=(SAMPLES, CHOSEN), remedy=remedy, fresh=fresh)
+        self._samples, self._chosen = journal.lines(SAMPLES, Samples), journal.lines(CHOSEN, Chosen)
+        self.samples = {row.id: row for row in self._samples.rows}
+        self.chosen = {row.id: row for row in self._chosen.rows}
 
-    def add(self, row: Samples | Chosen) -> None:
-        name = SAMPLES if isinstance(row, Samples) else CHOSEN
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(row.model_dump_json() + "\n")
-        if isinstance(row, Samples):
-            self.samples[row.id] = row
-        else:
-            self.chosen[row.id] = row
+    def add_samples(self, row: Samples) -> None:
+        self._samples.append(row)
+        self.samples[row.id] = row
 
-    def _read(self, name: str, kind: type[Any]) -> list[Any]:
-        path = self._folder / name
-        try:
-            return [kind.model_validate_json(line) for line in read_whole_lines(path)]
-        except (ValidationError, UnicodeDecodeError):
-            raise OwnRepliesError(f"{path} is damaged; give --fresh, or another --work") from None
+    def add_chosen(self, row: Chosen) -> None:
+        self._chosen.append(row)
+        self.chosen[row.id] = row
 
 
 def run(
@@ -173,7 +158,7 @@ def run(
     interrupted run goes on from, `<out>.work` by default. make_sampler, make_scorer: give what replies and what scores,
     by default the served model and the plain one.
     Returns: in how many replies of each emotion the model's own are.
-    Raises: OwnRepliesError, ExamplesError, CircuitError, DefaultModelError, OSError.
+    Raises: StoredError, OwnRepliesError, ExamplesError, CircuitError, DefaultModelError, OSError.
     """
     given = load_circuit(circuit)
     found = examples.load_examples(replies)[:limit]
@@ -207,7 +192,7 @@ def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], 
     with _bar("samples", len(todo), len(found), progress) as bar:
         for begin in range(0, len(todo), CHUNK):
             for row in sampler(todo[begin : begin + CHUNK]):
-                place.add(row)
+                place.add_samples(row)
                 bar.advance()
 
 
@@ -218,7 +203,7 @@ def _choose(found: Sequence[Example], place: Work, judge: Judge, make: Callable[
     scorer = make()
     with _bar("choosing", len(todo), len(found), progress) as bar:
         for number, example in todo:
-            place.add(choose(number, example, place.samples[example.id], judge, scorer))
+            place.add_chosen(choose(number, example, place.samples[example.id], judge, scorer))
             bar.advance()
 
 

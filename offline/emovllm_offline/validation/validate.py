@@ -6,8 +6,6 @@ and event gives is appended to files as soon as it is known, so that an interrup
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +17,6 @@ import torch
 import transformers
 
 from emovllm.errors import ResultsError
-from emovllm.files import write_atomically
 from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.data import sev
@@ -27,6 +24,9 @@ from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, 
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.intervals import mean_interval
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.storage.journal import Journal
+from emovllm_offline.storage.rows import Rows
+from emovllm_offline.storage.settings import plain, refuse_others
 from emovllm_offline.validation.results import FILE, Components, Curve, Plan, Validation, findings_digest
 from emovllm_offline.validation.separation import principal_components, probe_f1
 from emovllm_offline.validation.sweeps import MODES, SITES
@@ -35,6 +35,8 @@ from emovllm_offline.validation.variants import Protocol
 # Discovery must not have seen it.
 DEFAULT_DATA = "sev-test"
 PART = "validation.part"
+SCORES, STATES = "scores.f32", "states.f32"
+REMEDY = "give --fresh, or another --work"
 COMPONENTS = 3
 COMPONENT_LAYERS = 6
 
@@ -59,16 +61,16 @@ def validate(
     Principal components and probe see the states that discovery does: averaged over such a reply, otherwise at `last`.
     Neutral prompts are those of the first style. Several frames of an emotion are averaged.
 
-    Raises: ResultsError, also where `out` holds the results of other inputs and `fresh` is false.
+    Raises: ResultsError; StoredError where `out` holds the results of other inputs and `fresh` is false.
     """
     _check(decoder, findings, records, styles, plan)
-    inputs = _inputs(decoder, findings, records, styles, plan, batch_size)
+    inputs = plain(_inputs(decoder, findings, records, styles, plan, batch_size))
     folder = Path(out)
     if fresh:
         (folder / FILE).unlink(missing_ok=True)
     if (folder / FILE).exists():
         finished = Validation.load(folder)
-        _refuse_others(folder / FILE, finished.inputs, inputs)
+        refuse_others(folder / FILE, finished.inputs, inputs, REMEDY)
         return finished
     protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size)
     items = sev.expand(records)
@@ -76,7 +78,7 @@ def validate(
     left = range(store.done, len(items))
     for index in track(left, "validation", len(items), done=store.done, unit="items", shown=progress):
         store.append(*protocol.measure(items[index], index))
-    result = _summarise(protocol, inputs, records, *store.read())
+    result = _summarise(protocol, inputs, records, store.scores.read(), store.states.read())
     result.save(folder)
     store.remove()
     return result
@@ -121,7 +123,7 @@ def _inputs(
     batch_size: int,
 ) -> dict[str, Any]:
     """Everything that the numbers depend on, as far as a user can change it between two runs."""
-    inputs = {
+    return {
         "model": weights_digest(decoder),
         "findings": findings_digest(findings),
         "data": sev.digest(records),
@@ -131,53 +133,24 @@ def _inputs(
         "dtype": str(decoder.model.dtype).removeprefix("torch."),
         "device": decoder.device.type,
     }
-    return json.loads(json.dumps(inputs))
-
-
-def _refuse_others(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
-        raise ResultsError(
-            f"{path} was begun with another input ({', '.join(differing)}): "
-            "give the same again, another folder, or --fresh"
-        )
 
 
 class _Store:
-    """Results so far: `inputs.json`, and two files of float32 rows, one of each per item, in the items' order."""
+    """Results so far: two files of float32 rows, one of each per item, in the items' order."""
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], sizes: tuple[int, int], fresh: bool) -> None:
+        """Raises: StoredError where the folder holds the results of other inputs."""
+        Journal(folder, inputs, name="inputs.json", files=(SCORES, STATES), remedy=REMEDY, fresh=fresh)
         self.folder = folder
-        self.sizes = sizes
-        self.paths = (folder / "scores.f32", folder / "states.f32")
-        if fresh:
-            self.remove()
-        description = folder / "inputs.json"
-        if description.exists():
-            _refuse_others(folder, json.loads(description.read_text(encoding="utf-8")), inputs)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(description, (json.dumps(inputs, indent=1) + "\n").encode())
-        for path in self.paths:
-            path.touch()
-        # A run that was killed may have written the one row and not the other, or part of a row.
-        self.done = min(path.stat().st_size // (4 * size) for path, size in zip(self.paths, sizes, strict=True))
-        for path, size in zip(self.paths, sizes, strict=True):
-            os.truncate(path, self.done * 4 * size)
+        self.scores, self.states = (Rows(folder / n, size) for n, size in zip((SCORES, STATES), sizes, strict=True))
+        # A run that was killed may have written the one row and not the other.
+        self.done = min(self.scores.count, self.states.count)
+        self.scores.keep(self.done)
+        self.states.keep(self.done)
 
     def append(self, scores: np.ndarray, states: np.ndarray) -> None:
-        for path, row in zip(self.paths, (scores, states), strict=True):
-            with path.open("ab") as file:
-                file.write(row.tobytes())
-        self.done += 1
-
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of all items, mapped from disk: [items, size] each."""
-        scores, states = (
-            np.memmap(path, np.float32, "r", shape=(self.done, size))
-            for path, size in zip(self.paths, self.sizes, strict=True)
-        )
-        return scores, states
+        self.scores.append(scores)
+        self.states.append(states)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import GenerationConfig
 
-from emovllm.errors import ElicitError, EndpointError, JudgeError, StyleError, TooFewError
+from emovllm.errors import ElicitError, EndpointError, JudgeError, StoredError, StyleError, TooFewError
 from emovllm_offline.commands import elicit as elicit_cli
 from emovllm_offline.data.sev import DEFAULT, expand
 from emovllm_offline.data.styles import Frame, Style, Turn
@@ -249,7 +249,7 @@ def test_changed_inputs_are_refused_and_named(records, style, tmp_path):
         ((Echo(), records, [style], other_judge), {}, "judge"),
         ((Echo(), records, [style], Mentions()), {"max_new_tokens": 5}, "max_new_tokens"),
     ):
-        with pytest.raises(ElicitError, match=rf"other settings \({name}\)"):
+        with pytest.raises(StoredError, match=f"other settings: {name};"):
             elicit(*arguments, tmp_path, **options)
     assert (tmp_path / "replies.jsonl").read_bytes() == before
 
@@ -261,14 +261,14 @@ def test_files_that_are_not_of_the_run_are_refused(records, style, tmp_path, who
     lines = whole.decode().split("\n")[:-1]
     for content, message in (
         ([lines[1], lines[0]], "line 1: not the reply that belongs there"),
-        ([lines[0], "{}"], "line 2: Field required"),
+        ([lines[0], "{}"], r"line 2: damaged \(item: Field required\)"),
         ([*lines, lines[0]], "more replies than the run"),
     ):
         path.write_text("\n".join(content) + "\n")
-        with pytest.raises(ElicitError, match=message):
+        with pytest.raises(StoredError, match=message):
             elicit(Echo(), records, [style], Mentions(), out)
     (out / "elicit.json").unlink()
-    with pytest.raises(ElicitError, match=r"no elicit\.json"):
+    with pytest.raises(StoredError, match=r"no elicit\.json"):
         elicit(Echo(), records, [style], Mentions(), out)
 
 

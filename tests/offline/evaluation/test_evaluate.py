@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emovllm.circuit_files import load_circuit
-from emovllm.errors import DataError, EndpointError, EvaluationError, JudgeError
+from emovllm.errors import DataError, EndpointError, EvaluationError, JudgeError, StoredError
 from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
@@ -248,10 +248,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(stub: Stub, tmp_path: Pa
 def test_a_folder_of_other_settings_is_refused_unless_fresh(stub: Stub, tmp_path: Path) -> None:
     few = replace(ASKED, methods=("none", "circuits"))
     run(stub, tmp_path, few)
-    with pytest.raises(EvaluationError, match=r"other settings \(strengths, requests\)"):
+    with pytest.raises(StoredError, match=r"other settings: strengths, requests; .* --fresh"):
         run(stub, tmp_path, replace(few, strengths=(1.0,)))
     stub.pages = pages("e" * 64, 2.0)
-    with pytest.raises(EvaluationError, match=r"other settings \(circuit\)"):
+    with pytest.raises(StoredError, match="other settings: circuit;"):
         run(stub, tmp_path, few)
     assert len(run(stub, tmp_path, few, fresh=True)) > 0
 

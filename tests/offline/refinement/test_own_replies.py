@@ -1,6 +1,6 @@
 import pytest
 
-from emovllm.errors import OwnRepliesError
+from emovllm.errors import StoredError
 from emovllm_offline.commands.own_replies import main
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.judges.lexicon import LexiconJudge
@@ -132,13 +132,13 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(given, circuit,
 
 def test_what_other_settings_gave_is_not_taken_up(given, circuit, tmp_path):
     run(given, circuit, tmp_path, Fake())
-    with pytest.raises(OwnRepliesError, match="other settings"):
+    with pytest.raises(StoredError, match="other settings: temperature;"):
         run(given, circuit, tmp_path, Fake(), sampling=Sampling(temperature=0.9))
     fake = Fake()
     run(given, circuit, tmp_path, fake, sampling=Sampling(temperature=0.9), fresh=True)
     assert len(fake.asked) == 2 * CHUNK + 3
     (tmp_path / "own.jsonl.work" / "samples.jsonl").write_text('{"id": 3}\n')
-    with pytest.raises(OwnRepliesError, match=r"samples\.jsonl is damaged"):
+    with pytest.raises(StoredError, match=r"samples\.jsonl, line 1: damaged"):
         run(given, circuit, tmp_path, Fake(), sampling=Sampling(temperature=0.9))
 
 

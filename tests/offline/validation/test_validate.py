@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from emovllm.errors import FindingsError, ResultsError
+from emovllm.errors import FindingsError, ResultsError, StoredError
 from emovllm_offline.commands import validate as validate_cli
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import expand
@@ -301,14 +301,14 @@ def test_other_inputs_are_not_mixed_with_earlier_results(validated, records, fin
         validated()
     other_data = [records[0], records[1].model_copy(update={"scenario": "a cat walks home ."})]
     other_plan = Plan(neurons=(4,), heads=(1,), seeds=2)
-    with pytest.raises(ResultsError, match=r"another input \(plan\): give the same again, .* --fresh"):
+    with pytest.raises(StoredError, match=r"other settings: plan; give the same again .* --fresh"):
         validated(plan=other_plan)
-    with pytest.raises(ResultsError, match=r"another input \(data\)"):
+    with pytest.raises(StoredError, match="other settings: data;"):
         validated(records=other_data)
-    with pytest.raises(ResultsError, match=r"another input \(styles, batch_size\)"):
+    with pytest.raises(StoredError, match="other settings: styles, batch_size;"):
         validated(styles=[style.model_copy(update={"description": "other"})], batch_size=9)
     validated(plan=other_plan, fresh=True)
-    with pytest.raises(ResultsError, match=r"validation.json was begun with another input \(plan\)"):
+    with pytest.raises(StoredError, match=r"validation\.json: made with other settings: plan;"):
         validated()
 
 
@@ -316,7 +316,7 @@ def test_another_model_is_refused(validated, decoder):
     decoder.layers[2].o_proj.weight.data += 0.01
     validated("one")
     decoder.layers[2].o_proj.weight.data += 0.01
-    with pytest.raises(ResultsError, match=r"another input \(model\)"):
+    with pytest.raises(StoredError, match="other settings: model;"):
         validated("one")
 
 
