@@ -53,7 +53,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """What generates; shared with `calibrate`."""
     add = parser.add_argument
     add("model", nargs="?", help="folder or Hugging Face id (default: the default model); its name at --base-url")
-    add("--circuit", metavar="DIR", help="the circuit: a folder, or a Hugging Face repository id")
+    add("--circuit", metavar="DIR", help="a folder, or a Hugging Face repository id; its name at --base-url")
 
 
 def add_common(parser: argparse.ArgumentParser, base_url: bool = True) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +13,19 @@ from typing import Any, TypeVar
 
 import openai
 
-from emovllm.errors import EndpointError, EvaluationError, RefusedByEndpoint
+from emovllm.errors import EndpointError, EvaluationError, FilteredByEndpoint
 from emovllm_offline.data.prompts import TEMPLATE_OPTIONS, messages
 from emovllm_offline.evaluation.folder import Reply, Session
-from emovllm_offline.evaluation.plan import DECODING, Task
-from emovllm_offline.judges.endpoint import translated
+from emovllm_offline.evaluation.plan import DECODING, PLAIN, Task
+from emovllm_offline.judges.answer import answer_of
+from emovllm_offline.judges.dialect import Dialect
+from emovllm_offline.judges.endpoint import create_chat, open_client, translated
+from emovllm_offline.judges.judge import FILTERED
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -28,6 +35,7 @@ class Connection:
     base_url: str
     model: str | None = None  # None: the first that it lists
     key: str = field(default="none", repr=False)
+    circuit: str | None = None  # the server's name of the one to evaluate; None: all of them
     concurrency: int = 64
     retries: int = 6
     timeout: float = 600.0  # seconds of one request, its wait in the server's queue included
@@ -35,7 +43,8 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a server says of itself. strengths: the largest `emotion_strength` of each emotion."""
+    """What a server says of itself. strengths: the largest `emotion_strength` of each emotion, by its name in requests:
+    `anger`, or `a/anger` where several circuits have it."""
 
     model: str
     circuit: str  # its digest
@@ -49,9 +58,15 @@ class EmotionClient:
     def __init__(self, client: openai.AsyncOpenAI, connection: Connection) -> None:
         self._client = client
         self._connection = connection
+        # Of chats, and of completions.
+        self._dialect, self._scoring = Dialect(), Dialect()
+        self._told_of_thinking = False
         self.model = connection.model or ""
-        # Templates without a system role get its text in the first user message.
-        self._merge_system = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How requests had to depart from what was planned."""
+        return self._dialect.notes
 
     async def describe(self) -> Served:
         """Raises: EndpointError, EvaluationError where it serves no emotions."""
@@ -64,62 +79,61 @@ class EmotionClient:
         except EndpointError as error:
             raise EvaluationError(f"no emotions are served there: {error}") from None
         try:
-            return Served(
-                self.model,
-                "+".join(circuit["digest"] for circuit in said["circuits"]),
-                {emotion["id"]: float(emotion["max_strength"]) for emotion in said["data"]},
-                tuple(said["methods"]),
-            )
+            return _served(self.model, said, self._connection.circuit)
         except (KeyError, TypeError, ValueError):
             raise EvaluationError("the server has no circuit") from None
 
     async def reply(self, task: Task, max_tokens: int) -> Reply:
-        """Raises: EndpointError."""
+        """One that a content filter keeps back is empty. Raises: EndpointError."""
+        body = {
+            "model": self.model,
+            "messages": messages(task.frame, task.user),
+            "max_tokens": max_tokens,
+            **DECODING,
+            **(task.fields or PLAIN),
+            "return_token_ids": True,
+            "chat_template_kwargs": TEMPLATE_OPTIONS,
+        }
         try:
-            return await self._reply(task, max_tokens)
-        except RefusedByEndpoint:
-            if task.frame.system is None or self._merge_system:
-                raise
-        self._merge_system = True
-        return await self._reply(task, max_tokens)
-
-    async def _reply(self, task: Task, max_tokens: int) -> Reply:
-        with translated(self.model):
-            answer = await self._client.chat.completions.create(
-                model=self.model,
-                messages=messages(task.frame, task.user, self._merge_system),  # type: ignore[arg-type]
-                max_tokens=max_tokens,
-                temperature=DECODING["temperature"],
-                extra_body={
-                    **DECODING,
-                    **task.fields,
-                    "return_token_ids": True,
-                    "chat_template_kwargs": TEMPLATE_OPTIONS,
-                },
-            )
-            choice = answer.choices[0]
-            tokens = list((choice.model_extra or {})["token_ids"])
-            prompt = list((answer.model_extra or {})["prompt_token_ids"])
-        reason = choice.finish_reason or ""
+            with translated(self.model):
+                completion = await self._dialect.ask(body, functools.partial(create_chat, self._client))
+                answer = answer_of(completion)
+                tokens = list((completion.choices[0].model_extra or {})["token_ids"])
+                prompt = tuple((completion.model_extra or {})["prompt_token_ids"])
+        except FilteredByEndpoint:
+            return Reply(key=task.key, text="", finish_reason=FILTERED, prompt=(), tokens=())
+        if answer.cut and answer.thought and not answer.text:
+            self._tell_of_thinking()
         return Reply(
             key=task.key,
-            text=(choice.message.content or "").strip(),
-            finish_reason=reason,
-            prompt=tuple(prompt),
-            tokens=tuple(tokens[:-1] if reason == "stop" else tokens),
+            text=answer.text.strip(),
+            finish_reason=answer.finish_reason,
+            prompt=prompt,
+            tokens=tuple(tokens[:-1] if answer.finish_reason == "stop" else tokens),
         )
+
+    async def _complete(self, body: dict[str, Any]) -> Any:
+        others = {name: value for name, value in body.items() if name not in ("model", "prompt")}
+        return await self._client.completions.create(model=body["model"], prompt=body["prompt"], extra_body=others)
+
+    def _tell_of_thinking(self) -> None:
+        if not self._told_of_thinking:
+            logger.warning("replies are cut off in their thinking, and empty: give a larger --max-tokens")
+        self._told_of_thinking = True
 
     async def likelihood(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
         """Mean negative log-probability of `tokens` after `prompt`, unsteered, in nats. Raises: EndpointError."""
-        ids = [*prompt, *tokens]
+        body = {
+            "model": self.model,
+            "prompt": [*prompt, *tokens],
+            "max_tokens": 1,
+            "temperature": 0,
+            **PLAIN,
+            "prompt_logprobs": 0,
+            "repetition_penalty": 1.0,
+        }
         with translated(self.model):
-            answer = await self._client.completions.create(
-                model=self.model,
-                prompt=ids,
-                max_tokens=1,
-                temperature=0,
-                extra_body={"prompt_logprobs": 0, "repetition_penalty": 1.0},
-            )
+            answer = await self._scoring.ask(body, self._complete)
             steps = (answer.choices[0].model_extra or {})["prompt_logprobs"]
             known = [
                 float(step[str(token)]["logprob"]) for step, token in zip(steps[len(prompt) :], tokens, strict=True)
@@ -127,14 +141,26 @@ class EmotionClient:
         return -sum(known) / len(known)
 
 
+def _served(model: str, page: Any, circuit: str | None) -> Served:
+    """What a server's page of emotions says. Raises: EvaluationError where it has no such circuit."""
+    circuits, emotions = page["circuits"], page["data"]
+    if circuit is not None:
+        names = [card["id"] for card in circuits]
+        if circuit not in names:
+            raise EvaluationError(f"the server has no circuit {circuit!r}: give --circuit one of {', '.join(names)}")
+        circuits = [card for card in circuits if card["id"] == circuit]
+        emotions = [card for card in emotions if card["circuit"] == circuit]
+    return Served(
+        model,
+        "+".join(card["digest"] for card in circuits),
+        {card["id"]: float(card["max_strength"]) for card in emotions},
+        tuple(page["methods"]),
+    )
+
+
 @contextlib.asynccontextmanager
 async def connect(connection: Connection) -> AsyncIterator[EmotionClient]:
-    async with openai.AsyncOpenAI(
-        base_url=connection.base_url,
-        api_key=connection.key,
-        max_retries=connection.retries,
-        timeout=connection.timeout,
-    ) as client:
+    async with open_client(connection.base_url, connection.key, connection.retries, connection.timeout) as client:
         yield EmotionClient(client, connection)
 
 

@@ -31,6 +31,7 @@ from emovllm_offline.evaluation.plan import (
     STEERING,
     WITH_STRENGTH,
     Task,
+    plain_name,
     plan_digest,
     tasks,
 )
@@ -52,7 +53,8 @@ MakeJudges = Callable[[Sequence[str]], list[Judge]]
 class Where:
     """What generates: a server that runs already (base_url), or one of this machine.
 
-    model, circuit: as on the command line; None for the default ones, or those of the server.
+    model, circuit: as on the command line; None for the default ones, or those of the server, whose names for them they
+    are otherwise.
     """
 
     model: str | None = None
@@ -103,7 +105,7 @@ def evaluate(
     target = find_target(where, STEERING in asked.methods)
     planned, emotions = plan(asked, target.served)
     # A judge that cannot be made fails before anything is asked.
-    judges = make_judges(emotions)
+    judges = make_judges(list(dict.fromkeys(map(plain_name, emotions))))
     folder = Folder(out, settings(asked, planned, target.served), fresh)
     collect(where, target, planned, folder, asked.max_tokens, STEERING in asked.methods)
     speed = speeds(target, planned, folder, paper_way_items)
@@ -120,6 +122,7 @@ def evaluate(
         "seed": seed,
         "judges": {judge.name: dict(judge.config) for judge in judges},
         "speed": speed,
+        "refused": list(dict.fromkeys(note for session in folder.sessions for note in session.notes)),
         "unjudged": unjudged(scored, names),
         "agreement": agreements(scored, names),
     }
@@ -165,7 +168,7 @@ def _describe(base_url: str, where: Where) -> Served:
 
 def _connection(base_url: str, where: Where) -> Connection:
     key = os.environ.get(where.key_variable) or "none"
-    return Connection(base_url, where.model, key, where.concurrency)
+    return Connection(base_url, where.model, key, where.circuit, where.concurrency)
 
 
 def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
@@ -177,7 +180,7 @@ def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
     if not asked.messages:
         raise EvaluationError("there are no messages to evaluate on")
     emotions = list(served.strengths)
-    if lacking := [name for name in emotions if name not in asked.style.emotions]:
+    if lacking := [name for name in emotions if plain_name(name) not in asked.style.emotions]:
         raise EvaluationError(f"the style {asked.style.name} has no prompt for {', '.join(lacking)}")
     if STEERING in asked.methods and "steering" not in served.methods:
         raise EvaluationError(
@@ -292,6 +295,7 @@ def as_markdown(about: dict[str, Any], cells: Sequence[Cell], emotions: Sequence
     parts += [
         "Fluency (median ratio) and repetition, by emotion:",
         tables.markdown(tables.fluency_by_emotion(cells, emotions)),
+        *about["refused"],
         *_said_of_unjudged(about["unjudged"], cells),
         *_said_of_speed(about["speed"]),
     ]

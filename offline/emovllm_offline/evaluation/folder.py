@@ -45,7 +45,10 @@ class Likelihood(_Row):
 
 
 class Session(BaseModel):
-    """One uninterrupted stretch of generating or scoring. busy: mean share of the allowed requests that ran."""
+    """One uninterrupted stretch of generating or scoring.
+
+    busy: mean share of the allowed requests that ran. notes: what the server refused, and what was done instead.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,6 +57,7 @@ class Session(BaseModel):
     tokens: int
     seconds: float
     busy: float
+    notes: tuple[str, ...] = ()
 
 
 class Folder:

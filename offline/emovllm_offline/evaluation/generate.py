@@ -23,7 +23,9 @@ def questions(planned: Sequence[Task], folder: Folder) -> list[Question]:
     prompts = {}
     for task in planned:
         kind = (INSTRUCTION, task.key.emotion) if task.key.method in INSTRUCTED else (NEUTRAL, "")
-        prompts[(task.key.message, *kind)] = folder.replies[task.key].prompt
+        # A reply that was kept back has no prompt; others of the same prompt may have it.
+        if folder.replies[task.key].prompt:
+            prompts[(task.key.message, *kind)] = folder.replies[task.key].prompt
     found = []
     for task in planned:
         reply = folder.replies[task.key]
@@ -90,8 +92,11 @@ async def _replies(
         async def ask(task: Task) -> Reply:
             return await client.reply(task, max_tokens)
 
+        def finish(session: Session) -> None:
+            folder.add_session(session.model_copy(update={"notes": client.notes}))
+
         if todo[1:]:
-            await saturate("replies", ask, todo[1:], connection.concurrency, done, folder.add_session)
+            await saturate("replies", ask, todo[1:], connection.concurrency, done, finish)
 
 
 async def _likelihoods(todo: Sequence[Question], folder: Folder, client: EmotionClient, connection: Connection) -> None:

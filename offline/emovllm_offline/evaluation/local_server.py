@@ -68,7 +68,7 @@ def local_server(
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         _wait(process, f"http://127.0.0.1:{port}/health", log)
-        yield Connection(f"http://127.0.0.1:{port}/v1", "evaluated", key, concurrency)
+        yield Connection(f"http://127.0.0.1:{port}/v1", "evaluated", key, concurrency=concurrency)
     finally:
         signal.signal(signal.SIGTERM, previous)
         _end(process)

@@ -32,6 +32,10 @@ DECODING: dict[str, Any] = {
 }
 
 
+# Of every request that is to have none: a server may have an emotion of its own for those that name none.
+PLAIN: dict[str, Any] = {"emotion": "none"}
+
+
 class Key(NamedTuple):
     """What tells one reply of an evaluation from the others; emotion and strength are empty where none applies.
 
@@ -53,7 +57,7 @@ class Task:
     valence: str
     user: str
     frame: Frame
-    fields: dict[str, Any] = field(default_factory=dict)  # the request's emotion fields
+    fields: dict[str, Any] = field(default_factory=dict)  # the request's emotion fields; none: PLAIN
 
 
 def tasks(
@@ -87,7 +91,7 @@ def _of_message(
     if NONE in methods:
         yield Task(Key(message.id, NONE), message.valence, message.user, style.neutral)
     for emotion in emotions:
-        instruction = style.frames(emotion, at)[0].model_copy(update={"reply": None})
+        instruction = style.frames(plain_name(emotion), at)[0].model_copy(update={"reply": None})
         for method in methods:
             if method == NONE:
                 continue
@@ -96,6 +100,11 @@ def _of_message(
                 for scope in scopes if method in (CIRCUITS, BOTH) else ("",):
                     key = Key(message.id, method, emotion, strength, scope)
                     yield Task(key, message.valence, message.user, frame, _fields(key))
+
+
+def plain_name(emotion: str) -> str:
+    """An emotion's name among styles and judges, without the circuit's: `anger` of `a/anger`."""
+    return emotion.rpartition("/")[2]
 
 
 def _fields(key: Key) -> dict[str, Any]:

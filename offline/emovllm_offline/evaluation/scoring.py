@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Reply
-from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task
+from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task, plain_name
 from emovllm_offline.judges.judge import FILTERED, Judge, Verdict, require_judged
 from emovllm_offline.judges.text import TextMetrics, regime, text_metrics
 
@@ -116,7 +116,7 @@ def judged(
         if reply.finish_reason != FILTERED
         for target in targets
     ]
-    verdicts = judge.judge([replies[i].text for i, _ in questions], [target for _, target in questions])
+    verdicts = judge.judge([replies[i].text for i, _ in questions], [plain_name(target) for _, target in questions])
     for (i, target), verdict in zip(questions, verdicts, strict=True):
         by_target[i][target] = verdict
     require_judged(judge.name, [verdict for of_reply in by_target for verdict in of_reply.values()])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from emovllm.addresses import is_loopback
+from emovllm.environment import reach_loopback_directly
 from emovllm.errors import EmovllmError, EndpointError, FilteredByEndpoint, RefusedByEndpoint
 from emovllm_offline.judges.answer import Answer, answer_of
 from emovllm_offline.judges.dialect import Body, Dialect, is_filter
@@ -88,11 +88,8 @@ class Endpoint:
 
 def open_client(base_url: str | None, key: str, retries: int, timeout: float) -> openai.AsyncOpenAI:
     """A client of an endpoint; to one of this machine it goes directly, whatever proxy the environment names."""
-    address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
-    http_client = openai.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(address) else None
-    return openai.AsyncOpenAI(
-        api_key=key, base_url=base_url, max_retries=retries, timeout=timeout, http_client=http_client
-    )
+    reach_loopback_directly()
+    return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=retries, timeout=timeout)
 
 
 class Chat:

@@ -28,7 +28,7 @@ from emovllm_offline.evaluation.plan import METHODS, Key, tasks
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
-from support.stub import Stub, in_turn, stub_server
+from support.stub import Stub, filtering, in_turn, newer_openai, stub_server
 
 EMOTIONS = ("anger", "fear")
 MESSAGES = [
@@ -46,9 +46,11 @@ DIGEST = "d" * 64
 
 def says(request: dict[str, Any]) -> str:
     system = request["messages"][0]["content"]
-    emotion = request.get("emotion") or next((name for name in EMOTIONS if name in system), "")
-    if request.get("emotion_method") == "steering":
-        emotion = ""
+    prompted = next((name for name in EMOTIONS if name in system), "")
+    # A request that names no emotion would get the server's own.
+    emotion = request.get("emotion", "anger").rpartition("/")[2]
+    if emotion == "none" or request.get("emotion_method") == "steering":
+        emotion = prompted if emotion == "none" else ""
     text = SAYS[emotion]
     return " ".join([text] * 5) if request.get("emotion_strength", 0) > 1.5 else text
 
@@ -128,7 +130,7 @@ def test_every_method_is_asked_as_it_should_be_and_decoded_alike(stub: Stub, tmp
         system, user = (message["content"] for message in request["messages"])
         assert user in {message.user for message in MESSAGES}
         assert system.endswith("Keep the reply to at most two sentences.")
-        kinds.add(("Always reply" in system, "emotion" in request, request.get("emotion_method")))
+        kinds.add(("Always reply" in system, request["emotion"] != "none", request.get("emotion_method")))
     assert kinds == {
         (False, False, None),
         (True, False, None),
@@ -138,7 +140,7 @@ def test_every_method_is_asked_as_it_should_be_and_decoded_alike(stub: Stub, tmp
     }
     # Likelihoods are the unsteered model's: of all replies given the neutral prompt, of those in an emotion given that.
     scored = [request for request in stub.requests if "prompt" in request]
-    assert not any("emotion" in request for request in scored)
+    assert {request["emotion"] for request in scored} == {"none"}
     assert len(scored) == 2 * len(asked) - len(MESSAGES)
 
 
@@ -327,6 +329,70 @@ def test_samples_are_drawn_at_random_and_by_their_seed() -> None:
     assert len(set(first)) == 12
     assert {emotion for _, emotion in first} == set(EMOTIONS)
     assert [message for message, _ in first] != [f"m{i}" for i in range(12)]
+
+
+@pytest.fixture
+def two_circuits(stub: Stub) -> Stub:
+    """A server of two circuits, which share anger."""
+    stub.pages["/v1/emotions"] = {
+        "data": [
+            {"id": "a/anger", "circuit": "a", "max_strength": 2.0},
+            {"id": "b/anger", "circuit": "b", "max_strength": 2.0},
+            {"id": "fear", "circuit": "b", "max_strength": 2.0},
+        ],
+        "circuits": [{"id": "a", "digest": "a" * 64}, {"id": "b", "digest": "b" * 64}],
+        "methods": ["circuit"],
+    }
+    return stub
+
+
+def test_each_circuit_of_a_server_is_evaluated(two_circuits: Stub, tmp_path: Path) -> None:
+    asked = replace(ASKED, methods=("none", "circuits"), strengths=(1.0,))
+    cells = run(two_circuits, tmp_path, asked)
+    sent = {request["emotion"] for request in two_circuits.requests if "messages" in request}
+    assert sent == {"none", "a/anger", "b/anger", "fear"}
+    for emotion in ("a/anger", "b/anger", "fear"):
+        assert value(cells, Condition("circuits", 1.0, ""), "accuracy", emotion) == 1
+        assert value(cells, Condition("none", 0.0, ""), "accuracy", emotion) == 0
+
+
+def test_one_circuit_of_a_server_can_be_chosen(two_circuits: Stub, tmp_path: Path) -> None:
+    asked = replace(ASKED, methods=("none", "circuits"), strengths=(1.0,))
+    evaluate(Where(circuit="b", base_url=two_circuits.url), asked, lexicon, tmp_path)
+    assert {request["emotion"] for request in two_circuits.requests} == {"none", "b/anger", "fear"}
+    assert json.loads((tmp_path / "summary.json").read_text())["circuit"] == "b" * 64
+    with pytest.raises(EvaluationError, match="no circuit 'c': give --circuit one of a, b"):
+        evaluate(Where(circuit="c", base_url=two_circuits.url), asked, lexicon, tmp_path)
+
+
+def test_a_server_behind_a_particular_gateway_is_asked_as_that_wants_it(stub: Stub, tmp_path: Path) -> None:
+    gateway = filtering("late", newer_openai(answer))
+    stub.answer = gateway
+    cells = run(stub, tmp_path, replace(ASKED, methods=("none", "circuits"), strengths=(1.0,)))
+    circuits = find(cells, Condition("circuits", 1.0, ""))
+    assert circuits is not None
+    # Of two messages one is kept back, and with it its replies.
+    assert (circuits.replies, circuits.unjudged) == (4, {"lexicon": 2})
+    assert value(cells, Condition("circuits", 1.0, ""), "accuracy") == 1
+    assert circuits.words is not None
+    assert circuits.words.count == 2
+    told = json.loads((tmp_path / "summary.json").read_text())["refused"]
+    assert ["max_tokens" in note or "temperature" in note for note in told] == [True, True]
+    assert told[1] in (tmp_path / "summary.md").read_text()
+
+
+def test_a_reply_is_what_follows_the_thinking(stub: Stub, tmp_path: Path) -> None:
+    def thinking(request: dict[str, Any]) -> bytes:
+        body = json.loads(answer(request))
+        if "messages" in request:
+            message = body["choices"][0]["message"]
+            message["content"] = f"<think>not furious, not afraid</think>{message['content']}"
+        return json.dumps(body).encode()
+
+    stub.answer = thinking
+    run(stub, tmp_path, replace(ASKED, methods=("none", "circuits"), strengths=(1.0,)))
+    lines = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert {line["reply"] for line in lines} == set(SAYS.values())
 
 
 def test_any_json_lines_are_messages(tmp_path: Path) -> None:
