@@ -5,10 +5,10 @@
     scripts/env python benchmarks/frontier.py CIRCUIT --layers 10-19 --kind heads --half-life 20
 
 The quick measure by which docs/results/experiments.md compares circuits, before `emovllm calibrate` measures one in the
-engine.
-It also tries what the engine serves another way or not at all: a scope, a part of the circuit, a strength that decays.
-The messages are of SEV, none of them among those that `emovllm refine` learns from; greedy, the neutral prompt,
-float32. Prompted replies, the yardstick of fluency, are kept in --cache, since they are the same for every circuit.
+engine. It also tries what the engine serves another way or not at all: a scope, a part of the circuit, a strength that
+decays. The messages are of SEV, none of them among those that `emovllm refine` learns from, though it learns from
+others of their scenarios; greedy, the neutral prompt, float32. Prompted replies, the yardstick of fluency, are kept in
+--cache, since they are the same for every circuit.
 """
 
 from __future__ import annotations
