@@ -43,9 +43,9 @@ class Picture:
 
 
 def _picture(figure: Any) -> Picture:
-    from emovllm_offline.validation import figures
+    from emovllm_offline.reporting import plots
 
-    return Picture(figures.png(figure))
+    return Picture(plots.png(figure))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,13 @@ class Refinement:
 
     def plot(self) -> Picture:
         """The held-out loss of each emotion by epoch."""
-        from emovllm_offline.validation import figures
+        from emovllm_offline.reporting import plots
 
-        with figures.figure(4.2) as drawing:
+        with plots.figure(4.2) as drawing:
             axes = drawing.subplots()
             for index, name in enumerate(self.circuit.names):
                 losses = [row[name] for row in self.history]
-                axes.plot(losses, color=figures.colour(index), marker=figures.marker(index), label=name)
+                axes.plot(losses, color=plots.colour(index), marker=plots.marker(index), label=name)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set(xlabel="epoch", ylabel="held-out loss (nats per token)")
             axes.legend(frameon=False)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from emovllm.errors import EmovllmError
-from emovllm_offline.commands.evaluate import add_common, add_model, check, command_line, names, numbers, show
+from emovllm_offline.commands.evaluate import add_common, add_model, check, command_line, names, numbers
 from emovllm_offline.judges.registry import add_options
 
 DESCRIPTION = """Find the strengths to serve a circuit at: sweeps lambda, and writes into the circuit, for each emotion,
@@ -100,6 +100,6 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"emovllm calibrate: interrupted; the same command goes on from {out}", file=sys.stderr)
         return 130
-    show(table(made, args.judge))
+    table(made, args.judge).print()
     print(f"{args.circuit}: {len(made.choices) - len(made.uncalibrated)} emotions calibrated; see {out}")
     return 1 if made.uncalibrated else 0

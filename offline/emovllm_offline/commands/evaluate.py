@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"emovllm evaluate: interrupted; the same command goes on from {out}", file=sys.stderr)
         return 130
     judges = args.judge if isinstance(args.judge, list) else args.judge.split(",")
-    show(tables.overview(cells, judges))
+    tables.overview(cells, judges).print()
     print(out / PAGE)
     return 0
 
@@ -140,22 +140,6 @@ def check(args: argparse.Namespace) -> None:
     for name in ("limit", "max_tokens", "concurrency"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise EvaluationError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-
-
-def show(table: list[list[str]]) -> None:
-    """Prints a table for the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    head, *body = table
-    made = Table()
-    for i, column in enumerate(head):
-        made.add_column(column, justify="right" if i else "left")
-    for row in body:
-        made.add_row(*row)
-    console = Console()
-    # Where nobody looks at it, in a file, the table need not fold.
-    (console if console.is_terminal else Console(width=220)).print(made)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from emovllm_offline.evaluation.folder import Folder
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
 from emovllm_offline.evaluation.scoring import score
 from emovllm_offline.evaluation.summary import Cell, Condition, find, summarise
-from emovllm_offline.validation import figures as plots
+from emovllm_offline.reporting import plots
+from emovllm_offline.reporting.tables import Table
 
 RESULT = "calibration.json"
 FIGURE = "frontier.png"
@@ -146,19 +147,18 @@ def calibrated_spec(spec: CircuitSpec, made: Calibrated, provenance: Mapping[str
     return spec.model_copy(update=changes)
 
 
-def table(made: Calibrated, judge: str) -> list[list[str]]:
-    """What was chosen, for the terminal."""
-    rows = [
-        [
-            "emotion",
-            "recommended lambda",
-            "maximal lambda",
-            f"accuracy, {judge}",
-            "false positives",
-            "fluency",
-            "repetition",
-        ]
+def table(made: Calibrated, judge: str) -> Table:
+    """What was chosen."""
+    head = [
+        "emotion",
+        "recommended lambda",
+        "maximal lambda",
+        f"accuracy, {judge}",
+        "false positives",
+        "fluency",
+        "repetition",
     ]
+    rows = []
     for emotion, choice in made.choices.items():
         if choice.recommended is None:
             rows.append([emotion, "none will do: left as it was", "-", "-", "-", "-", "-"])
@@ -175,7 +175,7 @@ def table(made: Calibrated, judge: str) -> list[list[str]]:
                 f"{point.repetition:.1%}",
             ]
         )
-    return rows
+    return Table(head, rows)
 
 
 def _sweepable(circuit: Circuit, strengths: Sequence[float]) -> Circuit:

@@ -39,7 +39,8 @@ from emovllm_offline.evaluation.scoring import Scored, agreements, score, unjudg
 from emovllm_offline.evaluation.summary import ALL, Cell, summarise
 from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.text import EXPLOSIVE, REPETITIVE
-from emovllm_offline.validation import figures as plots
+from emovllm_offline.reporting import plots
+from emovllm_offline.reporting.page import render
 
 SUMMARY = "summary.json"
 TABLE = "summary.md"
@@ -287,14 +288,14 @@ def write(
 
 
 def as_markdown(about: dict[str, Any], cells: Sequence[Cell], emotions: Sequence[str], judges: Sequence[str]) -> str:
-    parts = [f"# Evaluation of {about['model']}", tables.markdown(tables.overview(cells, judges)), _LEGEND]
+    parts = [f"# Evaluation of {about['model']}", tables.overview(cells, judges).markdown(), _LEGEND]
     for judge in judges:
-        parts += [f"Accuracy by emotion, judge {judge}:", tables.markdown(tables.by_emotion(cells, judge, emotions))]
+        parts += [f"Accuracy by emotion, judge {judge}:", tables.by_emotion(cells, judge, emotions).markdown()]
         if valence := tables.by_valence(cells, judge):
-            parts += [f"Accuracy by the message's valence, judge {judge}:", tables.markdown(valence)]
+            parts += [f"Accuracy by the message's valence, judge {judge}:", valence.markdown()]
     parts += [
         "Fluency (median ratio) and repetition, by emotion:",
-        tables.markdown(tables.fluency_by_emotion(cells, emotions)),
+        tables.fluency_by_emotion(cells, emotions).markdown(),
         *about["refused"],
         *_said_of_unjudged(about["unjudged"], cells),
         *_said_of_speed(about["speed"]),
@@ -316,10 +317,10 @@ def as_page(
     judges: Sequence[str],
     seed: int,
 ) -> str:
-    section = page.section
+    section = page.Section
     parts = [section("Methods", _LEGEND, tables.overview(cells, judges))]
     for judge in judges:
-        image = plots.png(figures.accuracy_by_emotion(cells, judge, emotions))
+        image = plots.data_uri(plots.png(figures.accuracy_by_emotion(cells, judge, emotions)))
         parts.append(
             section(
                 f"Accuracy by emotion, judge {judge}",
@@ -335,7 +336,7 @@ def as_page(
                 f"What it costs, judge {judge}",
                 "Each point: a method at a strength, over all emotions.",
                 None,
-                plots.png(figures.frontier(cells, judge)),
+                plots.data_uri(plots.png(figures.frontier(cells, judge))),
             )
         )
     parts.append(
@@ -352,7 +353,7 @@ def as_page(
     parts.append(
         section("Provenance", "", page.facts({k: v for k, v in about.items() if k not in ("agreement", "unjudged")}))
     )
-    return page.page(f"Evaluation of {about['model']}", [], parts)
+    return render("evaluation.j2", title=f"Evaluation of {about['model']}", sections=parts)
 
 
 _LEGEND = (

@@ -11,7 +11,7 @@ from emovllm_offline.evaluation.plan import NONE, WITH_STRENGTH
 from emovllm_offline.evaluation.summary import ALL, Cell, find
 from emovllm_offline.evaluation.tables import conditions_of
 from emovllm_offline.intervals import Estimate
-from emovllm_offline.validation.figures import GREY, colour, figure, marker
+from emovllm_offline.reporting.plots import GREY, colour, figure, marker
 
 Value = Callable[[Cell], Estimate | None]
 

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from emovllm_offline.evaluation.scoring import Scored
 from emovllm_offline.evaluation.summary import condition_of, conditions
-from emovllm_offline.evaluation.tables import Table
-from emovllm_offline.validation.report import PAGE_STYLE, html_table
+from emovllm_offline.reporting.tables import Table
 
 SAMPLES = 12
 
 
-def page(title: str, notes: Sequence[str], parts: Sequence[str]) -> str:
-    body = "\n".join(parts)
-    told = "\n".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}</title>
-<style>{PAGE_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-{told}
-{body}
-</body>
-</html>
-"""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A message and an emotion, with every method's reply."""
+
+    emotion: str
+    user: str
+    table: Table
 
 
-def section(title: str, text: str, table: Table | None = None, image: bytes | None = None) -> str:
-    parts = [f"<h2>{html.escape(title)}</h2>", f"<p>{html.escape(text)}</p>"]
-    if image is not None:
-        data = base64.b64encode(image).decode()
-        parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">')
-    if table:
-        parts.append(html_table(table))
-    return "\n".join(parts)
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page. image: as `plots.data_uri` gives it."""
+
+    title: str
+    text: str = ""
+    table: Table | None = None
+    image: str | None = None
+    samples: Sequence[Sample] = ()
 
 
 def draw_samples(scored: Sequence[Scored], seed: int, count: int = SAMPLES) -> list[tuple[str, str]]:
@@ -59,28 +47,29 @@ def draw_samples(scored: Sequence[Scored], seed: int, count: int = SAMPLES) -> l
     return [(messages[at], emotions[order[i % len(emotions)]]) for i, at in enumerate(drawn)]
 
 
-def samples(scored: Sequence[Scored], judge: str, seed: int) -> str:
+def samples(scored: Sequence[Scored], judge: str, seed: int) -> Section:
     """Replies side by side, one table for each pair drawn."""
     by_key = {reply.key: reply for reply in scored}
-    parts = [
-        "<h2>Sample replies</h2>",
-        f"<p>{SAMPLES} messages and an emotion for each, drawn at random (seed {seed}), with every method's reply. "
-        f"Label: what the judge {html.escape(judge)} takes it for.</p>",
-    ]
+    parts = []
     for message, emotion in draw_samples(scored, seed):
         of_message = {
             condition_of(reply): reply
             for key, reply in by_key.items()
             if key.message == message and key.emotion in ("", emotion)
         }
-        rows: Table = [["method, strength", "label", "reply"]]
+        rows = []
         for condition in conditions(list(of_message.values())):
             reply = of_message[condition]
             said = _label(reply, judge)
             rows.append([str(condition), said, reply.text + (" [cut]" if reply.capped else "")])
-        user = html.escape(next(iter(of_message.values())).user)
-        parts.append(f"<h3>{html.escape(emotion or 'no emotion')}</h3>\n<p>{user}</p>\n{html_table(rows)}")
-    return "\n".join(parts)
+        user = next(iter(of_message.values())).user
+        parts.append(Sample(emotion, user, Table(["method, strength", "label", "reply"], rows)))
+    return Section(
+        "Sample replies",
+        f"{SAMPLES} messages and an emotion for each, drawn at random (seed {seed}), with every method's reply. "
+        f"Label: what the judge {judge} takes it for.",
+        samples=parts,
+    )
 
 
 def _label(reply: Scored, judge: str) -> str:
@@ -92,12 +81,14 @@ def _label(reply: Scored, judge: str) -> str:
 
 def facts(content: Mapping[str, Any]) -> Table:
     """What an evaluation was made from, as a table."""
-    rows: Table = [["what", "value"]]
+    return Table(["what", "value"], list(_flat(content)))
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in content.items():
         if isinstance(value, Mapping):
-            rows += [[f"{name}.{inner}", told] for inner, told in facts(value)[1:]]
+            yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
-            rows.append([name, ", ".join(map(str, value))])
+            yield f"{prefix}{name}", ", ".join(map(str, value))
         else:
-            rows.append([name, f"{value:.4g}" if isinstance(value, float) else str(value)])
-    return rows
+            yield f"{prefix}{name}", f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""A summary as tables of text: for Markdown and for the page."""
+"""A summary as tables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.text import REGIMES
-
-Table = list[list[str]]  # rows, the first of them the head
+from emovllm_offline.reporting.tables import Table
 
 
 def conditions_of(cells: Sequence[Cell]) -> list[Condition]:
@@ -34,7 +33,7 @@ def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
         "leak",
         " / ".join(REGIMES),
     ]
-    rows = [head]
+    rows = []
     for condition in conditions_of(cells):
         cell = find(cells, condition)
         assert cell is not None
@@ -56,46 +55,39 @@ def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
                 " / ".join(f"{cell.regimes[name]:.0%}" for name in REGIMES),
             ]
         )
-    return rows
+    return Table(head, rows)
 
 
 def by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Table:
     """Accuracy of each emotion; of unsteered replies, false positives."""
-    rows = [["method, strength", *emotions]]
+    rows = []
     for condition in conditions_of(cells):
         found = [find(cells, condition, emotion) for emotion in emotions]
         rows.append([str(condition), *(accuracy(cell, judge) if cell else "-" for cell in found)])
-    return rows
+    return Table(["method, strength", *emotions], rows)
 
 
-def by_valence(cells: Sequence[Cell], judge: str) -> Table:
-    """Accuracy of all emotions, by the message's valence; empty where there is but one."""
+def by_valence(cells: Sequence[Cell], judge: str) -> Table | None:
+    """Accuracy of all emotions, by the message's valence; None where there is but one."""
     valences = [valence for valence in dict.fromkeys(cell.valence for cell in cells) if valence != ALL]
     if not valences:
-        return []
-    rows = [["method, strength", *valences]]
+        return None
+    rows = []
     for condition in conditions_of(cells):
         found = [find(cells, condition, ALL, valence) for valence in valences]
         rows.append([str(condition), *(accuracy(cell, judge) if cell else "-" for cell in found)])
-    return rows
+    return Table(["method, strength", *valences], rows)
 
 
 def fluency_by_emotion(cells: Sequence[Cell], emotions: Sequence[str]) -> Table:
     """Median perplexity ratio given the instruction, and the mean share of repeated 3-grams, of each emotion."""
-    rows = [["method, strength", *emotions]]
+    rows = []
     for condition in conditions_of(cells):
         found = [find(cells, condition, emotion) for emotion in emotions]
         rows.append(
             [str(condition), *(f"{_plain(cell.fluency)}, {_share(cell.repetition)}" if cell else "-" for cell in found)]
         )
-    return rows
-
-
-def markdown(table: Table) -> str:
-    head, *body = table
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
-    return "\n".join(lines) + "\n"
+    return Table(["method, strength", *emotions], rows)
 
 
 def accuracy(cell: Cell, judge: str) -> str:

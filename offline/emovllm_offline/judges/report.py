@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from emovllm.files import write_atomically
 from emovllm_offline.judges.agreement import agreement
@@ -17,7 +16,8 @@ from emovllm_offline.judges.judge import NEUTRAL
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge, features, fit_head
 from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences, named
-from emovllm_offline.validation import figures
+from emovllm_offline.reporting.plots import figure, png, write_cells
+from emovllm_offline.reporting.tables import Table, print_all
 
 FILE = "judge-report.json"
 FIGURE = "judge-confusion.png"
@@ -81,40 +81,45 @@ class JudgeReport(BaseModel):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-        panels = {
+        matrices = {
             f"cross-validation, {self.cross_validation.texts} sentences": np.array(self.cross_validation.confusion),
             f"held out, {self.held_out.texts} replies": np.array(self.held_out.confusion),
         }
-        write_atomically(folder / FIGURE, figures.png(figures.confusion(self.labels, panels)))
+        write_atomically(folder / FIGURE, png(_figure(self.labels, matrices)))
 
     def print(self) -> None:
-        console = Console()
-        console.print(self._accuracies())
-        console.print(_matrix("cross-validation", self.cross_validation))
-        console.print(_matrix("held out", self.held_out))
         kappa = "undefined" if self.kappa_held_out is None else f"{self.kappa_held_out:.2f}"
-        console.print(f"Cohen's kappa of local and lexicon, held out: {kappa}")
+        print_all(
+            [
+                self._accuracies(),
+                _matrix("cross-validation", self.cross_validation),
+                _matrix("held out", self.held_out),
+                f"Cohen's kappa of local and lexicon, held out: {kappa}",
+            ]
+        )
 
     def _accuracies(self) -> Table:
-        table = Table(title="accuracy of the local judge and of the lexicon judge", title_justify="left")
-        table.add_column("judge and texts")
-        for column in ("texts", "accuracy", "without emotion words", "accuracy there"):
-            table.add_column(column, justify="right")
-        for name, score in {
+        scores = {
             f"local, {self.folds}-fold cross-validation": self.cross_validation,
             "local, the same with the last layer alone": self.cross_validation_last_layer,
             "local, held out": self.held_out,
             "lexicon, sentences": self.lexicon_sentences,
             "lexicon, held out": self.lexicon_held_out,
-        }.items():
-            table.add_row(
-                name,
-                str(score.texts),
-                f"{score.accuracy:.3f}",
-                str(score.texts_without_words),
-                f"{score.accuracy_without_words:.3f}",
-            )
-        return table
+        }
+        return Table(
+            ["judge and texts", "texts", "accuracy", "without emotion words", "accuracy there"],
+            [
+                [
+                    name,
+                    str(score.texts),
+                    f"{score.accuracy:.3f}",
+                    str(score.texts_without_words),
+                    f"{score.accuracy_without_words:.3f}",
+                ]
+                for name, score in scores.items()
+            ],
+            title="accuracy of the local judge and of the lexicon judge",
+        )
 
 
 def judge_report(embedder: Embedder | None = None) -> JudgeReport:
@@ -160,9 +165,30 @@ def cross_validate(x: np.ndarray, labels: Sequence[str], folds: int = FOLDS) -> 
 
 
 def _matrix(title: str, score: Score) -> Table:
-    table = Table(title=f"{title}: rows are what was meant, columns what was judged", title_justify="left")
-    for column in ("", *LABELS, "recall", "precision"):
-        table.add_column(column, justify="right")
-    for label, row, recall, precision in zip(LABELS, score.confusion, score.recall(), score.precision(), strict=True):
-        table.add_row(label, *map(str, row), f"{recall:.2f}", f"{precision:.2f}")
-    return table
+    return Table(
+        ["", *LABELS, "recall", "precision"],
+        [
+            [label, *map(str, row), f"{recall:.2f}", f"{precision:.2f}"]
+            for label, row, recall, precision in zip(
+                LABELS, score.confusion, score.recall(), score.precision(), strict=True
+            )
+        ],
+        title=f"{title}: rows are what was meant, columns what was judged",
+    )
+
+
+def _figure(labels: Sequence[str], matrices: Mapping[str, np.ndarray]) -> Any:
+    """Confusion matrices by their titles, [labels, labels] counts: rows are what was meant, cells show their shares."""
+    with figure(4.9) as fig:
+        axes = fig.subplots(1, len(matrices), squeeze=False)[0]
+        for ax, (title, counts) in zip(axes, matrices.items(), strict=True):
+            shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+            write_cells(ax, shares, "{:.0%}", image.norm)
+            ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+            ax.set_yticks(range(len(labels)), labels if ax is axes[0] else [""] * len(labels))
+            ax.set_xlabel("judged as")
+            ax.set_title(title)
+        axes[0].set_ylabel("written for")
+        fig.colorbar(image, ax=list(axes), shrink=0.7, label="share of the row")
+    return fig

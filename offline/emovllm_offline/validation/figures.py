@@ -2,97 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emovllm.show import jaccard
+from emovllm_offline.reporting.plots import COLUMNS, GREY, colour, figure, legend, marker, panels, write_cells
 
 if TYPE_CHECKING:
     from emovllm.circuit import Circuit
     from emovllm_offline.discovery.findings import Findings
     from emovllm_offline.validation.results import Curve, Validation
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow, weak on white, comes last.
-PALETTE = ("#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vPX*"
-GREY = "#6e6e6e"
-# Figures are embedded at this width: 10 inches are as wide as the page.
-DPI = 110
-WIDTH = 10.0
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "axes.titlelocation": "left",
-}
-_COLUMNS = 3
-
-
-def colour(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
-def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
-
-
-@contextmanager
-def figure(height: float) -> Iterator[Any]:
-    """A figure of the page's width, apart from pyplot and its global state."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        made = Figure((WIDTH, height), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(made)
-        yield made
-
-
-def png(made: Any) -> bytes:
-    """The figure as a PNG file; the same bytes for the same figure."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        out = io.BytesIO()
-        made.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
-    return out.getvalue()
-
 
 def components(validation: Validation) -> Any:
     """Small multiples: the states on two principal components, for some layers."""
-    panels = validation.components
-    with figure(3.3 * math.ceil(len(panels) / _COLUMNS) + 0.4) as made:
-        axes = _grid(made, len(panels))
-        for ax, panel in zip(axes, panels, strict=True):
-            for e, points in enumerate(panel.points):
+    layers = validation.components
+    with figure(3.3 * math.ceil(len(layers) / COLUMNS) + 0.4) as fig:
+        axes = panels(fig, len(layers))
+        for ax, layer in zip(axes, layers, strict=True):
+            for e, points in enumerate(layer.points):
                 x, y, *_ = np.array(points).T
                 ax.scatter(x, y, s=14, c=colour(e), marker=marker(e), alpha=0.65, linewidths=0)
-            first, second, *_ = panel.explained
-            ax.set_title(f"layer {panel.layer}")
+            first, second, *_ = layer.explained
+            ax.set_title(f"layer {layer.layer}")
             ax.set_xlabel(f"PC 1 ({first:.0%} of variance)")
             ax.set_ylabel(f"PC 2 ({second:.0%})")
             ax.locator_params(nbins=4)
-        _legend(made, validation.emotions, line=False)
-    return made
+        legend(fig, validation.emotions, line=False)
+    return fig
 
 
 def similarity(findings: Findings) -> Any:
     """Heatmap of the cosines between the directions of every two sublayers."""
-    with figure(7.6) as made:
-        ax = made.subplots()
+    with figure(7.6) as fig:
+        ax = fig.subplots()
         cosines = findings.similarity
         image = ax.imshow(cosines, cmap="PuOr", vmin=-1, vmax=1, origin="lower", interpolation="nearest")
         ticks = _spread(len(cosines) // 2, 12)
@@ -101,14 +47,14 @@ def similarity(findings: Findings) -> Any:
         ax.set_xlabel("sublayer (A: after attention; the M of the same layer is next to it)")
         ax.set_ylabel("sublayer")
         ax.spines[:].set_visible(True)
-        made.colorbar(image, ax=ax, shrink=0.8, label="cosine, mean over emotions")
-    return made
+        fig.colorbar(image, ax=ax, shrink=0.8, label="cosine, mean over emotions")
+    return fig
 
 
 def importance(findings: Findings) -> Any:
     """The importance of each sublayer, one line for each emotion."""
-    with figure(4.2) as made:
-        axes = made.subplots(1, 2, sharey=True)
+    with figure(4.2) as fig:
+        axes = fig.subplots(1, 2, sharey=True)
         layers = np.arange(findings.importance.shape[1] // 2)
         for parity, (ax, name) in enumerate(zip(axes, ("attention", "MLP"), strict=True)):
             for e, values in enumerate(findings.importance):
@@ -118,32 +64,32 @@ def importance(findings: Findings) -> Any:
             ax.set_xlabel("layer")
             ax.xaxis.get_major_locator().set_params(integer=True)
         axes[0].set_ylabel("importance (shift of the final state\nper unit of push, dimensionless)")
-        _legend(made, findings.emotions)
-    return made
+        legend(fig, findings.emotions)
+    return fig
 
 
 def units(circuit: Circuit) -> Any:
     """How many neurons and heads of each layer the circuit of each emotion has."""
     layers = circuit.spec.model.num_hidden_layers
-    with figure(2 * (0.9 + 0.36 * len(circuit.names))) as made:
-        for ax, kind in zip(made.subplots(2, 1), ("neurons", "heads"), strict=True):
+    with figure(2 * (0.9 + 0.36 * len(circuit.names))) as fig:
+        for ax, kind in zip(fig.subplots(2, 1), ("neurons", "heads"), strict=True):
             of_kind = getattr(circuit, kind)
             counts = np.array([np.bincount(of_kind[name].layer, minlength=layers) for name in circuit.names])
             image = ax.imshow(counts, cmap="cividis", aspect="auto", vmin=0, interpolation="nearest")
-            _write_cells(ax, counts, "{:d}", image.norm)
+            write_cells(ax, counts, "{:d}", image.norm)
             ax.set_yticks(range(len(circuit.names)), circuit.names)
             ax.set_xticks(_spread(layers, 16))
             ax.set_title(f"{kind} per layer")
-            made.colorbar(image, ax=ax, label=kind, pad=0.01)
+            fig.colorbar(image, ax=ax, label=kind, pad=0.01)
         ax.set_xlabel("layer")
-    return made
+    return fig
 
 
 def sweep(validation: Validation, mode: str, kind: str) -> Any:
     """One panel for each emotion: the score's change by k, and that of random units."""
     emotions = validation.emotions
-    with figure(2.9 * math.ceil(len(emotions) / _COLUMNS) + 0.4) as made:
-        axes = _grid(made, len(emotions), sharex=True, sharey=True)
+    with figure(2.9 * math.ceil(len(emotions) / COLUMNS) + 0.4) as fig:
+        axes = panels(fig, len(emotions), sharex=True, sharey=True)
         signals = np.array(validation.signal("mlp"))
         far = max(np.abs(find_curve(validation, mode, kind, name).mean).max() for name in emotions)
         linear = 10 ** np.ceil(np.log10(max(signals.max(), 1e-9)))
@@ -167,12 +113,12 @@ def sweep(validation: Validation, mode: str, kind: str) -> Any:
                 ticks = [-tick for tick in decades[::-1]] + [-linear / 2, 0, linear / 2] + decades
                 ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
                 ax.set_yticks([], minor=True)
-            if e % _COLUMNS == 0:
+            if e % COLUMNS == 0:
                 ax.set_ylabel(f"change of the score\n({scale})")
-            if e + _COLUMNS >= len(emotions):
+            if e + COLUMNS >= len(emotions):
                 ax.set_xlabel(f"k: {kind} of every layer")
-        _sweep_legend(made)
-    return made
+        _sweep_legend(fig)
+    return fig
 
 
 def find_curve(validation: Validation, mode: str, kind: str, emotion: str, site: str = "mlp") -> Curve:
@@ -185,8 +131,8 @@ def find_curve(validation: Validation, mode: str, kind: str, emotion: str, site:
 
 def probe(validation: Validation) -> Any:
     """The probe's F1 in every layer, and what the principal components explain there."""
-    with figure(4.4) as made:
-        left, right = made.subplots(1, 2)
+    with figure(4.4) as fig:
+        left, right = fig.subplots(1, 2)
         layers = np.arange(len(validation.f1))
         for e, values in enumerate(np.array(validation.f1).T):
             left.plot(layers, values, color=colour(e), marker=marker(e), markersize=3.5, linewidth=1, alpha=0.8)
@@ -207,43 +153,26 @@ def probe(validation: Validation) -> Any:
         for ax in (left, right):
             ax.set_xlim(0, max(layers[-1], 1))
             ax.xaxis.get_major_locator().set_params(integer=True)
-        _legend(made, validation.emotions)
-    return made
+        legend(fig, validation.emotions)
+    return fig
 
 
 def overlap(circuit: Circuit) -> Any:
     """Jaccard index of the units of every two emotions."""
     names = circuit.names
-    with figure(5.0) as made:
-        axes = made.subplots(1, 2)
+    with figure(5.0) as fig:
+        axes = fig.subplots(1, 2)
         for ax, kind in zip(axes, ("neurons", "heads"), strict=True):
             values = overlaps(circuit, kind)
             image = ax.imshow(values, cmap="cividis", vmin=0, vmax=1)
-            _write_cells(ax, values, "{:.2f}", image.norm)
+            write_cells(ax, values, "{:.2f}", image.norm)
             ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
             ax.set_yticks(range(len(names)), names)
             pairs = values[np.triu_indices(len(names), 1)]
             spread = f" ± {pairs.std(ddof=1):.3f}" if len(pairs) > 1 else ""
             ax.set_title(f"{kind}: pairwise mean {pairs.mean():.3f}{spread}" if len(pairs) else kind)
-        made.colorbar(image, ax=axes, shrink=0.75, pad=0.02, label="Jaccard index (shared / all)")
-    return made
-
-
-def confusion(labels: Sequence[str], panels: Mapping[str, np.ndarray]) -> Any:
-    """Confusion matrices by their titles, [labels, labels] counts: rows are what was meant, cells show their shares."""
-    with figure(4.9) as made:
-        axes = made.subplots(1, len(panels), squeeze=False)[0]
-        for ax, (title, counts) in zip(axes, panels.items(), strict=True):
-            shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-            _write_cells(ax, shares, "{:.0%}", image.norm)
-            ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-            ax.set_yticks(range(len(labels)), labels if ax is axes[0] else [""] * len(labels))
-            ax.set_xlabel("judged as")
-            ax.set_title(title)
-        axes[0].set_ylabel("written for")
-        made.colorbar(image, ax=list(axes), shrink=0.7, label="share of the row")
-    return made
+        fig.colorbar(image, ax=axes, shrink=0.75, pad=0.02, label="Jaccard index (shared / all)")
+    return fig
 
 
 def overlaps(circuit: Circuit, kind: str) -> np.ndarray:
@@ -255,45 +184,12 @@ def overlaps(circuit: Circuit, kind: str) -> np.ndarray:
     return np.array([[jaccard(one, other) for other in pairs] for one in pairs])
 
 
-def _grid(made: Any, count: int, **shared: bool) -> list[Any]:
-    rows = math.ceil(count / _COLUMNS)
-    axes = made.subplots(rows, min(_COLUMNS, count), squeeze=False, **shared).flat
-    used = []
-    for ax, index in zip_longest(axes, range(count)):
-        if index is None:
-            ax.remove()
-        else:
-            used.append(ax)
-            ax.tick_params(labelbottom=True)
-    return used
-
-
 def _spread(count: int, most: int) -> list[int]:
     """About `most` evenly spaced numbers of 0..count-1."""
     return list(range(0, count, math.ceil(count / most)))
 
 
-def _write_cells(ax: Any, values: np.ndarray, form: str, norm: Any) -> None:
-    rows, columns = values.shape
-    if columns > 40:
-        return
-    for i in range(rows):
-        for j in range(columns):
-            ink = "black" if norm(values[i, j]) > 0.55 else "white"
-            ax.text(j, i, form.format(values[i, j]), ha="center", va="center", color=ink, fontsize=9)
-
-
-def _legend(made: Any, emotions: Sequence[str], line: bool = True) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=colour(e), marker=marker(e), markersize=6, linestyle="-" if line else "none", label=name)
-        for e, name in enumerate(emotions)
-    ]
-    made.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False)
-
-
-def _sweep_legend(made: Any) -> None:
+def _sweep_legend(fig: Any) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -303,4 +199,4 @@ def _sweep_legend(made: Any) -> None:
         Patch(color=GREY, alpha=0.35, linewidth=0, label="95% interval"),
         Line2D([], [], color="black", linestyle=":", label="the emotion's own share of the score"),
     ]
-    made.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)

@@ -12,8 +12,10 @@ from emovllm_offline.commands import report as report_cli
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.reporting import plots
 from emovllm_offline.validation import figures, report
 from emovllm_offline.validation.results import Plan, Validation
+from emovllm_offline.validation.sections import sweep_table
 from emovllm_offline.validation.validate import validate
 from support.circuits import random_circuit
 
@@ -90,7 +92,7 @@ def place(tmp_path, tiny, tokenizer, records, style):
 @pytest.fixture
 def unrendered(monkeypatch):
     """Draws every figure but spares the tests of the page its rendering, which takes seconds."""
-    monkeypatch.setattr(figures, "png", lambda made: PNG)
+    monkeypatch.setattr(plots, "png", lambda figure: PNG)
 
 
 def described(place, **changes) -> CircuitSpec:
@@ -181,20 +183,12 @@ def test_sweep_table_marks_where_the_intervals_are_apart(place):
         random_mean=[0.0, -2.0, 0.5],
     )
     validation.curves[validation.curves.index(curve)] = clear
-    head, _, row, _ = report.sweep_table(validation, "ablation", "heads")
-    assert head == ["emotion", "own share", "k = 1", "k = 2"]
+    table = sweep_table(validation, "ablation", "heads")
+    assert table.head == ["emotion", "own share", "k = 1", "k = 2"]
+    row = table.rows[1]
     assert (row[0], row[2:]) == ("pride", ["-5 (-2)", "-9 (0.5)*"])
     assert clear.separated() == [2]
     assert replace(clear, mode="enhancement", low=[0.0, 1.0, 0.0], random_high=[0.0, 0.5, 0.0]).separated() == [1]
-
-
-def test_emotions_keep_their_colour_and_differ_in_shape_too():
-    assert len({figures.colour(i) for i in range(8)}) == len({figures.marker(i) for i in range(8)}) == 8
-    assert figures.colour(8) == figures.colour(0)
-
-
-def test_font_sizes_are_legible():
-    assert min(value for name, value in figures.STYLE.items() if isinstance(value, int) and "size" in name) >= 9
 
 
 def test_destroyed_residual_does_not_flatten_a_sweep(place):

@@ -1,0 +1,1 @@
+"""How results are shown: tables, pages, and what figures share."""
