@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+import emovllm
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,3 +45,16 @@ def test_every_link_of_the_readme_leads_to_a_file() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / "README.md").read_text())
     assert len(links) >= 10
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_citation_is_of_this_version_and_of_both_papers() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == emovllm.__version__
+    papers = [reference["identifiers"][0]["value"] for reference in citation["references"]]
+    assert papers == ["arXiv:2510.11328", "arXiv:2510.04064"]
+
+
+def test_the_pages_of_results_are_dated() -> None:
+    pages = sorted((ROOT / "docs/results").glob("*.md"))
+    assert len(pages) >= 5
+    assert [page.name for page in pages if not re.search(r"20\d\d-\d\d-\d\d", page.read_text())] == []
