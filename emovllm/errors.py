@@ -19,7 +19,7 @@ is a bug of ours, and keeps its traceback.
     ├── StoredError                 what earlier work left     ── CheckpointError, FindingsError          1
     └── ServiceError                what others answer         ── JudgeError, EmbeddingError, EndpointError
                                                                   (RefusedByEndpoint, FilteredByEndpoint), ScrapeError,
-                                                  EngineDied                                          1
+                                                  TransferError, EngineDied                           1
 
 Those that vLLM meets are ValueErrors too, which its server answers with status 400.
 """
@@ -199,6 +199,10 @@ class FilteredByEndpoint(EndpointError):
 
 class ScrapeError(ServiceError):
     """A server whose metrics could not be read, and why."""
+
+
+class TransferError(ServiceError):
+    """A file that could not be fetched from a URL or sent there, and why."""
 
 
 class EngineDied(ServiceError):

@@ -65,7 +65,7 @@ def read_text(path: Path, error: type[EmovllmError], limit: int = MAX_TEXT_BYTES
     return decode(path, data, error)
 
 
-def decode(path: Path, data: bytes, error: type[EmovllmError]) -> str:
+def decode(path: Path | str, data: bytes, error: type[EmovllmError]) -> str:
     """A file's text without its byte order mark, with newlines alone. Raises: `error`."""
     try:
         text = data.decode("utf-8-sig")

@@ -10,12 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emovllm.errors import BatchFileError
+
+# Of a refusal's message, in characters, as it is counted and told.
+_MAX_MESSAGE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class Replies:
     def __init__(self, path: Path, lines: Sequence[Line]) -> None:
         """Opens the file, or makes it. Raises: BatchFileError."""
         self.path = path
+        # Of the replies that are there: by HTTP status and message, how many lines were refused.
+        self.refusals: Counter[tuple[int, str]] = Counter()
         self._lines = {line.custom_id: line for line in lines}
         try:
             self._file = path.open("ab+", buffering=0)
@@ -111,10 +117,19 @@ class Replies:
         while data:  # one call, but for a full disk or a signal
             data = data[self._file.write(data) :]
         self._ids[line.custom_id] = own
+        self._count(response)
 
     def close(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
+
+    def _count(self, response: dict[str, Any]) -> None:
+        status, body = response["status_code"], response.get("body")
+        if status == 200:
+            return
+        error = body.get("error") if isinstance(body, dict) else None
+        message = error.get("message") if isinstance(error, dict) else None
+        self.refusals[status, str(message or f"HTTP {status}")[:_MAX_MESSAGE]] += 1
 
     def _read(self) -> dict[str, str]:
         self._file.seek(0)
@@ -123,7 +138,8 @@ class Replies:
         for number, row in enumerate(whole.split(b"\n") if whole else [], 1):
             try:
                 reply = json.loads(row)
-                custom_id, own, status = reply["custom_id"], reply["id"], reply["response"]["status_code"]
+                custom_id, own, response = reply["custom_id"], reply["id"], reply["response"]
+                status = response["status_code"]
             except (ValueError, LookupError, TypeError, RecursionError):
                 raise BatchFileError(f"{self.path}: line {number} is no reply; give another output file") from None
             line = self._lines.get(custom_id)
@@ -132,6 +148,7 @@ class Replies:
                     f"{self.path}: line {number} is no reply to a line of this input; give another output file"
                 )
             ids[custom_id] = own
+            self._count(response)
         # Only now, for a file that is none of ours is not ours to cut.
         if torn:
             self._file.truncate(len(whole) + bool(whole))

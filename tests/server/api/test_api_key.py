@@ -10,7 +10,7 @@ import pytest
 
 from emovllm_server.api.routes import EmotionRoutes
 from emovllm_server.arguments import parse
-from emovllm_server.batch.command import _vllm_server
+from emovllm_server.batch.engine import vllm_server
 
 KEY = "a-key-of-an-operator"
 
@@ -22,7 +22,7 @@ def app() -> Any:
         # As `emovllm serve` has it: vLLM adds the endpoint plugins that are named.
         patch.setenv("VLLM_PLUGINS", "emovllm")
         _, args = parse(["--api-key", KEY], "serve")
-        return _vllm_server().build_app(args, ("generate",), None)
+        return vllm_server().build_app(args, ("generate",), None)
 
 
 @pytest.fixture(scope="module")

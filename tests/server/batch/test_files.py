@@ -50,6 +50,22 @@ def test_windows_line_ends_and_separators_within_strings_are_no_lines() -> None:
     assert [line.custom_id for line in found] == ["a", "b"]
 
 
+def test_refusals_are_counted_by_reason_also_when_a_batch_goes_on(tmp_path: Path, lines: list[Line]) -> None:
+    path = tmp_path / "out.jsonl"
+    replies = Replies(path, lines)
+    for line, body in zip(
+        lines, ({"error": {"message": "no"}}, {"error": {"message": "no"}}, {"detail": 1}), strict=False
+    ):
+        replies.add(line, ENGINE, {"status_code": 400, "request_id": "r", "body": body})
+    replies.add(lines[3], ENGINE, answered())
+    expected = {(400, "no"): 2, (400, "HTTP 400"): 1}
+    assert replies.refusals == expected
+    replies.close()
+    again = Replies(path, lines)
+    assert again.refusals == expected
+    again.close()
+
+
 def test_a_batch_goes_on_where_it_was(tmp_path: Path, lines: list[Line]) -> None:
     path = tmp_path / "out.jsonl"
     replies = Replies(path, lines)
