@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.circuit import EmotionName
 from emovllm.errors import ExamplesError
-from emovllm_offline.storage.json_lines import read_json_lines
+from emovllm_offline.storage.json_lines import Id, read_json_lines
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 DEFAULT = "replies"
@@ -24,7 +24,7 @@ class Example(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Text
+    id: Annotated[Id, Field(min_length=1, pattern=r"\S")]
     user: Text
     replies: dict[EmotionName, Text] = Field(min_length=1)
 

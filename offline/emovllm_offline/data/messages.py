@@ -12,8 +12,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.errors import DataError
+from emovllm.files import read_text
 from emovllm_offline.data import sev
-from emovllm_offline.storage.json_lines import read_json_lines
+from emovllm_offline.storage.json_lines import Id, parse_json_lines
 
 TEST_SET = "sev-test"
 # Of messages that say nothing of their own valence.
@@ -35,8 +36,8 @@ class _Line(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     user: Annotated[str, Field(min_length=1)]
-    id: str | None = None
-    valence: Annotated[str, Field(min_length=1)] = UNTOLD
+    id: Id | None = None
+    valence: Annotated[Id, Field(min_length=1)] = UNTOLD
 
 
 def load_messages(source: str | Path, limit: int | None = None) -> list[Message]:
@@ -45,9 +46,18 @@ def load_messages(source: str | Path, limit: int | None = None) -> list[Message]
     limit: the first so many scenarios of SEV (three messages each), or lines.
     Raises: DataError, naming the file and the line.
     """
-    if str(source) in sev.PACKAGED or not _has_user(Path(source)):
-        return [Message(item.id, item.valence, item.user) for item in sev.expand(sev.load_sev(source)[:limit])]
-    lines = list(_lines(Path(source)))[:limit]
+    if str(source) in sev.PACKAGED:
+        return _of_records(sev.load_sev(source)[:limit])
+    path = Path(source)
+    text = read_text(path, DataError)
+    if _is_sev(text):
+        return _of_records(sev.parse_sev(path, text)[:limit])
+    lines = [
+        Message(read.id or f"line-{number}", read.valence, read.user)
+        for number, read in parse_json_lines(path, text, _Line, DataError)
+    ][:limit]
+    if not lines:
+        raise DataError(f"{source}: has no messages")
     if len({line.id for line in lines}) < len(lines):
         raise DataError(f"{source}: two lines have the same id")
     return lines
@@ -63,17 +73,14 @@ def overlaps_test_set(messages: Sequence[Message]) -> bool:
     return any(message.user in test for message in messages)
 
 
-def _has_user(path: Path) -> bool:
+def _of_records(records: Sequence[sev.Record]) -> list[Message]:
+    return [Message(item.id, item.valence, item.user) for item in sev.expand(records)]
+
+
+def _is_sev(text: str) -> bool:
+    """By the first line, which has fields of SEV's and no `user`."""
     try:
-        with path.open(encoding="utf-8") as file:
-            first = next((line for line in file if line.strip()), "{}")
-        return "user" in json.loads(first)
-    except (OSError, ValueError, TypeError, DataError):
-        return False  # load_sev says what is wrong
-
-
-def _lines(path: Path) -> list[Message]:
-    return [
-        Message(read.id or f"line-{number}", read.valence, read.user)
-        for number, read in read_json_lines(path, _Line, DataError)
-    ]
+        first = json.loads(next((line for line in text.split("\n") if line.strip()), "{}"))
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "user" not in first and not sev.Record.model_fields.keys().isdisjoint(first)

@@ -14,7 +14,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.errors import DataError
-from emovllm_offline.storage.json_lines import read_json_lines
+from emovllm.files import read_text
+from emovllm_offline.storage.json_lines import Id, parse_json_lines
 
 Valence = Literal["positive", "neutral", "negative"]
 VALENCES: tuple[Valence, ...] = get_args(Valence)
@@ -39,7 +40,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    skeleton_id: Text
+    skeleton_id: Annotated[Id, Field(min_length=1)]
     theme: Text
     scenario: Text
     event: Events
@@ -72,12 +73,13 @@ def load_sev(source: str | Path = DEFAULT) -> list[Record]:
     """
     name, count = PACKAGED.get(str(source), (None, None))
     path = Path(source) if name is None else _DATA / name
-    return _read(path)[:count]
+    return parse_sev(path, read_text(path, DataError))[:count]
 
 
-def _read(path: Path) -> list[Record]:
+def parse_sev(path: Path, text: str) -> list[Record]:
+    """The records of a text that was read from `path`. Raises: DataError, naming the file and the line."""
     records: dict[str, Record] = {}
-    for number, record in read_json_lines(path, Record, DataError):
+    for number, record in parse_json_lines(path, text, Record, DataError):
         if record.skeleton_id in records:
             raise DataError(f"{path}, line {number}: skeleton_id {record.skeleton_id!r} was used before")
         records[record.skeleton_id] = record

@@ -8,10 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from emovllm.circuit import EmotionName
 from emovllm.errors import StyleError
+from emovllm.files import read_json
 
 Text = Annotated[str, Field(min_length=1)]
 DEFAULT_STYLES = ("fewshot",)
@@ -97,15 +98,7 @@ def load_style(source: str | Path) -> Style:
         path = _STYLES / f"{source}.json"
     elif path.suffix != ".json":
         raise StyleError(f"no style {str(source)!r}: expected one of {', '.join(packaged_styles())}, or a .json file")
-    try:
-        return Style.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StyleError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise StyleError(f"{path}: not UTF-8 text") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise StyleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return read_json(path, Style, StyleError)
 
 
 def common_emotions(styles: Sequence[Style]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import emovllm
 from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
 from emovllm.circuit_files import save_circuit
 from emovllm.errors import PublishedError
+from emovllm.files import read_text
 from emovllm_offline.model.weights import Projections
 
 LLAMA_32_3B = ModelSpec(
@@ -171,7 +172,7 @@ def _components(chosen: Mapping[int, Sequence[int]], differences: Differences) -
 def _read_circuit(path: Path, spec: ModelSpec) -> dict[int, tuple[list[int], list[int]]]:
     """layer -> (neurons, heads)."""
     try:
-        layers: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        layers: list[dict[str, Any]] = json.loads(read_text(path, PublishedError))["layers"]
         read = {
             int(entry["layer"]): (
                 [int(unit) for unit in entry["mlp"]["neurons"]],

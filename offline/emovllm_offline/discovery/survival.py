@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emovllm.errors import JudgeError, TooFewError
+from emovllm.files import write_json
 from emovllm_offline.data.styles import packaged_styles
 
 # Of the paper's 480 groups 448 survived. Below a dozen the mean differences are mostly those of single scenarios.
@@ -120,7 +120,7 @@ class Survival:
         return asdict(self)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_json(path, self.to_json())
 
     def table(self) -> Table:
         """Emotions by styles: accepted of judged."""

@@ -15,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from emovllm.circuit import EmotionName
 from emovllm.errors import JudgeError
+from emovllm.files import read_json
 from emovllm_offline.judges.judge import NEUTRAL, Verdict
 
 _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "lexicon.json"
@@ -60,16 +61,7 @@ def load_lexicon(path: str | Path | None = None) -> Lexicon:
 
     Raises: JudgeError, naming the file and what is wrong with it.
     """
-    path = _PACKAGED if path is None else Path(path)
-    try:
-        return Lexicon.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JudgeError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise JudgeError(f"{path}: not UTF-8 text") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise JudgeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return read_json(_PACKAGED if path is None else Path(path), Lexicon, JudgeError)
 
 
 class LexiconJudge:

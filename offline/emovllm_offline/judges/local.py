@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from emovllm.errors import JudgeError
+from emovllm.files import write_atomically
 from emovllm_offline.judges import softmax
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, shared_embedder
 from emovllm_offline.judges.judge import Verdict
@@ -87,7 +88,7 @@ def fit_packaged(embedder: Embedder | None = None) -> None:
 def save_head(head: Softmax, sentences: Sentences, path: Path = HEAD) -> None:
     """Writes the head with what it was fitted on, float32."""
     tensors = {"weight": head.weight.astype(np.float32), "bias": head.bias.astype(np.float32)}
-    path.write_bytes(save(tensors, {"sentences": sentences.digest(), "embeddings": WEIGHTS}))
+    write_atomically(path, save(tensors, {"sentences": sentences.digest(), "embeddings": WEIGHTS}))
 
 
 def load_head(path: Path = HEAD) -> tuple[Softmax, dict[str, str]]:

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from emovllm.errors import JudgeError
+from emovllm.files import read_text
 from emovllm_offline.data.sev import emotion_words
 from emovllm_offline.judges.judge import NEUTRAL
 from emovllm_offline.judges.lexicon import Entries, load_lexicon, tokens
@@ -45,10 +46,7 @@ def load_sentences(part: str = "sentences") -> Sentences:
     labels: list[str] = []
     for label in LABELS:
         path = _FOLDER / part / f"{label}.txt"
-        try:
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            raise JudgeError(f"{path}: {error.strerror}") from None
+        lines = [line for line in read_text(path, JudgeError).splitlines() if line.strip()]
         texts += lines
         labels += [label] * len(lines)
     if len(set(texts)) < len(texts):

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import BenchError, CircuitError
+from emovllm.files import write_atomically
 from emovllm.models import public_model_id, resolve_model
 from emovllm_server import serve
 from emovllm_server.bench import machine, plot, report, result
@@ -87,14 +88,14 @@ def longest_request(*, prompt_tokens: int, output_tokens: int, prefix_tokens: in
 
 def write(made: result.Result, folder: Path, console: Console) -> None:
     """result.json, result.md, result.png, and the tables to the terminal."""
-    (folder / "result.json").write_text(made.to_json() + "\n")
+    write_atomically(folder / "result.json", (made.to_json() + "\n").encode())
     drawn: Path | None = folder / "result.png"
     try:
         plot.draw(made, folder / "result.png")
     except ImportError:
         drawn = None
         console.print("No plot: it needs matplotlib (`pip install matplotlib`, or emovllm's extra `offline`).")
-    (folder / "result.md").write_text(report.markdown(made, drawn.name if drawn else None))
+    write_atomically(folder / "result.md", report.markdown(made, drawn.name if drawn else None).encode())
     report.show(made, console)
     console.print(f"{folder}: result.json, result.md{', result.png' if drawn else ''}", highlight=False)
 

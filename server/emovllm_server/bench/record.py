@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emovllm.errors import BenchError
+from emovllm.files import write_atomically
 from emovllm_server.bench.plan import Block, Settings
 
 NAME = "measurements.jsonl"
@@ -82,7 +83,7 @@ class Record:
         rows = [row for line in lines if (row := _parse(line)) is not None]
         wanted = settings.model_dump(mode="json")
         if not rows:
-            self.path.write_text(json.dumps({"settings": wanted}) + "\n")
+            write_atomically(self.path, (json.dumps({"settings": wanted}) + "\n").encode())
             return
         _check_settings(folder, rows[0].get("settings", {}), wanted)
         for row in rows[1:]:
@@ -93,7 +94,7 @@ class Record:
             else:
                 self.engine = row["engine"]
         # Ends in a newline again, whatever was cut off.
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def add(self, row: Timing | PrefixHits) -> None:
         if isinstance(row, Timing):

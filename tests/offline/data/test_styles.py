@@ -107,3 +107,9 @@ def test_tokenizer_without_chat_template_is_refused(tokenizer, monkeypatch):
 def test_style_needs_two_emotions(style):
     with pytest.raises(ValueError, match="at least 2"):
         Style.model_validate(style.model_dump() | {"emotions": {"calm": [{}]}})
+
+
+def test_style_that_an_editor_saved_again_is_the_same(tmp_path, style):
+    path = tmp_path / "mine.json"
+    path.write_bytes(b"\xef\xbb\xbf" + style.model_dump_json(indent=1).replace("\n", "\r\n").encode())
+    assert load_style(path).digest() == style.digest()

@@ -191,6 +191,15 @@ def test_word_lists_that_cannot_be_used_name_the_file(tmp_path, content, message
         load_lexicon(path)
 
 
+def test_a_word_list_that_an_editor_saved_again_is_the_same(tmp_path):
+    path = tmp_path / "mine.json"
+    text = '{"threshold": 1,\n "emotions": {"calm": {"1": ["at ease"]}}}\n'
+    path.write_text(text)
+    plain = load_lexicon(path)
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_lexicon(path) == plain
+
+
 # Models as judges
 
 

@@ -16,7 +16,7 @@ from emovllm_offline.judges.judge import NEUTRAL, CachedJudge, Verdict
 from emovllm_offline.judges.local import LocalJudge, features, fit_head, load_head, save_head
 from emovllm_offline.judges.registry import make_judge
 from emovllm_offline.judges.report import JudgeReport, Score, cross_validate, judge_report
-from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences, named
+from emovllm_offline.judges.sentences import _FOLDER, LABELS, Sentences, load_sentences, named
 from emovllm_offline.judges.softmax import Softmax, fit
 
 EMOTIONS = LABELS[:-1]
@@ -298,3 +298,13 @@ def test_cross_validation_never_judges_what_it_was_fitted_on():
     labels = [label for label in LABELS for _ in range(5)]
     given = cross_validate(np.eye(len(labels)) * 9, labels)
     assert np.mean([a == b for a, b in zip(given, labels, strict=True)]) <= 1 / 7
+
+
+def test_sentences_that_an_editor_saved_again_are_the_same(tmp_path, monkeypatch):
+    plain = load_sentences("held_out")
+    for label in LABELS:
+        lines = (_FOLDER / "held_out" / f"{label}.txt").read_text(encoding="utf-8")
+        (tmp_path / "held_out").mkdir(exist_ok=True)
+        (tmp_path / "held_out" / f"{label}.txt").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
+    monkeypatch.setattr("emovllm_offline.judges.sentences._FOLDER", tmp_path)
+    assert load_sentences("held_out").digest() == plain.digest()
