@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> int:
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.evaluation.calibrate import calibrate, table
     from emovllm_offline.evaluation.choice import Bounds
-    from emovllm_offline.evaluation.evaluate import Asked, Where
-    from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
+    from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING, Asked
+    from emovllm_offline.evaluation.target import Where
     from emovllm_offline.judges.registry import from_options
     from emovllm_offline.storage.places import calibration_folder
 

@@ -92,7 +92,10 @@ def main(args: argparse.Namespace) -> int:
     from emovllm_offline.data.messages import load_messages
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.evaluation import tables
-    from emovllm_offline.evaluation.evaluate import PAGE, Asked, Where, evaluate
+    from emovllm_offline.evaluation.evaluate import evaluate
+    from emovllm_offline.evaluation.plan import Asked
+    from emovllm_offline.evaluation.results import PAGE
+    from emovllm_offline.evaluation.target import Where
     from emovllm_offline.judges.registry import all_from_options
 
     out = Path(args.out)

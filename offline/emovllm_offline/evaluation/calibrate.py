@@ -17,11 +17,12 @@ from emovllm.files import write_atomically, write_json
 from emovllm_offline.data.messages import messages_digest, overlaps_test_set
 from emovllm_offline.evaluation import figures
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point, best_scope, choose
-from emovllm_offline.evaluation.evaluate import Asked, MakeJudges, Where, collect, find_target, plan, settings
+from emovllm_offline.evaluation.evaluate import MakeJudges, collect
 from emovllm_offline.evaluation.folder import Folder
-from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
+from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING, Asked, plan, settings
 from emovllm_offline.evaluation.scoring import score
 from emovllm_offline.evaluation.summary import Cell, Condition, find, summarise
+from emovllm_offline.evaluation.target import Where, find_target
 from emovllm_offline.reporting import plots
 from emovllm_offline.reporting.tables import Table
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emovllm_offline.data.messages import Message
+from emovllm.emotion import SCOPES
+from emovllm.errors import EvaluationError
+from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Frame, Style
+
+if TYPE_CHECKING:
+    from emovllm_offline.evaluation.client import Served
 
 NONE, PROMPTING, STEERING, CIRCUITS, BOTH = METHODS = (
     "none",
@@ -36,6 +41,18 @@ DECODING: dict[str, Any] = {
 PLAIN: dict[str, Any] = {"emotion": "none"}
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of it."""
+
+    messages: Sequence[Message]
+    style: Style
+    methods: Sequence[str]
+    strengths: Sequence[float]
+    max_tokens: int
+    scopes: Sequence[str] = ("",)
+
+
 class Key(NamedTuple):
     """What tells one reply of an evaluation from the others; emotion and strength are empty where none applies.
 
@@ -58,6 +75,47 @@ class Task:
     user: str
     frame: Frame
     fields: dict[str, Any] = field(default_factory=dict)  # the request's emotion fields; none: PLAIN
+
+
+def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
+    """The tasks, and the emotions in the server's order. Raises: EvaluationError."""
+    if unknown := [method for method in asked.methods if method not in METHODS]:
+        raise EvaluationError(f"no method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+    if odd := [scope for scope in asked.scopes if scope not in ("", *SCOPES)]:
+        raise EvaluationError(f"no scope {', '.join(odd)}: choose from {', '.join(SCOPES)}")
+    if not asked.messages:
+        raise EvaluationError("there are no messages to evaluate on")
+    emotions = list(served.strengths)
+    if lacking := [name for name in emotions if plain_name(name) not in asked.style.emotions]:
+        raise EvaluationError(f"the style {asked.style.name} has no prompt for {', '.join(lacking)}")
+    if STEERING in asked.methods and "steering" not in served.methods:
+        raise EvaluationError(
+            'the server was not started with steering (additional_config {"emovllm": {"steering": true}}): '
+            "leave the method out"
+        )
+    if any(method in WITH_STRENGTH and method != STEERING for method in asked.methods):
+        for name, most in served.strengths.items():
+            if over := [f"{strength:g}" for strength in asked.strengths if abs(strength) > most * (1 + 1e-9)]:
+                raise EvaluationError(f"strength {', '.join(over)} is over the circuit's maximum for {name}, {most:g}")
+    planned = tasks(asked.messages, emotions, asked.style, asked.methods, asked.strengths, asked.scopes)
+    if len({task.key for task in planned}) < len(planned):
+        raise EvaluationError("a method, a strength or a message is named twice")
+    return planned, emotions
+
+
+def settings(asked: Asked, planned: Sequence[Task], served: Served) -> dict[str, Any]:
+    """What decides the replies, as evaluate.json holds it. It has no keys, URLs or places of files."""
+    return {
+        "circuit": served.circuit,
+        "emotions": list(served.strengths),
+        "methods": list(asked.methods),
+        "strengths": list(asked.strengths),
+        "scopes": list(asked.scopes),
+        "messages": {"sha256": messages_digest(asked.messages), "count": len(asked.messages)},
+        "style": {"name": asked.style.name, "sha256": asked.style.digest()},
+        "decoding": {**DECODING, "max_tokens": asked.max_tokens},
+        "requests": plan_digest(planned),
+    }
 
 
 def tasks(

@@ -18,14 +18,15 @@ from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
-from emovllm_offline.evaluation import evaluate as command
 from emovllm_offline.evaluation import generate, paper_way
+from emovllm_offline.evaluation import target as targets
 from emovllm_offline.evaluation.choice import Bounds
 from emovllm_offline.evaluation.client import Connection
-from emovllm_offline.evaluation.evaluate import Asked, Where, evaluate
-from emovllm_offline.evaluation.page import draw_samples
-from emovllm_offline.evaluation.plan import METHODS, Key, tasks
+from emovllm_offline.evaluation.evaluate import evaluate
+from emovllm_offline.evaluation.plan import METHODS, Asked, Key, tasks
+from emovllm_offline.evaluation.samples import draw_samples
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
+from emovllm_offline.evaluation.target import Where
 from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from support.stub import Stub, filtering, in_turn, newer_openai, stub_server
@@ -428,7 +429,7 @@ def sweep(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(command, "local_server", Server)
+    monkeypatch.setattr(targets, "local_server", Server)
     # The stub's model is no model of Hugging Face's.
     monkeypatch.setattr(
         generate, "ask_model", lambda planned, folder, model: generate.ask_server(planned, folder, Connection(stub.url))
