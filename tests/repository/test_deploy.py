@@ -20,6 +20,12 @@ def read(name: str) -> Any:
     return yaml.safe_load((DEPLOY / name).read_text())
 
 
+def servers() -> dict[str, Any]:
+    """The server's service by profile: of the one file, and of both together."""
+    service, own = read("compose.yaml")["services"]["emovllm"], read("compose.gpu.yaml")["services"]["emovllm"]
+    return {"cpu": service, "gpu": {**service, **own, "build": {**service["build"], **own["build"]}}}
+
+
 def manifests() -> dict[str, Any]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))}
 
@@ -29,17 +35,36 @@ def test_prometheus_scrapes_the_server_of_the_compose_file() -> None:
     compose = read("compose.yaml")
     assert job["static_configs"] == [{"targets": [check_dashboard.TARGET]}]
     host, port = check_dashboard.TARGET.split(":")
-    servers = {name: service for name, service in compose["services"].items() if "build" in service}
-    assert {tuple(service["profiles"]) for service in servers.values()} == {("cpu",), ("gpu",)}
     targets = set(re.findall(r"^FROM \S+ AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.M))
-    for service in servers.values():
-        assert service["networks"]["default"]["aliases"] == [host]
+    for profile, service in servers().items():
+        # Compose reaches a service by its name.
+        assert compose["services"][host]["image"] == servers()["cpu"]["image"]
         assert service["ports"] == [f"{port}:{port}"]
-        assert service["build"]["target"] in targets
+        assert service["build"]["target"] == profile
+        assert profile in targets
+        assert service["profiles"] == [profile]
     for service in compose["services"].values():
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (DEPLOY / source).exists(), volume
+
+
+def test_both_files_start_the_same_services() -> None:
+    one, other = read("compose.yaml")["services"], read("compose.gpu.yaml")["services"]
+    assert set(one) == set(other)
+    assert {tuple(service["profiles"]) for service in one.values()} == {("cpu",)}
+    assert {tuple(service["profiles"]) for service in other.values()} == {("gpu",)}
+
+
+def test_a_model_and_a_circuit_are_asked_for_where_they_are_needed_and_nowhere_else() -> None:
+    assert ":?" not in (DEPLOY / "compose.yaml").read_text()
+    model, flag, circuit, *_ = read("compose.gpu.yaml")["services"]["emovllm"]["command"]
+    assert model.startswith("${MODEL:?set MODEL")
+    assert flag == "--circuit"
+    assert circuit.startswith("${CIRCUIT:?set CIRCUIT")
+    # A variable that is empty would be an argument all the same, and the server start and end for ever.
+    for service in servers().values():
+        assert not any(re.search(r"\$\{\w+(:?-)?\}", argument) for argument in service["command"])
 
 
 def test_images_are_pinned() -> None:
@@ -133,7 +158,7 @@ def test_nothing_runs_as_root_and_all_agree_on_the_user() -> None:
     assert pod["runAsNonRoot"] is True
     assert users == {str(pod["runAsUser"])} == {str(pod["fsGroup"])}
     assert dockerfile.count("\nUSER ") == dockerfile.count("\nFROM ")
-    (cache,) = (volume for volume in read("compose.yaml")["x-server"]["volumes"] if volume.startswith("cache:"))
+    (cache,) = (volume for volume in servers()["cpu"]["volumes"] if volume.startswith("cache:"))
     assert f"--owner {pod['runAsUser']} --group {pod['runAsUser']} {cache.split(':')[1]}" in dockerfile
 
 
@@ -141,10 +166,9 @@ def test_a_server_that_stops_has_time_to_finish() -> None:
     pod = manifests()["deployment"]["spec"]["template"]["spec"]
     args = pod["containers"][0]["args"]
     assert int(args[args.index("--shutdown-timeout") + 1]) < pod["terminationGracePeriodSeconds"]
-    for service in read("compose.yaml")["services"].values():
-        if "build" in service:
-            command = service["command"]
-            assert int(command[command.index("--shutdown-timeout") + 1]) < int(service["stop_grace_period"].rstrip("s"))
+    for service in servers().values():
+        command = service["command"]
+        assert int(command[command.index("--shutdown-timeout") + 1]) < int(service["stop_grace_period"].rstrip("s"))
 
 
 def test_no_compose_file_of_docker_copies_secrets_into_the_image() -> None:
