@@ -17,7 +17,7 @@ import argparse
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ from emovllm_offline.judges.local import LocalJudge
 from emovllm_offline.judges.text import text_metrics
 from emovllm_offline.model.decoder import Decoder, find_decoder, repeat_cache
 from emovllm_offline.model.generate import stop_tokens
+from emovllm_offline.model.hooks import Hook, before, hooked
 from emovllm_offline.model.likelihood import Likelihoods
 
 
@@ -75,11 +76,11 @@ class Added:
             decayed = 1.0 if self.half_life is None else 0.5 ** (token / self.half_life)
             self.weight = 0.0 if token and self.scope == "prompt_last" else decayed
 
-    def hooks(self) -> list[Any]:
-        def hook(vector: torch.Tensor) -> Any:
-            return lambda _, args: (args[0] + self.weight * vector, *args[1:]) if self.weight else None
+    def hooks(self) -> list[Hook]:
+        def add(vector: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor | None]:
+            return lambda values: values + self.weight * vector if self.weight else None
 
-        return [module.register_forward_pre_hook(hook(vector)) for module, vector in self.vectors.items()]
+        return [before(module, add(vector)) for module, vector in self.vectors.items()]
 
 
 @torch.no_grad()
@@ -87,17 +88,16 @@ def generate(
     decoder: Decoder, prompt: Sequence[int], stops: set[int], limit: int, added: Added, rows: int
 ) -> list[tuple[list[int], bool]]:
     """Greedy replies to one prompt. Returns: each reply's tokens, and whether the limit ended it."""
-    handles = added.hooks()
-    added.at(-1)
-    if added.weight:
-        head = torch.tensor([list(prompt[:-1])]).expand(rows, -1)
-        cache = decoder.model(input_ids=head, use_cache=True, logits_to_keep=1).past_key_values
-    else:
-        cache = repeat_cache(decoder.prefix_cache(prompt[:-1]), rows)
     ids = torch.full((rows, 1), prompt[-1])
     replies: list[list[int]] = [[] for _ in range(rows)]
     open_rows = set(range(rows))
-    try:
+    with hooked(added.hooks()):
+        added.at(-1)
+        if added.weight:
+            head = torch.tensor([list(prompt[:-1])]).expand(rows, -1)
+            cache = decoder.model(input_ids=head, use_cache=True, logits_to_keep=1).past_key_values
+        else:
+            cache = repeat_cache(decoder.prefix_cache(prompt[:-1]), rows)
         for token in range(limit):
             added.at(token)
             position = len(prompt) - 1 + token
@@ -113,9 +113,6 @@ def generate(
             if not open_rows:
                 break
             ids = best[:, None]
-    finally:
-        for handle in handles:
-            handle.remove()
     return [(reply, row in open_rows) for row, reply in enumerate(replies)]
 
 

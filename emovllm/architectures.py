@@ -1,48 +1,132 @@
-"""Names of the two projections per decoder layer whose inputs a circuit acts on."""
+"""What is known of each family of models, decided once: the engine, discovery, the tests and the docs read this table.
+
+To add a family, add its row here and a tiny configuration of it in tests/support/families.py; its tests follow.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 Kind = Literal["attn", "mlp"]
 
-# Module paths inside a decoder layer. The first of each is what Llama, Mistral, Qwen2/3, Gemma 2/3, Phi-3, Granite and
-# OLMo use, in Transformers and in vLLM alike.
-SITE_NAMES: dict[Kind, tuple[str, ...]] = {
-    "attn": (
-        "self_attn.o_proj",
-        "self_attn.out_proj",  # OPT
-        "self_attn.dense",  # Phi
-        "self_attention.dense",  # Falcon, Bloom
-        "attention.dense",  # GPT-NeoX
-        "attn.c_proj",  # GPT-2
-        "attn.out_proj",  # GPT-J
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How the decoder layers of a family are built. Modules are named by their path inside a layer, which Transformers
+    and vLLM share; settings are those of Transformers' text configuration.
+
+    A layer without output norms computes a = s A(x), x1 = x + a, m = s M(x1), x + a + m; a parallel one m = s M(x).
+
+    model_type: its name in config.json.
+    attn, mlp: the projections whose inputs a circuit acts on; no `mlp` in a mixture of experts.
+    before_mlp: the module whose input is the residual between attention and MLP, where they are sequential.
+    attn_norm, mlp_norm: norms of a sublayer's output, where it is the norm's output that reaches the residual.
+    parallel: whether attention and MLP read the same residual, or the settings of which any one makes them do so.
+    scale: the setting by which a sublayer's output is multiplied before it is added.
+    """
+
+    model_type: str
+    attn: str = "self_attn.o_proj"
+    mlp: str | None = "mlp.down_proj"
+    before_mlp: str = "post_attention_layernorm"
+    attn_norm: str | None = None
+    mlp_norm: str | None = None
+    parallel: bool | tuple[str, ...] = False
+    scale: str | None = None
+
+    @property
+    def projections(self) -> dict[Kind, str]:
+        """The path of each site in a layer."""
+        sites: dict[Kind, str] = {"attn": self.attn}
+        return sites if self.mlp is None else {**sites, "mlp": self.mlp}
+
+    def is_parallel(self, config: Any) -> bool:
+        if isinstance(self.parallel, bool):
+            return self.parallel
+        return any(getattr(config, setting, False) for setting in self.parallel)
+
+    def residual_scale(self, config: Any) -> float:
+        return 1.0 if self.scale is None else float(getattr(config, self.scale, 1.0))
+
+
+def _normed(model_type: str, before_mlp: str) -> Family:
+    return Family(
+        model_type,
+        before_mlp=before_mlp,
+        attn_norm="post_attention_layernorm",
+        mlp_norm="post_feedforward_layernorm",
+    )
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("llama"),
+    Family("mistral"),
+    Family("qwen2"),
+    Family("qwen3"),
+    _normed("gemma2", "pre_feedforward_layernorm"),
+    _normed("gemma3_text", "pre_feedforward_layernorm"),
+    Family("phi3"),
+    Family("granite", scale="residual_multiplier"),
+    _normed("olmo2", "mlp"),
+    _normed("olmo3", "mlp"),
+    Family("phi", attn="self_attn.dense", mlp="mlp.fc2", parallel=True),
+    Family("stablelm", parallel=("use_parallel_residual",)),
+    Family("starcoder2", mlp="mlp.c_proj"),
+    Family("gpt_neox", attn="attention.dense", mlp="mlp.dense_4h_to_h", parallel=("use_parallel_residual",)),
+    Family("gpt2", attn="attn.c_proj", mlp="mlp.c_proj", before_mlp="ln_2"),
+    Family("gptj", attn="attn.out_proj", mlp="mlp.fc_out", parallel=True),
+    Family("opt", attn="self_attn.out_proj", mlp="fc2", before_mlp="final_layer_norm"),
+    Family(
+        "falcon",
+        attn="self_attention.dense",
+        mlp="mlp.dense_4h_to_h",
+        parallel=("parallel_attn", "new_decoder_architecture"),
     ),
-    "mlp": (
-        "mlp.down_proj",
-        "mlp.fc2",  # Phi
-        "mlp.dense_4h_to_h",  # Falcon, Bloom, GPT-NeoX
-        "mlp.c_proj",  # GPT-2, StarCoder2
-        "mlp.fc_out",  # GPT-J
-        "fc2",  # OPT
-    ),
-}
+    Family("bloom", attn="self_attention.dense", mlp="mlp.dense_4h_to_h"),
+    Family("mixtral", mlp=None),
+    Family("qwen3_moe", mlp=None),
+)
+
+_BY_TYPE = {family.model_type: family for family in FAMILIES}
+
+# Modules that no circuit acts on, whatever their names: towers of other modalities, what projects their output, heads
+# that predict further tokens.
+NO_SITES = frozenset(
+    {
+        "audio_tower",
+        "embed_audio",
+        "embed_vision",
+        "mtp",
+        "multi_modal_projector",
+        "vision_model",
+        "vision_tower",
+        "visual",
+    }
+)
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")
 
 
-def parse_site(module_name: str) -> tuple[Kind, int] | None:
-    """The (kind, layer) of a module by its dotted name, or None if it is no site.
+def candidates(model_type: str) -> tuple[Family, ...]:
+    """The row of a model, or every kind of row there is for a model that the table lacks: many are built as Llama."""
+    return (_BY_TYPE[model_type],) if model_type in _BY_TYPE else FAMILIES
+
+
+def parse_site(module_name: str, families: Iterable[Family] = FAMILIES) -> tuple[Kind, int] | None:
+    """The (kind, layer) of a module by its dotted name in a whole model, or None if it is no site.
 
     vLLM's LoRA wrappers hold the projection as `base_layer`.
     """
     match = _LAYER.search(module_name.removesuffix(".base_layer"))
-    if match is None:
+    if match is None or not NO_SITES.isdisjoint(module_name[: match.start(1)].split(".")):
         return None
-    for kind, names in SITE_NAMES.items():
-        if match[2] in names:
-            return kind, int(match[1])
+    for family in families:
+        for kind, path in family.projections.items():
+            if match[2] == path:
+                return kind, int(match[1])
     return None
 
 

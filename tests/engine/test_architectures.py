@@ -8,20 +8,19 @@ import pytest
 
 from support.circuits import random_circuit
 from support.engine import EngineError
-from support.families import FAMILIES, family_model
+from support.families import FAMILIES, UNKNOWN, family_model
 from support.oracle import Oracle
 from support.series import Series, mixed_batch, unsteered
 
 pytestmark = pytest.mark.engine
 
 EXPERTS = ("mixtral", "qwen3_moe")
-UNKNOWN = "lfm2"
 TOKENS = 12
 # vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart.
 TOLERANCE = {"gemma2": 0.01}
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != UNKNOWN])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
     model = family_model(family, tmp_path / family)
     circuit = random_circuit(model, tmp_path / "circuit", neurons=0 if family in EXPERTS else 8, scale=1.0)
@@ -36,7 +35,7 @@ def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family:
         assert reply.logprobs == pytest.approx(right.logprobs, abs=TOLERANCE.get(family, 1e-3))
 
 
-@pytest.mark.parametrize("family", [*EXPERTS, UNKNOWN])
+@pytest.mark.parametrize("family", [*EXPERTS, *UNKNOWN])
 def test_a_circuit_with_neurons_that_the_model_has_no_layer_for_is_refused(
     series: Series, tmp_path: Path, family: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A tiny random model of each family that Transformers and vLLM both know, of shapes that vLLM takes on a CPU."""
+"""A tiny random model of each row in the table of architectures, of shapes that vLLM takes on a CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 # By the names that most configurations take.
 _COMMON: dict[str, Any] = {
@@ -28,7 +28,10 @@ _ALL_HEADS = {"num_key_value_heads": 2}
 _EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 
-# Changes of the common configuration, by Transformers' model_type; None drops a key.
+# What the widths of MLPs are called elsewhere.
+_MLP_WIDTH = {"gpt2": "n_inner", "gptj": "n_inner", "opt": "ffn_dim", "falcon": "ffn_hidden_size"}
+
+# Changes of the common configuration, one for each row of the table of architectures; None drops a key.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _HEAD,
     "mistral": {**_HEAD, "sliding_window": 16},
@@ -49,42 +52,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "starcoder2": {"use_bias": True},
     "gpt_neox": {"num_key_value_heads": None, "rotary_pct": 0.5},
-    "gpt2": {
-        "hidden_size": None,
-        "intermediate_size": None,
-        "num_hidden_layers": None,
-        "num_attention_heads": None,
-        "num_key_value_heads": None,
-        "max_position_embeddings": None,
-        "n_embd": 64,
-        "n_layer": 2,
-        "n_head": 2,
-        "n_positions": 128,
-        "n_inner": None,
-    },
-    "gptj": {
-        "hidden_size": None,
-        "intermediate_size": None,
-        "num_hidden_layers": None,
-        "num_attention_heads": None,
-        "num_key_value_heads": None,
-        "max_position_embeddings": None,
-        "n_embd": 64,
-        "n_layer": 2,
-        "n_head": 2,
-        "n_positions": 128,
-        "rotary_dim": 16,
-        "tie_word_embeddings": False,
-    },
-    "opt": {
-        "intermediate_size": None,
-        "num_key_value_heads": None,
-        "ffn_dim": 96,
-        "word_embed_proj_dim": 64,
-        "init_std": 0.2,
-    },
+    "gpt2": {"num_key_value_heads": None},
+    "gptj": {"num_key_value_heads": None, "rotary_dim": 16, "tie_word_embeddings": False},
+    "opt": {"num_key_value_heads": None, "init_std": 0.2},
     "falcon": {
-        "intermediate_size": None,
         "num_key_value_heads": None,
         "max_position_embeddings": None,
         "new_decoder_architecture": False,
@@ -95,24 +66,43 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "bloom": {
         "intermediate_size": None,
-        "num_hidden_layers": None,
-        "num_attention_heads": None,
         "num_key_value_heads": None,
         "max_position_embeddings": None,
-        "n_layer": 2,
-        "n_head": 2,
         "initializer_range": 0.5,
     },
     "mixtral": {**_HEAD, **_EXPERTS},
-    # Its MLPs have a name that our table lacks.
-    "lfm2": {**_ALL_HEADS, "layer_types": ["full_attention"] * 2, "block_dim": 64, "block_auto_adjust_ff_dim": False},
     "qwen3_moe": {**_HEAD, **_EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
+}
+# The same families by other settings, which change how a layer is built: (model_type, changes).
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_neox_sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    "stablelm_parallel": ("stablelm", {"use_parallel_residual": True}),
+    "falcon_sequential": ("falcon", {"parallel_attn": False}),
+    "falcon_new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+}
+# A family that the table has no row for: its MLPs have names of their own.
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "lfm2": {**_ALL_HEADS, "layer_types": ["full_attention"] * 2, "block_dim": 64, "block_auto_adjust_ff_dim": False},
 }
 
 
-def family_model(family: str, folder: Path, seed: int = 0) -> str:
-    changed = {**_COMMON, **FAMILIES[family]}
-    config = AutoConfig.for_model(family, **{key: value for key, value in changed.items() if value is not None})
+def family_config(name: str, **shape: Any) -> PreTrainedConfig:
+    """The tiny configuration of a family or variant; `shape` changes what the family takes of it, None drops a key."""
+    model_type, variant = VARIANTS.get(name, (name, {}))
+    family = {**(FAMILIES | UNKNOWN)[model_type], **variant}
+    usual = {**_COMMON, **family}
+    taken = {key: value for key, value in shape.items() if usual.get(key) is not None}
+    names = {
+        **CONFIG_MAPPING[model_type].attribute_map,
+        "intermediate_size": _MLP_WIDTH.get(model_type, "intermediate_size"),
+    }
+    values = {key: value for key, value in {**usual, **taken}.items() if value is not None}
+    return AutoConfig.for_model(model_type, **{names.get(key, key): value for key, value in values.items()})
+
+
+def family_network(name: str, seed: int = 0, **shape: Any) -> PreTrainedModel:
+    """A random model of `family_config`, float32, in evaluation mode."""
+    config = family_config(name, **shape)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -123,5 +113,9 @@ def family_model(family: str, folder: Path, seed: int = 0) -> str:
             # Biases are made 0 and norms 1, which hides where they are added or multiplied.
             if parameter.ndim == 1:
                 parameter += torch.randn_like(parameter) * 0.1
-    model.save_pretrained(folder)
+    return model.eval()
+
+
+def family_model(name: str, folder: Path, seed: int = 0) -> str:
+    family_network(name, seed).save_pretrained(folder)
     return str(folder)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from emovllm.errors import ActivationError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.model.decoder import Decoder, repeat_cache
+from emovllm_offline.model.hooks import Hook, before, hooked
 
 # What is read in every layer: the residual after attention and after the MLP (before the final norm, in the last layer
 # too), and the inputs of o_proj and down_proj.
@@ -36,29 +36,22 @@ class Reading:
 def read(decoder: Decoder, weights: Tensor) -> Iterator[Reading]:
     """Reads every quantity of every layer during the forward inside the block; weights: [batch, tokens]."""
     reading = Reading(weights)
-    handles = []
 
-    def keep(quantity: str, layer: int, hidden: Tensor) -> None:
-        # Reduced at once: what is kept does not grow with the length of the prompts.
-        # hidden: [batch, tokens, width]
-        reading.rows[quantity][layer] = torch.einsum("bt,btw->bw", reading.weights, hidden.float())
+    def keep(quantity: str, layer: int) -> Callable[[Tensor], None]:
+        def reduce(hidden: Tensor) -> None:
+            # Reduced at once: what is kept does not grow with the length of the prompts.
+            # hidden: [batch, tokens, width]
+            reading.rows[quantity][layer] = torch.einsum("bt,btw->bw", reading.weights, hidden.float())
 
-    def of_input(quantity: str, layer: int) -> Any:
-        return lambda module, args: keep(quantity, layer, args[0])
+        return reduce
 
-    def of_output(quantity: str, layer: int) -> Any:
-        return lambda module, args, out: keep(quantity, layer, out[0] if isinstance(out, tuple) else out)
-
-    try:
-        for i, layer in enumerate(decoder.layers):
-            handles.append(layer.after_attention.register_forward_pre_hook(of_input("attn", i)))
-            handles.append(layer.block.register_forward_hook(of_output("mlp", i)))
-            handles.append(layer.o_proj.register_forward_pre_hook(of_input("heads", i)))
-            handles.append(layer.down_proj.register_forward_pre_hook(of_input("neurons", i)))
+    hooks: list[Hook] = []
+    for i, layer in enumerate(decoder.layers):
+        hooks += layer.seen_after_attention(keep("attn", i))
+        hooks += layer.seen_after_mlp(keep("mlp", i))
+        hooks += [before(layer.o_proj, keep("heads", i)), before(layer.down_proj, keep("neurons", i))]
+    with hooked(hooks):
         yield reading
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import collect
 from emovllm_offline.model.decoder import Decoder, repeat_cache
+from emovllm_offline.model.hooks import after, hooked
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7)
 
@@ -21,30 +21,28 @@ ALPHAS = (0.1, 0.3, 0.5, 0.7)
 def pushed(decoder: Decoder, pushes: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Adds vectors to the residual at the last token, right after given sublayers.
 
+    Parallel sublayers write to one residual: a push after attention reaches what a push after the MLP does.
+
     pushes: for a sublayer (A0, M0, A1, ...) the rows of the batch [n] and what they receive [n, hidden].
     """
-    handles = []
 
-    def push(rows: Tensor, vectors: Tensor) -> Any:
-        def hook(module: Any, args: Any, out: Any) -> Any:
-            hidden = (out[0] if isinstance(out, tuple) else out).clone()
+    def push(rows: Tensor, vectors: Tensor) -> Callable[[Tensor], Tensor]:
+        def change(hidden: Tensor) -> Tensor:
+            hidden = hidden.clone()
             hidden[rows, -1] += vectors.to(hidden.dtype)
-            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+            return hidden
 
-        return hook
+        return change
 
-    try:
-        for sublayer, (rows, vectors) in pushes.items():
-            layer = decoder.layers[sublayer // 2]
-            if sublayer % 2:
-                handles.append(layer.block.register_forward_hook(push(rows, vectors)))
-            else:
-                scaled = vectors / layer.residual_scale
-                handles.append(layer.attention_writer.register_forward_hook(push(rows, scaled)))
+    hooks = []
+    for sublayer, (rows, vectors) in pushes.items():
+        layer = decoder.layers[sublayer // 2]
+        if sublayer % 2:
+            hooks.append(after(layer.block, push(rows, vectors)))
+        else:
+            hooks.append(after(layer.attention_writer, push(rows, vectors / layer.residual_scale)))
+    with hooked(hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def residual_scale(decoder: Decoder, prompts: Sequence[Prompt], batch_size: int = 32) -> np.ndarray:

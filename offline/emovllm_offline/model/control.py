@@ -6,9 +6,8 @@ the inputs of the down and output projections (method section 8).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from emovllm.emotion import Emotion, resolve
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.model.generate import stop_tokens
+from emovllm_offline.model.hooks import after, before, hooked
 
 
 class Control:
@@ -71,45 +71,35 @@ class Control:
         position = 0  # of the current forward's first token
         tokens = 0
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def count(ids: Tensor) -> None:
             nonlocal position, tokens
             position += tokens
-            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             tokens = ids.shape[1]
 
-        def inject(delta: Tensor) -> Any:
+        def mask(device: torch.device) -> Tensor:
+            positions = torch.arange(position, position + tokens, device=device)
+            return injected(positions, emotion.scope, prompt_len)[None, :, None]
+
+        def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(delta) @ delta
+            return lambda values: values + mask(delta.device) * vector
 
-            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                positions = torch.arange(position, position + tokens, device=delta.device)
-                mask = injected(positions, emotion.scope, prompt_len)
-                return (args[0] + mask[None, :, None] * vector, *args[1:])
-
-            return hook
-
-        def push(vectors: Tensor) -> Any:
+        def push(vectors: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(vectors) @ vectors
 
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-                stream = output[0] if isinstance(output, tuple) else output
-                positions = torch.arange(position, position + tokens, device=stream.device)
-                mask = injected(positions, emotion.scope, prompt_len)
+            def change(stream: Tensor) -> Tensor:
                 rms = stream.float().square().mean(-1, keepdim=True).sqrt()
-                pushed = (stream.float() + mask[None, :, None] * rms * vector).to(stream.dtype)
-                return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
+                return (stream.float() + mask(stream.device) * rms * vector).to(stream.dtype)
 
-            return hook
+            return change
 
-        handles = [self.model.register_forward_pre_hook(before, with_kwargs=True)]
+        hooks = [before(self.model, count, "input_ids")]
         if emotion.method == "steering":
-            handles += [layer.register_forward_hook(push(vectors)) for layer, vectors in self._layers]
+            hooks += [after(layer, push(vectors)) for layer, vectors in self._layers]
         else:
-            handles += [module.register_forward_pre_hook(inject(delta)) for module, delta in self._sites]
-        try:
+            hooks += [before(module, inject(delta)) for module, delta in self._sites]
+        with hooked(hooks):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.inference_mode()
     def generate(

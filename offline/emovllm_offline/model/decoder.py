@@ -1,10 +1,10 @@
-"""The places of a decoder that discovery reads and perturbs, found by module name in any Hugging Face model."""
+"""The places of a decoder that discovery reads and perturbs: what the table of families says, held to the model."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from emovllm.architectures import parse_site
+from emovllm.architectures import Family, candidates, parse_site
 from emovllm.errors import UnsupportedModelError
+from emovllm_offline.model.hooks import Hook, after, before, hooked
 
-# Norms inside a decoder layer, by the names of the architectures that have them.
-_PRE_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "post_attention_norm")
+# What is run once to see that a model is built as its row says, and how many roundings its sums may be off by.
+_CHECKED_TOKENS = 4
+_CHECK_ROUNDING = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,33 @@ class Layer:
 
     block: its output is the residual after the MLP.
     o_proj, down_proj: their inputs hold the heads' outputs [H * d_h] and the gated activations [m].
-    after_attention: its input is the residual after attention.
-    attention_writer: its output, times `residual_scale`, is what attention adds to the residual.
+    after_attention: its input is the residual after attention; None where attention and MLP are parallel. Nothing
+        reads that residual then: it is the block's input and what attention adds.
+    attention_writer, mlp_writer: their outputs, times `residual_scale`, are what the sublayers add to the residual.
     """
 
     block: nn.Module
     o_proj: nn.Module
     down_proj: nn.Module
-    after_attention: nn.Module
+    after_attention: nn.Module | None
     attention_writer: nn.Module
+    mlp_writer: nn.Module
     residual_scale: float
+
+    def seen_after_attention(self, see: Callable[[Tensor], None]) -> list[Hook]:
+        """Hooks that hand `see` the residual after attention, [..., hidden]."""
+        if self.after_attention is not None:
+            return [before(self.after_attention, see)]
+        into: list[Tensor] = []
+
+        def add(written: Tensor) -> None:
+            see(into.pop() + written * self.residual_scale)
+
+        return [before(self.block, into.append), after(self.attention_writer, add)]
+
+    def seen_after_mlp(self, see: Callable[[Tensor], None]) -> list[Hook]:
+        """Hooks that hand `see` the residual after the MLP, [..., hidden]."""
+        return [after(self.block, see)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,37 +112,121 @@ def repeat_cache(cache: DynamicCache, batch: int) -> DynamicCache:
 
 
 def find_decoder(model: Any) -> Decoder:
-    """Finds the sublayers of a causal language model.
+    """Finds the sublayers of a causal language model, and runs it once to see that they are what they are taken for.
 
-    Raises: UnsupportedModelError, naming what is missing (mixture-of-experts MLPs, say, have no single down_proj).
+    Raises: UnsupportedModelError, naming what is missing (mixture-of-experts MLPs, say, have no single down_proj) or
+        what the model does otherwise than its row of the table says.
     """
+    model_type = model.config.get_text_config().model_type
+    families = candidates(model_type)
+    errors = []
+    for family in families:
+        try:
+            return _decoder(model, family)
+        except UnsupportedModelError as error:
+            errors.append(error)
+    if len(families) == 1:
+        raise errors[0]
+    raise UnsupportedModelError(
+        f"{errors[0]}; the table of architectures has no row for {model_type}, and none of its rows fits"
+    )
+
+
+def _decoder(model: Any, family: Family) -> Decoder:
     name = type(model).__name__
-    modules = dict(model.named_modules())
-    sites: dict[tuple[str, int], str] = {}
-    for path in modules:
-        site = parse_site(path)
-        if site is None:
-            continue
-        if site in sites:
-            raise UnsupportedModelError(
-                f"{name}: both {sites[site]} and {path} are the {site[0]} projection of a layer"
-            )
-        sites[site] = path
-    count = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    sites = _sites(model, family)
     for kind, projection in (("attn", "o_proj"), ("mlp", "down_proj")):
-        missing = [layer for layer in range(count) if (kind, layer) not in sites]
+        missing = [layer for layer in range(config.num_hidden_layers) if (kind, layer) not in sites]
         if missing:
             raise UnsupportedModelError(
-                f"{name}: no {projection} was found in {len(missing)} of {count} layers "
+                f"{name}: no {projection} was found in {len(missing)} of {config.num_hidden_layers} layers "
                 f"(the first is layer {missing[0]})"
             )
-    layers = tuple(_layer(modules, sites["attn", i], sites["mlp", i], name) for i in range(count))
-    heads = model.config.get_text_config().num_attention_heads
+    layers = tuple(
+        _layer(
+            model.get_submodule(sites["attn", i].removesuffix(f".{family.attn}")), family, config, f"{name}: layer {i}"
+        )
+        for i in range(config.num_hidden_layers)
+    )
+    heads = config.num_attention_heads
     hidden_size, width = _shape([layer.o_proj for layer in layers], f"{name}: o_proj")
     _, intermediate_size = _shape([layer.down_proj for layer in layers], f"{name}: down_proj")
     if width % heads:
         raise UnsupportedModelError(f"{name}: o_proj takes {width} values, which {heads} heads do not divide")
-    return Decoder(model, layers, hidden_size, intermediate_size, heads, width // heads)
+    decoder = Decoder(model, layers, hidden_size, intermediate_size, heads, width // heads)
+    _check(decoder, name)
+    return decoder
+
+
+def _sites(model: Any, family: Family) -> dict[tuple[str, int], str]:
+    """The paths of a family's projections. Raises: UnsupportedModelError where two answer to one name."""
+    sites: dict[tuple[str, int], str] = {}
+    for path, _ in model.named_modules():
+        site = parse_site(path, [family])
+        if site is None:
+            continue
+        if site in sites:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: both {sites[site]} and {path} are the {site[0]} projection of a layer"
+            )
+        sites[site] = path
+    return sites
+
+
+def _layer(block: nn.Module, family: Family, config: Any, where: str) -> Layer:
+    def part(path: str) -> nn.Module:
+        try:
+            return block.get_submodule(path)
+        except AttributeError:
+            raise UnsupportedModelError(
+                f"{where} has no {path}, which models built as {family.model_type} have"
+            ) from None
+
+    assert family.mlp is not None, "the layers of a mixture of experts were found to lack a down_proj"
+    return Layer(
+        block=block,
+        o_proj=part(family.attn),
+        down_proj=part(family.mlp),
+        after_attention=None if family.is_parallel(config) else part(family.before_mlp),
+        attention_writer=part(family.attn_norm or family.attn),
+        mlp_writer=part(family.mlp_norm or family.mlp),
+        residual_scale=family.residual_scale(config),
+    )
+
+
+@torch.no_grad()
+def _check(decoder: Decoder, name: str) -> None:
+    """Runs a few tokens, and refuses a model whose residual is not the sum of what its sublayers write.
+
+    So a model that is built otherwise than its row says, or whose settings change it, is never measured wrongly.
+    """
+    seen: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
+
+    def keep(layer: int, what: str) -> Callable[[Tensor], None]:
+        # A copy: Falcon adds to what its MLP gave in place.
+        return lambda values: seen[layer].__setitem__(what, values.float().clone())
+
+    hooks = []
+    for i, layer in enumerate(decoder.layers):
+        hooks += [before(layer.block, keep(i, "input")), *layer.seen_after_attention(keep(i, "after attention"))]
+        hooks += [after(layer.attention_writer, keep(i, "attention")), after(layer.mlp_writer, keep(i, "mlp"))]
+        hooks += layer.seen_after_mlp(keep(i, "after mlp"))
+    with hooked(hooks):
+        decoder.forward(torch.arange(_CHECKED_TOKENS, device=decoder.device)[None])
+    rounding = _CHECK_ROUNDING * torch.finfo(decoder.model.dtype).eps
+    for i, (layer, states) in enumerate(zip(decoder.layers, seen, strict=True)):
+        shapes = {tuple(values.shape) for values in states.values()}
+        if len(states) < 5 or len(shapes) > 1:
+            raise UnsupportedModelError(f"{name}: the projections of layer {i} are not run on tokens as the layer is")
+        for writer, start, end in (("attention", "input", "after attention"), ("mlp", "after attention", "after mlp")):
+            wrong = (states[start] + states[writer] * layer.residual_scale - states[end]).abs().max()
+            # Values that are not finite are told with their layer where activations are read.
+            if wrong > rounding * max(states[end].abs().max(), states[start].abs().max()):
+                raise UnsupportedModelError(
+                    f"{name}: what the {writer} of layer {i} adds to the residual is not what its row in "
+                    "emovllm/architectures.py says; discovery would measure it wrongly"
+                )
 
 
 def _shape(projections: Sequence[nn.Module], what: str) -> tuple[int, int]:
@@ -143,26 +246,6 @@ def projection_weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(module, Conv1D) else weight
-
-
-def _layer(modules: dict[str, Any], o_path: str, down_path: str, name: str) -> Layer:
-    attention, mlp = o_path.rpartition(".")[0], down_path.rpartition(".")[0]
-    block = modules[attention.rpartition(".")[0]]
-    norms = {child: module for child, module in block.named_children() if "norm" in child or child.startswith("ln_")}
-    # Gemma 2 and 3 norm the sublayer's output too, OLMo 2 only that: there, the norm's output reaches the residual.
-    normed_output = "post_feedforward_layernorm" in norms
-    if normed_output and "pre_feedforward_layernorm" not in norms:
-        after_attention = modules[mlp]
-    else:
-        found = next((norms[norm] for norm in _PRE_MLP_NORMS if norm in norms), None)
-        if found is None:
-            raise UnsupportedModelError(
-                f"{name}: no norm between attention and MLP (parallel sublayers are not supported)"
-            )
-        after_attention = found
-    writer = norms["post_attention_layernorm"] if normed_output else modules[attention]
-    scale = float(getattr(block, "residual_multiplier", 1.0))
-    return Layer(block, modules[o_path], modules[down_path], after_attention, writer, scale)
 
 
 def weights_digest(decoder: Decoder) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emovllm.circuit import Circuit, Components
 from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.hooks import before, hooked
 
 
 class Deltas:
@@ -48,19 +49,13 @@ class Deltas:
     @contextmanager
     def injected(self, emotions: Tensor) -> Iterator[None]:
         """Adds the deltas at every token of the forwards inside the block; emotions: that of each row."""
-        handles = []
 
-        def inject(delta: Tensor) -> Any:
+        def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
             rows = delta[emotions][:, None]  # [rows, 1, width]
-            return lambda module, args: (args[0] + rows.to(args[0].dtype), *args[1:])
+            return lambda values: values + rows.to(values.dtype)
 
-        try:
-            for module, delta in self.by_module():
-                handles.append(module.register_forward_pre_hook(inject(delta)))
+        with hooked([before(module, inject(delta)) for module, delta in self.by_module()]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def components(self, circuit: Circuit) -> tuple[dict[str, Components], dict[str, Components]]:
         """The circuit's neurons and heads with the present deltas."""

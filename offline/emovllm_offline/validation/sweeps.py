@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.hooks import Hook, before, hooked
 
 Mode = Literal["ablation", "enhancement"]
 MODES: tuple[Mode, ...] = ("ablation", "enhancement")
@@ -84,11 +85,11 @@ def changed(decoder: Decoder, units: Units, mode: Mode, scale: float, variants: 
     source = torch.tensor([variant.source for variant in variants], device=device)
     emotion = torch.tensor([variant.emotion for variant in variants], device=device)
 
-    def change(kind: str, layer: int) -> Callable[..., Any]:
+    def change(kind: str, layer: int) -> Callable[[Tensor], Tensor]:
         k = torch.tensor([variant.k if variant.kind == kind else 0 for variant in variants], device=device)
 
-        def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            rows = args[0].reshape(len(variants), -1)  # [variants, width]
+        def switch(values: Tensor) -> Tensor:
+            rows = values.reshape(len(variants), -1)  # [variants, width]
             chosen = units.rank[kind][source, layer] < k[:, None]  # [variants, units]
             if units.width[kind] > 1:
                 chosen = chosen.repeat_interleave(units.width[kind], 1)
@@ -96,40 +97,29 @@ def changed(decoder: Decoder, units: Units, mode: Mode, scale: float, variants: 
                 rows = rows.masked_fill(chosen, 0)
             else:
                 rows = rows + chosen * (scale * units.delta[kind][emotion, layer])
-            return (rows.reshape(args[0].shape), *args[1:])
+            return rows.reshape(values.shape)
 
-        return hook
+        return switch
 
-    handles = []
-    try:
-        for i, layer in enumerate(decoder.layers):
-            handles.append(layer.down_proj.register_forward_pre_hook(change("neurons", i)))
-            handles.append(layer.o_proj.register_forward_pre_hook(change("heads", i)))
+    hooks: list[Hook] = []
+    for i, layer in enumerate(decoder.layers):
+        hooks += [before(layer.down_proj, change("neurons", i)), before(layer.o_proj, change("heads", i))]
+    with hooked(hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def watched(decoder: Decoder, see: Callable[[str, int, Tensor], None]) -> Iterator[None]:
     """Calls `see(site, layer, hidden)` with the residual after every attention and every MLP, [..., hidden]."""
 
-    def of_input(layer: int) -> Callable[..., None]:
-        return lambda module, args: see("attn", layer, args[0])
+    def seen(site: str, layer: int) -> Callable[[Tensor], None]:
+        return lambda hidden: see(site, layer, hidden)
 
-    def of_output(layer: int) -> Callable[..., None]:
-        return lambda module, args, out: see("mlp", layer, out[0] if isinstance(out, tuple) else out)
-
-    handles = []
-    try:
-        for i, layer in enumerate(decoder.layers):
-            handles.append(layer.after_attention.register_forward_pre_hook(of_input(i)))
-            handles.append(layer.block.register_forward_hook(of_output(i)))
+    hooks: list[Hook] = []
+    for i, layer in enumerate(decoder.layers):
+        hooks += [*layer.seen_after_attention(seen("attn", i)), *layer.seen_after_mlp(seen("mlp", i))]
+    with hooked(hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

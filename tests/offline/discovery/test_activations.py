@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from emovllm.errors import ActivationError, UnsupportedModelError
+from emovllm.errors import ActivationError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import QUANTITIES, GroupMeans, collect
-from emovllm_offline.model.decoder import find_decoder
 
 
 def prompts(*lengths, shared=0, counted=1):
@@ -45,8 +43,10 @@ def test_residuals_are_those_of_the_model(any_decoder):
     # hidden_states[i + 1] is the output of layer i, save that of the last layer, which is normed.
     for layer in range(len(any_decoder.layers) - 1):
         torch.testing.assert_close(got["mlp"][0, layer], out.hidden_states[layer + 1][0, -1], rtol=1e-5, atol=1e-4)
-    final = any_decoder.model.base_model.norm(got["mlp"][0, -1])
-    torch.testing.assert_close(final, out.hidden_states[-1][0, -1])
+    base = any_decoder.model.base_model
+    final_norm = [child for name, child in base.named_children() if "norm" in name or name == "ln_f"][-1]
+    final = final_norm(got["mlp"][0, -1])
+    torch.testing.assert_close(final, out.hidden_states[-1][0, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_mlp_carries_the_residual_after_attention_to_that_after_the_mlp(decoder):
@@ -112,35 +112,3 @@ def test_model_with_nan_is_refused(decoder):
 def test_hooks_are_gone_afterwards(decoder):
     collect(decoder, prompts(5))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in decoder.model.modules())
-
-
-def test_missing_projection_is_named(tiny):
-    model = tiny("llama")
-    mlp = model.model.layers[2].mlp
-    mlp.experts = nn.ModuleList([mlp.down_proj])
-    del mlp.down_proj
-    with pytest.raises(
-        UnsupportedModelError, match=r"no down_proj was found in 1 of 4 layers \(the first is layer 2\)"
-    ):
-        find_decoder(model)
-
-
-def test_quantised_weights_are_refused(tiny):
-    model = tiny("llama")
-    projection = model.model.layers[1].self_attn.o_proj
-    del projection.weight
-    projection.register_buffer("weight", torch.zeros(32, 32, dtype=torch.int8))
-    with pytest.raises(UnsupportedModelError, match="o_proj is quantised"):
-        find_decoder(model)
-
-
-def test_layers_of_different_width_are_refused(tiny):
-    model = tiny("llama")
-    model.model.layers[1].mlp.down_proj = nn.Linear(48, 32, bias=False)
-    with pytest.raises(UnsupportedModelError, match=r"down_proj differs in shape .* \(32, 48\), \(32, 64\)"):
-        find_decoder(model)
-
-
-def test_dimensions_are_those_of_the_config(any_decoder):
-    assert (any_decoder.hidden_size, any_decoder.intermediate_size) == (32, 64)
-    assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (4, 8, 8)

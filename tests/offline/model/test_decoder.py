@@ -1,0 +1,177 @@
+"""The decoder that the table of architectures describes is the one that runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from emovllm import architectures
+from emovllm.architectures import candidates
+from emovllm.errors import UnsupportedModelError
+from emovllm_offline.data.prompts import Prompt
+from emovllm_offline.discovery.activations import collect
+from emovllm_offline.discovery.contributions import head_importance, neuron_contributions
+from emovllm_offline.model.decoder import find_decoder, projection_weight
+from emovllm_offline.model.hooks import before, hooked
+from offline.conftest import REFUSED, SHAPE
+from support.families import FAMILIES, VARIANTS, family_network
+
+PROMPT = Prompt((5, 9, 17, 33, 65, 9), range(5, 6))
+
+
+def row_of(decoder):
+    (row,) = candidates(decoder.model.config.model_type)
+    return row
+
+
+def zeroed(units: slice):
+    def zero(values):
+        values = values.clone()
+        values[..., units] = 0
+        return values
+
+    return zero
+
+
+def test_dimensions_are_those_of_the_config(any_decoder):
+    # Bloom's MLPs have four times the hidden size, always.
+    width = 128 if any_decoder.model.config.model_type == "bloom" else 64
+    assert (any_decoder.hidden_size, any_decoder.intermediate_size) == (32, width)
+    assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (4, 8, 8)
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_what_a_unit_adds_to_the_residual_is_what_zeroing_it_takes_away(any_decoder, layer):
+    row = row_of(any_decoder)
+    place = any_decoder.layers[layer]
+    direction = np.random.default_rng(0).normal(size=(1, 32))
+    plain = collect(any_decoder, [PROMPT])
+    sites = (
+        ("attn", "heads", place.o_proj, slice(8, 16), row.attn_norm),
+        ("mlp", "neurons", place.down_proj, slice(7, 8), row.mlp_norm),
+    )
+    for state, quantity, projection, units, norm in sites:
+        if norm is not None:
+            continue
+        with hooked([before(projection, zeroed(units))]):
+            without = collect(any_decoder, [PROMPT])
+        drop = (plain[state][0, layer] - without[state][0, layer]).double().numpy() @ direction[0]
+        inputs = plain[quantity][:, layer].double().numpy()
+        weight = projection_weight(projection).detach().double().numpy() * place.residual_scale
+        closed = (
+            head_importance(inputs, weight, direction, 4)[0, 1]
+            if state == "attn"
+            else neuron_contributions(inputs, weight, direction)[0, 7]
+        )
+        assert closed == pytest.approx(drop, rel=1e-3, abs=1e-4 * np.abs(plain[state]).max().item())
+        assert drop
+
+
+def test_what_parallel_sublayers_write_does_not_depend_on_each_other(any_decoder):
+    row, config = row_of(any_decoder), any_decoder.model.config
+    plain = collect(any_decoder, [PROMPT])
+    with hooked([before(any_decoder.layers[1].o_proj, zeroed(slice(None)))]):
+        without = collect(any_decoder, [PROMPT])
+    changed = not torch.allclose(plain["neurons"][0, 1], without["neurons"][0, 1])
+    assert changed != row.is_parallel(config)
+    assert (any_decoder.layers[1].after_attention is None) == row.is_parallel(config)
+
+
+def test_both_orders_of_each_family_that_has_two_are_tried():
+    for row in architectures.FAMILIES:
+        if isinstance(row.parallel, tuple):
+            names = [row.model_type, *(name for name, (family, _) in VARIANTS.items() if family == row.model_type)]
+            orders = {row.is_parallel(family_network(name).config) for name in names}
+            assert orders == {True, False}, row.model_type
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_discovery_cannot_measure_is_refused(tiny, family):
+    with pytest.raises(UnsupportedModelError, match=REFUSED[family]):
+        find_decoder(tiny(family))
+
+
+@pytest.mark.parametrize("family", [family for family in (*FAMILIES, *VARIANTS) if family not in REFUSED])
+def test_half_precision_is_not_taken_for_another_order(tiny, family):
+    model = tiny(family).to(torch.bfloat16)
+    assert len(find_decoder(model).layers) == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        ("gpt_neox", {"parallel": False}),
+        ("falcon", {"parallel": ()}),
+        ("gemma2", {"attn_norm": None}),
+        ("gemma2", {"mlp_norm": None}),
+        ("olmo2", {"before_mlp": "post_feedforward_layernorm"}),
+        ("granite", {"scale": None}),
+    ],
+)
+def test_a_row_that_does_not_describe_its_model_is_refused_rather_than_measured(tiny, monkeypatch, family, wrong):
+    model = tiny(family)
+    name = model.config.model_type
+    (row,) = candidates(name)
+    monkeypatch.setitem(architectures._BY_TYPE, name, replace(row, **wrong))
+    with pytest.raises(UnsupportedModelError, match=r"has no |is not what its row in emovllm/architectures.py says"):
+        find_decoder(model)
+
+
+def test_a_setting_that_changes_what_is_added_is_refused(tiny):
+    model = tiny("bloom")
+    for block in model.transformer.h:
+        block.apply_residual_connection_post_layernorm = True
+    with pytest.raises(UnsupportedModelError, match="adds to the residual is not what its row"):
+        find_decoder(model)
+
+
+def without_a_row(model_type: str):
+    sizes = {**SHAPE, "sliding_window": None, "layer_types": None, "attention_bias": False}
+    config = AutoConfig.for_model(model_type, **{key: value for key, value in sizes.items() if value is not None})
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("model_type", ["smollm3", "seed_oss"])
+def test_a_model_without_a_row_that_is_built_as_llama_is_taken(model_type):
+    decoder = find_decoder(without_a_row(model_type))
+    assert decoder.layers[0].after_attention is decoder.layers[0].block.post_attention_layernorm
+
+
+# GLM-4 norms what its sublayers write, Cohere's are parallel: neither may be taken for Llama.
+@pytest.mark.parametrize("model_type", ["glm4", "cohere"])
+def test_a_model_without_a_row_that_is_built_otherwise_is_refused(model_type):
+    with pytest.raises(UnsupportedModelError, match=f"has no row for {model_type}, and none of its rows fits"):
+        find_decoder(without_a_row(model_type))
+
+
+def test_missing_projection_is_named(tiny):
+    model = tiny("llama")
+    mlp = model.model.layers[2].mlp
+    mlp.experts = nn.ModuleList([mlp.down_proj])
+    del mlp.down_proj
+    with pytest.raises(
+        UnsupportedModelError, match=r"no down_proj was found in 1 of 4 layers \(the first is layer 2\)"
+    ):
+        find_decoder(model)
+
+
+def test_quantised_weights_are_refused(tiny):
+    model = tiny("llama")
+    projection = model.model.layers[1].self_attn.o_proj
+    del projection.weight
+    projection.register_buffer("weight", torch.zeros(32, 32, dtype=torch.int8))
+    with pytest.raises(UnsupportedModelError, match="o_proj is quantised"):
+        find_decoder(model)
+
+
+def test_layers_of_different_width_are_refused(tiny):
+    model = tiny("llama")
+    model.model.layers[1].mlp.down_proj = nn.Linear(48, 32, bias=False)
+    with pytest.raises(UnsupportedModelError, match=r"down_proj differs in shape .* \(32, 48\), \(32, 64\)"):
+        find_decoder(model)
