@@ -24,11 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
-from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.data.examples import load_examples
 from emovllm_offline.data.prompts import render
@@ -41,6 +39,7 @@ from emovllm_offline.model.decoder import Decoder, find_decoder, repeat_cache
 from emovllm_offline.model.generate import stop_tokens
 from emovllm_offline.model.hooks import Hook, before, hooked
 from emovllm_offline.model.likelihood import Likelihoods
+from emovllm_offline.model.load import load
 
 
 class Row(NamedTuple):
@@ -151,9 +150,9 @@ def main() -> None:
     add("--half-life", type=float, metavar="TOKENS", help="lambda halves in so many tokens of the reply")
     add("--cache", type=Path, default=Path("frontier-prompted.json"))
     args = parser.parse_args()
-    folder, style = resolve_model(args.model), load_style(args.prompt_style)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    style = load_style(args.prompt_style)
+    model, tokenizer, _ = load(args.model)
+    model.requires_grad_(False)
     decoder, likelihoods, stops = find_decoder(model), Likelihoods(model), stop_tokens(model, tokenizer)
     learnt = {example.id for example in load_examples()}
     items = random.Random(1).sample([i for i in expand(load_sev("sev")) if i.id not in learnt], args.messages)

@@ -14,9 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emovllm.models import resolve_model
 from emovllm_offline.data import sev
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.styles import load_style
@@ -32,6 +30,7 @@ from emovllm_offline.discovery.importance import (
 )
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.decoder import Decoder, find_decoder
+from emovllm_offline.model.load import load
 
 
 @torch.no_grad()
@@ -64,9 +63,8 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    folder = resolve_model(args.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    decoder, tokenizer = find_decoder(model), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer, name = load(args.model)
+    decoder = find_decoder(model)
     style = load_style("paper")
     records = sev.load_sev()[:2]
     findings = measure(decoder, tokenizer, records, [style], Parameters(importance_prompts=1))
@@ -74,7 +72,7 @@ def main() -> None:
     reference = directions.reference_direction(sublayers, directions.band_layers(len(decoder.layers)))
     prompt = render(tokenizer, style.neutral, sev.expand(records)[0].user)
     sigma = residual_scale(decoder, [prompt])
-    print(f"{folder.split('/')[-1]}: prompt of {len(prompt.ids)} tokens, {decoder.sublayers} sublayers, ", end="")
+    print(f"{name.split('/')[-1]}: prompt of {len(prompt.ids)} tokens, {decoder.sublayers} sublayers, ", end="")
     print(f"{len(ALPHAS)} alphas, {torch.get_num_threads()} threads")
     ratios = []
     for round_ in range(args.rounds):

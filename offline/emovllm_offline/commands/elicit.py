@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _backend(args: argparse.Namespace) -> Backend:
-    from emovllm.models import DEFAULT_MODEL_ID, public_model_id, resolve_model
+    from emovllm.models import DEFAULT_MODEL_ID
     from emovllm_offline.model.generate import EndpointBackend, ModelBackend
 
     if args.base_url is not None:
@@ -91,11 +91,7 @@ def _backend(args: argparse.Namespace) -> Backend:
 
         name = DEFAULT_MODEL_ID if args.model == "default" else args.model
         return EndpointBackend(Endpoint(name, args.base_url, concurrency=args.concurrency))
-    import torch
-    import transformers
+    from emovllm_offline.model.load import load
 
-    folder = resolve_model(args.model)
-    transformers.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return ModelBackend(model.to(args.device).eval(), tokenizer, public_model_id(folder), args.batch_size)
+    loaded = load(args.model, args.dtype, args.device)
+    return ModelBackend(loaded.network, loaded.tokenizer, loaded.public_id, args.batch_size)

@@ -18,13 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 
-import emovllm
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import save_circuit
 from emovllm.errors import CheckpointError, DiscoveryError
-from emovllm.models import public_model_id, resolve_model
 from emovllm_offline.data import sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
 from emovllm_offline.discovery import directions
@@ -44,6 +41,7 @@ from emovllm_offline.discovery.measure import (
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.model.load import DEVICE, DTYPE, load, versions
 from emovllm_offline.storage.checkpoint import Checkpoint
 from emovllm_offline.storage.places import work_folder
 
@@ -190,8 +188,8 @@ def run(
     styles: Sequence[str] = DEFAULT_STYLES,
     *,
     parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str = DTYPE,
+    device: str = DEVICE,
     batch_size: int = 32,
     seed: int = 0,
     limit: int | None = None,
@@ -213,7 +211,6 @@ def run(
     Returns: None where it stopped before the circuit.
     Raises: as `discover`, and DataError, CheckpointError, FindingsError, DefaultModelError, CircuitError, OSError.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # What can fail quickly does so before the model is loaded.
     chosen = [load_style(style) for style in styles]
@@ -223,15 +220,12 @@ def run(
     if not records:
         raise DiscoveryError(f"a limit of {limit} scenarios leaves no data")
     accepted = None if replies is None else load_accepted(replies, records, chosen)
-    folder = resolve_model(model)
     place = Path(work) if work is not None else work_folder(out)
     if fresh:
         shutil.rmtree(place, ignore_errors=True)
     torch.manual_seed(seed)
-    transformers.logging.disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-    decoder = find_decoder(network)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded = load(model, dtype, device)
+    decoder, tokenizer = find_decoder(loaded.network), loaded.tokenizer
     if stage == "circuit":
         findings: Findings | None = Findings.load(place)
     else:
@@ -259,18 +253,14 @@ def run(
         "parameters": asdict(parameters),
         "dtype": dtype,
         "seed": seed,
-        "versions": {
-            "emovllm": emovllm.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
     if accepted is not None:
         provenance["filtered by a judge"] = True
     if parameters.importance == "gradient":
         agreement = gradient_agreement(decoder, tokenizer, records, chosen[0], findings, parameters)
         provenance["gradient's rank correlation with exact importance"] = round(agreement, 4)
-    circuit = assemble(decoder, findings, public_model_id(folder), strengths, parameters, provenance)
+    circuit = assemble(decoder, findings, loaded.public_id, strengths, parameters, provenance)
     save_circuit(circuit, out)
     return circuit
 

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from emovllm_offline.evaluation.folder import Likelihood, Session
 from emovllm_offline.evaluation.plan import Key
 from emovllm_offline.model.decoder import repeat_cache
+from emovllm_offline.model.load import fastest_device, load_network
 
 # Replies in one forward: their scores over a large vocabulary are what takes the memory.
 BATCH = 16
@@ -40,12 +41,8 @@ class Likelihoods:
     @classmethod
     def load(cls, folder: str) -> Likelihoods:
         """In the model's own floating-point type; on a CPU in float32, which is exact and mostly faster there."""
-        import transformers
-
-        transformers.logging.disable_progress_bar()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.float32 if device == "cpu" else "auto"
-        return cls(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device))
+        device = fastest_device()
+        return cls(load_network(folder, "float32" if device == "cpu" else "auto", device))
 
     def answer(self, todo: Sequence[Question], done: Callable[[Likelihood], None]) -> Session:
         """Hands `done` each answer as it comes. Returns: how fast it went."""

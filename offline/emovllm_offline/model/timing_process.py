@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import resolve
 from emovllm_offline.model.control import Control
+from emovllm_offline.model.load import fastest_device, load_network, random_network
 
 
 class Baseline:
@@ -29,8 +30,8 @@ class Baseline:
 
     def __init__(self, model: str, circuit: str, dtype: str = "auto", random_weights: bool = False) -> None:
         """`random_weights`: of the model's shape, where it has no weights; they do not matter to the speed."""
-        made = _random(model, dtype) if random_weights else AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        self.model = made.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        network = random_network if random_weights else load_network
+        self.model = network(model, dtype, fastest_device())
         # Many models ship sampling or a repetition penalty as their defaults, which Transformers would mix in.
         self.model.generation_config = GenerationConfig()
         self.circuit = load_circuit(circuit)
@@ -75,12 +76,6 @@ class Baseline:
             _, times = self.generate(group, fields[0], output_tokens)
             arrivals += [times] * len(group)
         return {"seconds": time.perf_counter() - start, "arrivals": arrivals}
-
-
-def _random(model: str, dtype: str) -> Any:
-    config = AutoConfig.from_pretrained(model)
-    wanted = getattr(torch, dtype) if dtype != "auto" else config.get_text_config().dtype
-    return AutoModelForCausalLM.from_config(config, dtype=wanted or torch.float32)
 
 
 def main() -> None:

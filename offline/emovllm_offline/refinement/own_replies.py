@@ -32,6 +32,7 @@ from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.lexicon import LexiconJudge, tokens
 from emovllm_offline.judges.text import text_metrics
 from emovllm_offline.model.likelihood import Likelihoods
+from emovllm_offline.model.load import load_tokenizer
 from emovllm_offline.refinement.refine import FRAMES
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.places import work_folder
@@ -213,7 +214,6 @@ def _bar(what: str, todo: int, total: int, progress: bool) -> Bar:
 
 def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sampling) -> Sampler:
     """A vLLM engine in processes of its own, which end with the sampler."""
-    from transformers import AutoTokenizer
 
     cpu.prepare()
     with stage("Starting the engine", hint="with settings that are new it compiles, which takes a minute or more"):
@@ -228,7 +228,7 @@ def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sa
             seed=0,
             additional_config={"emovllm": {"circuit": str(circuit)}},
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     each = [(name, strength) for name in names for strength in sampling.strengths]
 
     def sample(some: Sequence[tuple[int, Example]]) -> list[Samples]:
@@ -261,9 +261,8 @@ def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sa
 
 def _plain(folder: str, style: Style) -> Scorer:
     """The unsteered model, asked for the emotion in the style's words."""
-    from transformers import AutoTokenizer
 
-    tokenizer, likelihoods = AutoTokenizer.from_pretrained(folder), Likelihoods.load(folder)
+    tokenizer, likelihoods = load_tokenizer(folder), Likelihoods.load(folder)
 
     def score(number: int, example: Example, emotion: str, replies: Sequence[Sequence[int]]) -> list[float]:
         frame = style.frames(emotion, number)[0].model_copy(update={"reply": None})

@@ -16,19 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
-import emovllm
 from emovllm.circuit import Circuit, EmotionSpec, fingerprint_distance, measure_fingerprint
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import RefinementError
-from emovllm.models import resolve_model
 from emovllm.progress import Bar
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import DEFAULT_STYLES, Frame, Style, load_style
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.model.load import DEVICE, DTYPE, load, versions
 from emovllm_offline.refinement.deltas import Deltas
 from emovllm_offline.refinement.loss import Anchor, Loss
 from emovllm_offline.storage.checkpoint import Checkpoint
@@ -187,8 +185,8 @@ def run(
     *,
     training: Training = Training(),
     style: str = DEFAULT_STYLES[0],
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str = DTYPE,
+    device: str = DEVICE,
     limit: int | None = None,
     work: str | Path | None = None,
     fresh: bool = False,
@@ -200,7 +198,6 @@ def run(
     work: folder of the checkpoint, `<out>.work` by default; an interrupted run goes on there, unless `fresh`.
     Raises: as `refine`, and ExamplesError, CheckpointError, DefaultModelError, CircuitError, OSError.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = examples.load_examples(replies)[:limit]
     given = load_circuit(circuit)
@@ -211,10 +208,8 @@ def run(
     place = Path(work) if work is not None else work_folder(out)
     if fresh:
         (place / CHECKPOINT).unlink(missing_ok=True)
-    folder = resolve_model(model)
-    transformers.logging.disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-    decoder = find_decoder(network)
+    loaded = load(model, dtype, device)
+    decoder = find_decoder(loaded.network)
     _agree(given, decoder)
     about = {"replies": examples.digest(found), "messages": len(found), **asdict(training), "dtype": dtype}
     if training.anchor:
@@ -222,18 +217,24 @@ def run(
     checkpoint = Checkpoint(
         place / CHECKPOINT, {"model": weights_digest(decoder), "circuit": given.digest(), "training": about}
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     refined, history = refine(
-        decoder, tokenizer, given, found, FRAMES, training, style=chosen, checkpoint=checkpoint, progress=progress
+        decoder,
+        loaded.tokenizer,
+        given,
+        found,
+        FRAMES,
+        training,
+        style=chosen,
+        checkpoint=checkpoint,
+        progress=progress,
     )
-    versions = {"emovllm": emovllm.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     provenance = {name: value for name, value in given.spec.provenance.items() if name != "calibration"}
     made = {
         "command": command,
         **about,
         "from": given.digest(),
         "held-out loss": [{name: round(value, 4) for name, value in row.items()} for row in history],
-        "versions": versions,
+        "versions": versions(),
     }
     # What was refined before keeps its entry.
     provenance["refinements"] = [*provenance.get("refinements", []), made]

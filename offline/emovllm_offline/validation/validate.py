@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from emovllm.errors import ResultsError
-from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.data import sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.intervals import mean_interval
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.model.load import DEVICE, DTYPE, load
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.rows import Rows
 from emovllm_offline.storage.settings import plain, refuse_others
@@ -232,8 +230,8 @@ def run(
     styles: Sequence[str] = DEFAULT_STYLES,
     *,
     plan: Plan = Plan(),  # noqa: B008 (frozen)
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str = DTYPE,
+    device: str = DEVICE,
     batch_size: int = 128,
     limit: int | None = None,
     fresh: bool = False,
@@ -243,19 +241,16 @@ def run(
 
     Raises: as `validate`, and FindingsError, DataError, StyleError, UnsupportedModelError, DefaultModelError, OSError.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # What can fail quickly does so before the model is loaded.
     findings = Findings.load(findings_folder)
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data_path or DEFAULT_DATA)[:limit]
 
-    folder = resolve_model(model)
-    transformers.logging.disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    loaded = load(model, dtype, device)
     return validate(
-        find_decoder(network),
-        AutoTokenizer.from_pretrained(folder),
+        find_decoder(loaded.network),
+        loaded.tokenizer,
         findings,
         records,
         chosen,

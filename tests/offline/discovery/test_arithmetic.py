@@ -1,5 +1,7 @@
 """Directions, contributions and importance against their definitions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -108,27 +110,36 @@ def test_push_reaches_the_residual_and_nothing_before_it(any_decoder):
         assert not both[:sublayer].any()
 
 
-def test_cached_importance_equals_whole_forwards(any_decoder):
-    emotions, alphas = 2, (0.1, 0.7)
-    local, reference = unit(emotions, any_decoder.sublayers, 32), unit(emotions, 32)
-    sigma = residual_scale(any_decoder, PROMPTS)
-    got = sublayer_importance(any_decoder, PROMPTS, local, reference, sigma, alphas, batch_size=7)
+def importance_both_ways(decoder, prompts, alphas):
+    """By `sublayer_importance`, and by whole forwards with one push each."""
+    emotions = 2
+    local, reference = unit(emotions, decoder.sublayers, 32), unit(emotions, 32)
+    sigma = residual_scale(decoder, prompts)
+    got = sublayer_importance(decoder, prompts, local, reference, sigma, alphas, batch_size=7)
     expected = np.zeros_like(got)
-    for e in range(emotions):
-        for s in range(any_decoder.sublayers):
-            side = 1 if local[e, s] @ reference[e] >= 0 else -1
-            for prompt in PROMPTS:
-                ids = torch.tensor([list(prompt.ids)])
-                with torch.no_grad():
-                    plain = any_decoder.forward(ids)[0, -1].double().numpy()
-                    for alpha in alphas:
-                        step = alpha * sigma[s]
-                        vector = torch.tensor(step * side * local[e, s], dtype=torch.float32)[None]
-                        with pushed(any_decoder, {s: (torch.tensor([0]), vector)}):
-                            final = any_decoder.forward(ids)[0, -1].double().numpy()
-                        expected[e, s] += (final - plain) @ reference[e] / step / len(PROMPTS) / len(alphas)
-    np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt.ids)])
+        with torch.no_grad():
+            plain = decoder.forward(ids)[0, -1].double().numpy()
+            for e, s, alpha in itertools.product(range(emotions), range(decoder.sublayers), alphas):
+                side = 1 if local[e, s] @ reference[e] >= 0 else -1
+                step = alpha * sigma[s]
+                vector = torch.tensor(step * side * local[e, s], dtype=torch.float32)[None]
+                with pushed(decoder, {s: (torch.tensor([0]), vector)}):
+                    final = decoder.forward(ids)[0, -1].double().numpy()
+                expected[e, s] += (final - plain) @ reference[e] / step / len(prompts) / len(alphas)
     assert np.abs(expected).max() > 1e-3
+    return got, expected
+
+
+def test_cached_importance_equals_whole_forwards(any_decoder):
+    got, expected = importance_both_ways(any_decoder, PROMPTS[1:], (0.7,))
+    np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+def test_importance_is_averaged_over_prompts_and_alphas(decoder):
+    got, expected = importance_both_ways(decoder, PROMPTS, (0.1, 0.7))
+    np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 def test_sigma_is_the_rms_of_the_state(decoder):

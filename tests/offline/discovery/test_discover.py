@@ -20,6 +20,7 @@ from emovllm_offline.discovery.measure import groups
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.decoder import projection_weight
 from emovllm_offline.storage import checkpoint
+from offline.conftest import DISCOVERED
 
 PARAMETERS = Parameters(importance_prompts=2)
 NAMES = ("calm", "pride", "boredom")
@@ -61,7 +62,7 @@ def test_circuit_has_the_best_units_and_their_differences(decoder, findings):
             np.testing.assert_allclose(heads.delta, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"])
+@pytest.mark.parametrize("architecture", DISCOVERED)
 def test_every_architecture_gives_a_circuit_that_round_trips(architecture, tiny, tokenizer, records, style, tmp_path):
     model = tiny(architecture)
     circuit = discover(model, tokenizer, records, [style], parameters=PARAMETERS, model_id=architecture)

@@ -21,6 +21,7 @@ from emovllm_offline.model.control import Control
 from emovllm_offline.model.decoder import find_decoder
 from emovllm_offline.refinement.refine import Training, refine
 from emovllm_offline.storage import checkpoint
+from offline.conftest import DISCOVERED
 
 FRAMES = (Frame(system="reply ."), Frame())
 TRAINING = Training(epochs=3, batch=2, held_out=4, learning_rate=0.3)
@@ -68,7 +69,7 @@ def measured(model, tokenizer, circuit, examples):
     }
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"])
+@pytest.mark.parametrize("architecture", DISCOVERED)
 def test_what_is_fitted_is_what_the_hooks_inject(architecture, tiny, tokenizer, records, style):
     model = tiny(architecture)
     circuit = circuit_of(model, tokenizer, records, style)

@@ -1,5 +1,6 @@
 import argparse
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import expand
 from emovllm_offline.discovery.activations import collect
 from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.model.hooks import before, hooked
 from emovllm_offline.validation import validate
 from emovllm_offline.validation import variants as protocol
 from emovllm_offline.validation.results import FILE, Plan, Validation
@@ -91,7 +93,7 @@ def all_variants(sources: int, neurons=(0, 3, 64), heads=(0, 1, 4)) -> list[Vari
 def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndarray:
     """The scores [SITES, E] by one forward of the whole prompt, its last position changed by hand."""
     totals = {site: np.zeros(len(findings.emotions)) for site in SITES}
-    handles = []
+    hooks = []
     for i, layer in enumerate(decoder.layers):
         chosen = torch.from_numpy(np.flatnonzero(ranks[variant.source][i] < variant.k))
         if variant.kind == "heads":
@@ -99,28 +101,21 @@ def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndar
         deltas = {"neurons": findings.mlp_delta, "heads": findings.attn_delta}[variant.kind]
         delta = torch.from_numpy(deltas[variant.emotion, i]).float()[chosen]
 
-        def change(module, args, chosen=chosen, delta=delta):
-            x = args[0].clone()
+        def change(x, chosen=chosen, delta=delta):
+            x = x.clone()
             x[0, -1, chosen] = 0 if mode == "ablation" else x[0, -1, chosen] + scale * delta
-            return (x, *args[1:])
+            return x
 
         def score(site, hidden, i=i):
             along = {"attn": findings.attn_directions, "mlp": findings.mlp_directions}[site]
             totals[site] += along[:, i] @ hidden[0, -1].double().numpy()
 
         site = layer.down_proj if variant.kind == "neurons" else layer.o_proj
-        handles.append(site.register_forward_pre_hook(change))
-        handles.append(
-            layer.after_attention.register_forward_pre_hook(lambda m, args, score=score: score("attn", args[0]))
-        )
-        handles.append(
-            layer.block.register_forward_hook(
-                lambda m, args, out, score=score: score("mlp", out[0] if isinstance(out, tuple) else out)
-            )
-        )
-    decoder.forward(torch.tensor([ids]))
-    for handle in handles:
-        handle.remove()
+        hooks.append(before(site, change))
+        hooks += layer.seen_after_attention(partial(score, "attn"))
+        hooks += layer.seen_after_mlp(partial(score, "mlp"))
+    with hooked(hooks):
+        decoder.forward(torch.tensor([ids]))
     return np.stack([totals[site] for site in SITES])
 
 

@@ -1,0 +1,56 @@
+"""Models are loaded one way, in one place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import emovllm_offline
+from emovllm_offline.model.load import load, load_network, random_network, versions
+
+
+@pytest.fixture
+def folder(tiny, tokenizer, tmp_path) -> str:
+    model = tiny("llama")
+    model.config.attention_dropout = 0.5
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "private" / "a-model")
+    tokenizer.save_pretrained(tmp_path / "private" / "a-model")
+    return str(tmp_path / "private" / "a-model")
+
+
+def test_a_model_comes_ready_to_run_with_its_tokenizer_and_no_private_name(folder):
+    network, tokenizer, public_id = load(folder)
+    assert not network.training
+    assert network.dtype == torch.float32
+    assert tokenizer("the dog")["input_ids"]
+    assert public_id == "a-model"
+
+
+def test_the_type_of_the_weights_is_kept_where_asked(folder):
+    assert load_network(folder, "auto").dtype == torch.bfloat16
+    assert load_network(folder, "float64").dtype == torch.float64
+
+
+def test_a_random_model_has_the_shape_of_a_folder_without_weights(folder):
+    for file in Path(folder).glob("*.safetensors"):
+        file.unlink()
+    network = random_network(folder)
+    assert network.dtype == torch.bfloat16
+    assert network.config.num_hidden_layers == 4
+    assert not network.training
+
+
+def test_versions_are_those_that_run():
+    assert versions()["torch"] == torch.__version__
+    assert list(versions()) == ["emovllm", "torch", "transformers"]
+
+
+def test_language_models_and_their_tokenizers_are_loaded_nowhere_else():
+    # The judges' models are no language models, and lie below this room.
+    root = Path(emovllm_offline.__file__).parent
+    pattern = re.compile(r"AutoModelForCausalLM\.from_pretrained|AutoTokenizer\.from_pretrained")
+    places = {str(path.relative_to(root)) for path in root.rglob("*.py") if pattern.search(path.read_text())}
+    assert places == {"model/load.py", "judges/classifier.py", "judges/embeddings.py"}
