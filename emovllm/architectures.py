@@ -25,6 +25,7 @@ class Family:
     before_mlp: the module whose input is the residual between attention and MLP, where they are sequential.
     attn_norm, mlp_norm: norms of a sublayer's output, where it is the norm's output that reaches the residual.
     parallel: whether attention and MLP read the same residual, or the settings of which any one makes them do so.
+    alibi: whether positions are read off the attention mask, which has two dimensions then, or the settings that do so.
     scale: the setting by which a sublayer's output is multiplied before it is added.
     """
 
@@ -35,6 +36,7 @@ class Family:
     attn_norm: str | None = None
     mlp_norm: str | None = None
     parallel: bool | tuple[str, ...] = False
+    alibi: bool | tuple[str, ...] = False
     scale: str | None = None
 
     @property
@@ -44,12 +46,17 @@ class Family:
         return sites if self.mlp is None else {**sites, "mlp": self.mlp}
 
     def is_parallel(self, config: Any) -> bool:
-        if isinstance(self.parallel, bool):
-            return self.parallel
-        return any(getattr(config, setting, False) for setting in self.parallel)
+        return _holds(self.parallel, config)
+
+    def has_alibi(self, config: Any) -> bool:
+        return _holds(self.alibi, config)
 
     def residual_scale(self, config: Any) -> float:
         return 1.0 if self.scale is None else float(getattr(config, self.scale, 1.0))
+
+
+def _holds(rule: bool | tuple[str, ...], config: Any) -> bool:
+    return rule if isinstance(rule, bool) else any(getattr(config, setting, False) for setting in rule)
 
 
 def _normed(model_type: str, before_mlp: str) -> Family:
@@ -84,8 +91,9 @@ FAMILIES: tuple[Family, ...] = (
         attn="self_attention.dense",
         mlp="mlp.dense_4h_to_h",
         parallel=("parallel_attn", "new_decoder_architecture"),
+        alibi=("alibi",),
     ),
-    Family("bloom", attn="self_attention.dense", mlp="mlp.dense_4h_to_h"),
+    Family("bloom", attn="self_attention.dense", mlp="mlp.dense_4h_to_h", alibi=True),
     Family("mixtral", mlp=None),
     Family("qwen3_moe", mlp=None),
 )

@@ -78,6 +78,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox_sequential": ("gpt_neox", {"use_parallel_residual": False}),
     "stablelm_parallel": ("stablelm", {"use_parallel_residual": True}),
     "falcon_sequential": ("falcon", {"parallel_attn": False}),
+    "falcon_alibi": ("falcon", {"alibi": True}),
     "falcon_new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
 # A family that the table has no row for: its MLPs have names of their own.

@@ -68,6 +68,7 @@ class Decoder:
     intermediate_size: int
     num_heads: int
     head_dim: int
+    alibi: bool = False  # positions are read off a two-dimensional attention mask
 
     @property
     def sublayers(self) -> int:
@@ -154,7 +155,7 @@ def _decoder(model: Any, family: Family) -> Decoder:
     _, intermediate_size = _shape([layer.down_proj for layer in layers], f"{name}: down_proj")
     if width % heads:
         raise UnsupportedModelError(f"{name}: o_proj takes {width} values, which {heads} heads do not divide")
-    decoder = Decoder(model, layers, hidden_size, intermediate_size, heads, width // heads)
+    decoder = Decoder(model, layers, hidden_size, intermediate_size, heads, width // heads, family.has_alibi(config))
     _check(decoder, name)
     return decoder
 

@@ -169,13 +169,16 @@ def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int
 
     The rows are one sequence of tokens that all have the same position and see the prefix and themselves: so the
     prefix is neither copied nor read once per row, which costs more than the token itself. A prefix that outgrew an
-    attention window has its oldest tokens hidden by rules of the architecture; then the rows are a batch.
+    attention window has its oldest tokens hidden by rules of the architecture; then the rows are a batch, as they are
+    where the architecture reads positions off the mask.
     """
     base = decoder.model.base_model
     if not position:
         base(input_ids=torch.full((rows, 1), token, device=decoder.device), use_cache=False)
         return
-    if any(getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers):
+    if decoder.alibi or any(
+        getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers
+    ):
         base(
             input_ids=torch.full((rows, 1), token, device=decoder.device),
             position_ids=torch.full((1, 1), position, device=decoder.device),
