@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import ModelError
-from emovllm.models import public_model_id, resolve_model
+from emovllm.models import public_model_id
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.decoder import Decoder, find_decoder
+from emovllm_offline.model.load import load
 from emovllm_offline.refinement.refine import Training
 from emovllm_offline.validation.results import Plan, Validation
 
@@ -241,9 +239,8 @@ class _Opened:
 def _open(model: Any, tokenizer: Any) -> _Opened:
     """Raises: ModelError."""
     if model is None or isinstance(model, str | Path):
-        folder = resolve_model(None if model is None else str(model))
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        return _Opened(find_decoder(network), AutoTokenizer.from_pretrained(folder), public_model_id(folder))
+        loaded = load(None if model is None else str(model))
+        return _Opened(find_decoder(loaded.network), loaded.tokenizer, loaded.public_id)
     if tokenizer is None:
         raise ModelError("a model that is in memory needs its tokenizer: pass it as the argument after the model")
     return _Opened(find_decoder(model), tokenizer, public_model_id(model.name_or_path))
