@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from emovllm.errors import FilteredByEndpoint
 
+# Tokens beyond what was asked for, tried one after the other where an answer is cut off before it says anything:
+# models that think may need them.
+ROOMS = (0, 2000, 8000)
 # Thinking that no parser of the server has taken out of the text. A template may have opened it in the prompt.
 _NAMES = "think|thinking|thought|reasoning"
 _END = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)

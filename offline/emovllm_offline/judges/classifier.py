@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from emovllm.errors import JudgeError
-from emovllm_offline.judges.judge import NEUTRAL, Verdict
+from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 
 # An English RoBERTa for Ekman's six emotions and neutral.
 DEFAULT_MODEL = "j-hartmann/emotion-english-distilroberta-base"
@@ -27,6 +28,25 @@ DEFAULT_LABELS = {
     "others": NEUTRAL,
     "no emotion": NEUTRAL,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """model: a folder or id; labels: emotions by the model's names for them; device: of torch."""
+
+    model: str = option(
+        DEFAULT_MODEL, "the judge's model: its name at its endpoint; for hf a folder or id", metavar="M"
+    )
+    labels: Mapping[str, str] | None = option(
+        None, "emotions by the hf model's names for them", metavar="THEIRS=OURS,..."
+    )
+    device: str = option("cpu", "torch device of judges that run in this process")
+
+
+@judge("hf", "a text-classification model", Options)
+def make(emotions: Sequence[str], options: Options) -> HFJudge:
+    """Raises: JudgeError."""
+    return HFJudge(emotions, options.model, labels=options.labels, device=options.device)
 
 
 class HFJudge:

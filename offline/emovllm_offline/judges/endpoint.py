@@ -13,15 +13,12 @@ import openai
 
 from emovllm.environment import reach_loopback_directly
 from emovllm.errors import EmovllmError, EndpointError, FilteredByEndpoint, RefusedByEndpoint
-from emovllm_offline.judges.answer import Answer, answer_of
+from emovllm_offline.judges.answer import ROOMS, Answer, answer_of
 from emovllm_offline.judges.dialect import Body, Dialect, is_filter
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 Messages = list[dict[str, str]]
-# Tokens beyond what was asked for, tried one after the other where an answer is cut off before it says anything:
-# models that think may need them.
-ROOMS = (0, 2000, 8000)
 
 logger = logging.getLogger(__name__)
 

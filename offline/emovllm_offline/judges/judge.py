@@ -1,16 +1,39 @@
-"""Judges of replies: does a text express an emotion? Their interface, and their answers kept by content."""
+"""Judges of replies: does a text express an emotion? Their interface, their names, and their answers kept by content.
+
+A judge is one file of this folder, or a module that an entry point of another distribution names (group
+`emovllm.judges`), with a frozen dataclass of its options and a decorated function that makes it:
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        words: str | None = option(None, "its words", metavar="FILE")
+
+    @judge("counting", "counts words", Options)
+    def make(emotions: Sequence[str], options: Options) -> Judge: ...
+
+Every command that judges then knows it, with its options (`--judge-words FILE`). To tell of them, commands import these
+files: what is slow to import waits until a judge is made.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
 
 from emovllm.errors import JudgeError
+from emovllm_offline.storage.journal import Lines
 
+GROUP = "emovllm.judges"
+Opts = TypeVar("Opts")
 # The label of a text that expresses no emotion; it stands beside the emotions that a style names.
 NEUTRAL = "neutral"
 # The finish reason of a reply that an endpoint's content filter keeps back: there is nothing to judge.
@@ -52,6 +75,17 @@ class GradualJudge(Judge, Protocol):
         """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
 
 
+class _Answer(BaseModel):
+    """A line of the cache."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    match: bool
+    label: str | None
+    reason: str
+
+
 class CachedJudge:
     """A judge whose answers are kept in a file of JSON lines as they come, by name, config, target and text.
 
@@ -59,18 +93,11 @@ class CachedJudge:
     """
 
     def __init__(self, judge: Judge, path: str | Path) -> None:
-        """Raises: JudgeError where the file is not a judge's cache."""
+        """Raises: StoredError where the file is not a judge's cache."""
         self.name, self.config = judge.name, judge.config
         self._judge = judge
-        self._path = Path(path)
-        self._known: dict[str, Verdict] = {}
-        for number, line in enumerate(read_whole_lines(self._path), 1):
-            try:
-                entry = json.loads(line)
-                key = entry.pop("key")
-                self._known[key] = Verdict(**entry)
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise JudgeError(f"{self._path}, line {number}: not an answer of a judge; delete the file") from None
+        self._lines = Lines(Path(path), _Answer)
+        self._known = {row.key: Verdict(row.match, row.label, row.reason) for row in self._lines.rows}
 
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
         """As the judge itself, which is asked only for what it has not answered before, and once for equal texts."""
@@ -84,27 +111,159 @@ class CachedJudge:
     ) -> dict[str, Verdict]:
         """The verdicts on the texts at these places, by key."""
         answers: dict[str, Verdict] = {}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
 
-            def done(number: int, verdict: Verdict) -> None:
-                key = keys[places[number]]
-                answers[key] = verdict
-                if verdict.judged:
-                    self._known[key] = verdict
-                    file.write(_line(key, verdict))
-                    file.flush()
+        def done(number: int, verdict: Verdict) -> None:
+            key = keys[places[number]]
+            answers[key] = verdict
+            if verdict.judged:
+                self._known[key] = verdict
+                self._lines.append(_Answer(key=key, match=verdict.match, label=verdict.label, reason=verdict.reason))
 
-            new_texts, new_targets = [texts[i] for i in places], [targets[i] for i in places]
-            if isinstance(self._judge, GradualJudge):
-                self._judge.judge_each(new_texts, new_targets, done)
-            else:
-                for number, verdict in enumerate(self._judge.judge(new_texts, new_targets)):
-                    done(number, verdict)
+        new_texts, new_targets = [texts[i] for i in places], [targets[i] for i in places]
+        if isinstance(self._judge, GradualJudge):
+            self._judge.judge_each(new_texts, new_targets, done)
+        else:
+            for number, verdict in enumerate(self._judge.judge(new_texts, new_targets)):
+                done(number, verdict)
         return answers
 
     def _key(self, text: str, target: str) -> str:
         return hashlib.sha256(json.dumps([self.name, self.config, target, text], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A registered judge. options: a frozen dataclass; make: of the emotions and its options."""
+
+    name: str
+    about: str
+    options: type
+    make: Callable[[Sequence[str], Any], Judge]
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """Of a judge that has none."""
+
+
+class OptionField(NamedTuple):
+    """An option of one or several judges. flag: on the command line; None where a command has it under its own."""
+
+    name: str
+    type: str  # as annotated
+    default: Any
+    help: str
+    metavar: str | None
+    flag: str | None
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def option(default: Any, help: str, *, metavar: str | None = None, flag: str | None = "") -> Any:
+    """A field of a judge's options. flag: `--judge-NAME` of the field's name unless told; None for no flag."""
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "flag": flag})
+
+
+def judge(
+    name: str,
+    about: str,
+    options: type[Opts] = NoOptions,  # type: ignore[assignment]
+) -> Callable[[Callable[[Sequence[str], Opts], Judge]], Callable[[Sequence[str], Opts], Judge]]:
+    """Registers what makes a judge. about: a few words for the help of commands.
+
+    Raises: JudgeError where another judge has the name.
+    """
+
+    def register(make: Callable[[Sequence[str], Opts], Judge]) -> Callable[[Sequence[str], Opts], Judge]:
+        other = _KINDS.get(name)
+        if other is not None and other.make.__module__ != make.__module__:
+            raise JudgeError(f"two judges are called {name!r}, of {other.make.__module__} and of {make.__module__}")
+        _KINDS[name] = Kind(name, about, options, make)
+        return make
+
+    return register
+
+
+def judge_names() -> list[str]:
+    """Those of this package, then those of other distributions."""
+    return list(dict.fromkeys([*_packaged(), *(point.name for point in _points())]))
+
+
+def judge_kinds() -> list[Kind]:
+    """Every judge; without those of other distributions that cannot be imported, which only `make_judge` tells."""
+    kinds = []
+    for name in judge_names():
+        try:
+            kinds.append(_kind(name))
+        except JudgeError:
+            continue
+    return kinds
+
+
+def option_fields() -> list[OptionField]:
+    """The options of all judges, each name once: judges that share a name share its meaning."""
+    by_name: dict[str, OptionField] = {}
+    for kind in judge_kinds():
+        for field in dataclasses.fields(kind.options):
+            told = field.metadata
+            flag = f"--judge-{field.name.replace('_', '-')}" if told["flag"] == "" else told["flag"]
+            by_name.setdefault(
+                field.name,
+                OptionField(field.name, str(field.type), field.default, told["help"], told["metavar"], flag),
+            )
+    return list(by_name.values())
+
+
+def make_judge(name: str, emotions: Sequence[str], *, cache: str | Path | None = None, **values: Any) -> Judge:
+    """A judge of replies in these emotions, deterministic as far as its model is.
+
+    Args:
+        name: one of `judge_names`.
+        cache: file in which answers are kept by content, so that none is asked for twice; several judges may share it.
+        values: options, of which each judge takes its own; None stands for the default.
+
+    Raises: JudgeError, EmbeddingError, EndpointError; StoredError where the file is no cache; TypeError where no judge
+    has such an option.
+    """
+    kind = _kind(name)
+    own = {field.name for field in dataclasses.fields(kind.options)}
+    if unknown := set(values) - own - {field.name for field in option_fields()}:
+        raise TypeError(f"no judge has an option {', '.join(sorted(unknown))}")
+    options = kind.options(**{key: value for key, value in values.items() if key in own and value is not None})
+    made = kind.make(emotions, options)
+    return made if cache is None else CachedJudge(made, cache)
+
+
+def _kind(name: str) -> Kind:
+    """Raises: JudgeError where there is no such judge, or its module cannot be imported."""
+    packaged = _packaged()
+    if name in packaged:
+        return packaged[name]
+    point = next((point for point in _points() if point.name == name), None)
+    if point is None:
+        raise JudgeError(f"there is no judge {name!r}, only {', '.join(judge_names())}")
+    try:
+        point.load()
+    except Exception as error:  # what another distribution does wrong is its own
+        raise JudgeError(f"the judge {name!r} of {point.value} cannot be imported: {error}") from error
+    if name not in _KINDS:
+        raise JudgeError(f"{point.value} registers no judge {name!r}: its entry point must bear the judge's name")
+    return _KINDS[name]
+
+
+@functools.cache
+def _packaged() -> dict[str, Kind]:
+    """The judges of this folder. Only files with the decorator are imported: others import clients and models."""
+    modules = [path.stem for path in sorted(Path(__file__).parent.glob("*.py")) if "\n@judge(" in path.read_text()]
+    for module in modules:
+        import_module(f"{__package__}.{module}")
+    own = {f"{__package__}.{module}" for module in modules}
+    return {name: kind for name, kind in sorted(_KINDS.items()) if kind.make.__module__ in own}
+
+
+def _points() -> Iterator[EntryPoint]:
+    yield from entry_points(group=GROUP)
 
 
 def require_judged(name: str, verdicts: Sequence[Verdict]) -> None:
@@ -113,11 +272,6 @@ def require_judged(name: str, verdicts: Sequence[Verdict]) -> None:
         raise JudgeError(
             f"the judge {name} could judge none of {len(verdicts)} replies, the first because: {verdicts[0].reason}"
         )
-
-
-def _line(key: str, verdict: Verdict) -> str:
-    entry = {"key": key, "match": verdict.match, "label": verdict.label, "reason": verdict.reason}
-    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def read_whole_lines(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from emovllm.circuit import EmotionName
 from emovllm.errors import JudgeError
 from emovllm.files import read_json
-from emovllm_offline.judges.judge import NEUTRAL, Verdict
+from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 
 _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "lexicon.json"
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,6 +63,21 @@ def load_lexicon(path: str | Path | None = None) -> Lexicon:
     Raises: JudgeError, naming the file and what is wrong with it.
     """
     return read_json(_PACKAGED if path is None else Path(path), Lexicon, JudgeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """lexicon: a file."""
+
+    lexicon: str | None = option(
+        None, "word list of the lexicon judge (default: the packaged one)", metavar="FILE", flag="--lexicon"
+    )
+
+
+@judge("lexicon", "a word list", Options)
+def make(emotions: Sequence[str], options: Options) -> LexiconJudge:
+    """Raises: JudgeError."""
+    return LexiconJudge(emotions, load_lexicon(options.lexicon))
 
 
 class LexiconJudge:

@@ -7,6 +7,7 @@ not, `emovllm judge-report` measures (docs/results/judges.md).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,26 @@ from emovllm.errors import JudgeError
 from emovllm.files import write_atomically
 from emovllm_offline.judges import softmax
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, shared_embedder
-from emovllm_offline.judges.judge import Verdict
+from emovllm_offline.judges.judge import Verdict, judge, option
 from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences
 from emovllm_offline.judges.softmax import Softmax
 
 HEAD = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "local_head.safetensors"
 # By cross-validation on the sentences (docs/results/judges.md).
 PENALTY = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """device: of torch."""
+
+    device: str = option("cpu", "torch device of judges that run in this process")
+
+
+@judge("local", "sentence embeddings", Options)
+def make(emotions: Sequence[str], options: Options) -> LocalJudge:
+    """Raises: JudgeError, EmbeddingError."""
+    return LocalJudge(emotions, None if options.device == "cpu" else Embedder(options.device))
 
 
 class LocalJudge:

@@ -6,12 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint
-from emovllm_offline.judges.answer import Answer
-from emovllm_offline.judges.endpoint import ROOMS, Chat, Endpoint, Messages
-from emovllm_offline.judges.judge import NEUTRAL, Verdict
+from emovllm_offline.judges.answer import ROOMS, Answer
+from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+
+if TYPE_CHECKING:
+    from emovllm_offline.judges.endpoint import Chat, Endpoint, Messages
 
 TOLD = """You assess the style of short texts. You get a target emotion and a text. Decide whether the text is written \
 in the style of that emotion: its tone, its attitude and its choice of words are those of someone who feels it now.
@@ -31,6 +34,35 @@ ATTEMPTS = 3
 MAX_TOKENS = 200
 # Texts without a valid verdict after which a model that has given none at all is taken for no judge.
 PATIENCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """model, base_url: as its endpoint has them; concurrency: requests at a time."""
+
+    model: str | None = option(None, "the judge's model: its name at its endpoint; for hf a folder or id", metavar="M")
+    base_url: str | None = option(None, "the judge's OpenAI-compatible endpoint (default: OpenAI's)", metavar="URL")
+    concurrency: int = option(8, "requests at a time", flag=None)
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Raises: JudgeError where there is no model; EndpointError."""
+        from emovllm_offline.judges.endpoint import Endpoint
+
+        if self.model is None:
+            raise JudgeError(f"--judge {name} needs --judge-model")
+        return Endpoint(self.model, self.base_url, concurrency=self.concurrency)
+
+
+@judge("openai", "a model that is told the emotion", Options)
+def make_told(emotions: Sequence[str], options: Options) -> OpenAIJudge:
+    """Raises: JudgeError, EndpointError."""
+    return OpenAIJudge(options.endpoint("openai"))
+
+
+@judge("openai-blind", "a model that is not told the emotion", Options)
+def make_blind(emotions: Sequence[str], options: Options) -> BlindOpenAIJudge:
+    """Raises: JudgeError, EndpointError."""
+    return BlindOpenAIJudge(options.endpoint("openai-blind"), emotions)
 
 
 class _ModelJudge:

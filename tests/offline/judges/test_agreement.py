@@ -9,8 +9,7 @@ import pytest
 from emovllm.errors import JudgeError
 from emovllm_offline.judges import registry
 from emovllm_offline.judges.agreement import Agreement, agreement, cohens_kappa
-from emovllm_offline.judges.judge import CachedJudge, Verdict
-from emovllm_offline.judges.registry import JUDGES, make_judge
+from emovllm_offline.judges.judge import CachedJudge, Verdict, judge_names, make_judge
 
 
 def blind(labels, target="anger"):
@@ -90,13 +89,13 @@ def test_options_make_each_judge(tmp_path):
         assert isinstance(judge, CachedJudge)
         assert judge.name == name
     assert options().judge == "lexicon"
-    assert set(JUDGES) == {"openai", "openai-blind", "hf", "local", "lexicon"}
+    assert set(judge_names()) == {"openai", "openai-blind", "hf", "local", "lexicon"}
 
 
 def test_options_that_do_not_fit_are_told():
     with pytest.raises(JudgeError, match="--judge openai-blind needs --judge-model"):
         registry.from_options(options("--judge", "openai-blind"), ["anger"], None, 1)
-    with pytest.raises(JudgeError, match="there is no judge 'oracle', only local"):
+    with pytest.raises(JudgeError, match="there is no judge 'oracle', only hf, lexicon, local"):
         make_judge("oracle", ["anger"])
 
 

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSeque
 
 from emovllm.errors import JudgeError
 from emovllm_offline.judges.classifier import DEFAULT_MODEL, HFJudge
-from emovllm_offline.judges.judge import CachedJudge, Verdict
-from emovllm_offline.judges.registry import make_judge
+from emovllm_offline.judges.judge import CachedJudge, Verdict, make_judge
 
 EKMAN = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 EMOTIONS = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")

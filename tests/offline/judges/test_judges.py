@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from emovllm.errors import EndpointError, JudgeError, RefusedByEndpoint
+from emovllm.errors import EndpointError, JudgeError, RefusedByEndpoint, StoredError
 from emovllm_offline.data.styles import common_emotions, load_style
 from emovllm_offline.judges.endpoint import Endpoint
 from emovllm_offline.judges.judge import CachedJudge, Verdict
@@ -407,5 +407,5 @@ def test_cache_that_was_cut_off_loses_its_last_line_alone(tmp_path):
 def test_file_that_is_no_cache_is_refused(tmp_path):
     path = tmp_path / "cache.jsonl"
     path.write_text('{"other": 1}\n')
-    with pytest.raises(JudgeError, match=r"cache\.jsonl, line 1"):
+    with pytest.raises(StoredError, match=r"cache\.jsonl, line 1"):
         CachedJudge(Counting(), path)
