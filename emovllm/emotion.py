@@ -97,12 +97,12 @@ def nested_field(value: Any, depth: int = _DEPTH) -> str | None:
 
 def _meant_field(name: str, steered: bool) -> str | None:
     """The field that another name stands for, if any; beside an emotion, `strength` and the like do."""
-    candidates = [name.lower()] if name[:1].lower() == "e" else []
-    if steered:
-        candidates.append(f"emotion_{name.lower()}")
-    for candidate in candidates:
-        if close := difflib.get_close_matches(candidate, FIELDS, n=1, cutoff=_CLOSE):
-            return close[0]
+    misspelt = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=_CLOSE) if name[:1] in "eE" else []
+    if not misspelt and steered:
+        shorter = [field.removeprefix("emotion_") for field in FIELDS[1:]]
+        misspelt = [f"emotion_{close}" for close in difflib.get_close_matches(name.lower(), shorter, 1, _CLOSE)]
+    if misspelt:
+        return misspelt[0]
     return FIELDS[0] if looks_ours(name) else None
 
 

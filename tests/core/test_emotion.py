@@ -141,6 +141,8 @@ def test_a_field_in_the_wrong_place_or_misspelt_is_told_where_it_belongs(
         {"emotions": None, "metadata": {"emotion": None}},
         {"strength": 2, "scope": "all", "motion": 1, "options": {"deep": {"er": "emotion"}}},
         {"emotion": "anger", "seed": 1, "user": "emotion", "session": {"id": "emotion"}},
+        {"emotion": "anger", "a": 1, "n": 1, "id": 1, "top": 1, "best_of": 2, "some": 1, "": 1, "tag": 1, "echo": 1},
+        {"emotion": "anger", "score": 1, "stop_at": 1, "mode": 1, "model_id": 1, "metadata": {"stop": 1}},
     ],
 )
 def test_fields_that_are_ours_or_have_nothing_to_do_with_emotions_pass(fields: dict[str, Any]) -> None:
