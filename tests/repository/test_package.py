@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_offline_needs_no_vllm_and_no_server() -> None:
 def test_the_server_needs_no_offline() -> None:
     result = run(BLOCKED.format(names=["emovllm_offline"], module="emovllm_server.serve, emovllm_server.api.routes"))
     assert result.returncode == 0, result.stderr
+
+
+def test_templates_are_in_the_wheel() -> None:
+    """hatchling takes every file of a listed package, unless it is told otherwise."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert not {"include", "exclude", "only-include"} & set(wheel)
+    templates = [path for path in (ROOT / "offline").rglob("*.j2") if ".venv" not in path.parts]
+    assert len(templates) >= 4
+    for path in templates:
+        assert any(path.is_relative_to(ROOT / package) for package in wheel["packages"]), path
 
 
 def test_help_answers_in_half_a_second() -> None:

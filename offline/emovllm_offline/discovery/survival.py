@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from emovllm.errors import JudgeError, TooFewError
 from emovllm.files import write_json
 from emovllm_offline.data.styles import packaged_styles
+from emovllm_offline.reporting.tables import Table
 
 # Of the paper's 480 groups 448 survived. Below a dozen the mean differences are mostly those of single scenarios.
 MINIMUM = 12
@@ -124,21 +123,18 @@ class Survival:
 
     def table(self) -> Table:
         """Emotions by styles: accepted of judged."""
-        table = Table(title=f"accepted by {self.judge}")
-        table.add_column("emotion")
-        for style in self.judged:
-            table.add_column(style, justify="right")
-        for emotion in self.emotions():
-            cells = [f"{self.accepted[style][emotion]} of {self.judged[style][emotion]}" for style in self.judged]
-            table.add_row(emotion, *cells)
-        table.add_section()
-        table.add_row("complete groups", *(f"{count} of {self.items}" for count in self.complete.values()))
-        if any(sum(of_style.values()) for of_style in self.unjudged.values()):
-            table.add_row("not judged", *(str(sum(of_style.values())) for of_style in self.unjudged.values()))
-        return table
+        rows = [
+            [emotion, *(f"{self.accepted[style][emotion]} of {self.judged[style][emotion]}" for style in self.judged)]
+            for emotion in self.emotions()
+        ]
+        foot = [["complete groups", *(f"{count} of {self.items}" for count in self.complete.values())]]
+        unjudged = [sum(of_style.values()) for of_style in self.unjudged.values()]
+        if any(unjudged):
+            foot.append(["not judged", *map(str, unjudged)])
+        return Table(["emotion", *self.judged], rows, title=f"accepted by {self.judge}", foot=foot)
 
     def print(self) -> None:
-        Console().print(self.table())
+        self.table().print()
 
 
 def require(survival: Survival, minimum: int = MINIMUM) -> None:
