@@ -56,20 +56,39 @@ def load_circuit(source: str | os.PathLike[str]) -> Circuit:
 
 
 def resolve_circuit(source: str | os.PathLike[str]) -> Path:
-    """The local folder of a circuit; downloads it when `source` is a Hugging Face repository id."""
+    """The local folder of a circuit; downloads it when `source` can only be a Hugging Face repository id.
+
+    Raises: CircuitError.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
-        from huggingface_hub import snapshot_download
+    if not _may_be_repository(str(source)):
+        raise CircuitError(f"{source}: no such circuit folder{_beside(folder)}")
+    from huggingface_hub import snapshot_download
 
-        try:
-            return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
-        except Exception as error:
-            raise CircuitError(
-                f"{source}: neither a folder nor a repository that could be fetched ({error})"
-            ) from error
-    raise CircuitError(f"{source}: no such circuit folder")
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
+    except Exception as error:
+        raise CircuitError(
+            f"{source}: neither a folder ({folder.absolute()} does not exist) nor a Hugging Face repository that could "
+            f"be fetched ({error})"
+        ) from error
+
+
+def _may_be_repository(source: str) -> bool:
+    """Whether a name that is no folder is of the form owner/name, and no path of which the first part is there."""
+    owner, _, _ = source.partition("/")
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None and not Path(owner).exists()
+
+
+def _beside(folder: Path) -> str:
+    """What a missing folder may have been meant to be."""
+    try:
+        names = sorted(path.parent.name for path in folder.parent.glob(f"*/{JSON_NAME}"))
+    except (OSError, ValueError):
+        return ""
+    return f"; {folder.parent} has {', '.join(names[:8])}" if names else ""
 
 
 def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,14 @@ import safetensors.numpy
 from emovllm.circuit import (
     Circuit,
 )
-from emovllm.circuit_files import MAX_JSON_BYTES, MAX_TENSORS_BYTES, load_circuit, replace_spec, save_circuit
+from emovllm.circuit_files import (
+    MAX_JSON_BYTES,
+    MAX_TENSORS_BYTES,
+    load_circuit,
+    replace_spec,
+    resolve_circuit,
+    save_circuit,
+)
 from emovllm.errors import CircuitError
 from support.circuits import components
 
@@ -318,3 +326,38 @@ def test_a_circuit_whose_json_an_editor_saved_again_loads(tmp_path: Path, circui
     text = (tmp_path / "circuit.json").read_bytes()
     (tmp_path / "circuit.json").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
     assert load_circuit(tmp_path).digest() == circuit.digest()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What is asked of Hugging Face, which has nothing."""
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append(name)
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "source", ["circuits/typo", "./typo", "../typo", "/nowhere/typo", "~/no-typo", "typo", "a/b/c"]
+)
+def test_a_path_that_is_no_folder_is_not_looked_for_on_the_hub(source, hub, tmp_path, monkeypatch):
+    (tmp_path / "circuits" / "good").mkdir(parents=True)
+    (tmp_path / "circuits" / "good" / "circuit.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CircuitError, match=f"^{re.escape(source)}: no such circuit folder") as caught:
+        resolve_circuit(source)
+    assert ("circuits has good" in str(caught.value)) == (source == "circuits/typo")
+    assert not hub
+
+
+def test_what_may_be_a_repository_is_told_with_both_attempts(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CircuitError, match=r"owner/name: neither a folder \(.*owner/name does not exist\) nor a Hugging"
+    ):
+        resolve_circuit("owner/name")
+    assert hub == ["owner/name"]
