@@ -17,6 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _LINE_SECONDS = 5.0
 _STAGE_SECONDS = 10.0
 
+# The stage of vLLM's engine, and how long it may take.
+ENGINE_START = "Starting the engine"
+ENGINE_START_HINT = "with settings that are new it compiles, which takes a minute or more"
+
 T = TypeVar("T")
 
 

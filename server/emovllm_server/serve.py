@@ -14,9 +14,9 @@ from emovllm.engine.config import KEY
 from emovllm.errors import CircuitError, OptionsError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.plugin import name_plugins
-from emovllm_server import starting
 from emovllm_server.arguments import parse
 from emovllm_server.options import settings
+from emovllm_server.starting import starting
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,11 +83,8 @@ def _run(args: argparse.Namespace) -> int:
     # subcommand does.
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    starting.begin()
-    try:
+    with starting():
         ServeSubcommand.cmd(args)
-    finally:
-        starting.end(done=False)
     if shutdown.died():
         print("emovllm: the engine ended unexpectedly, and the server with it; see above for why", file=sys.stderr)
         return 1

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from emovllm.progress import Stage
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from emovllm.progress import ENGINE_START, ENGINE_START_HINT, Stage
 
 _stage: Stage | None = None
 
 
-def begin() -> None:
-    """The engine starts, in processes of its own."""
+@contextmanager
+def starting() -> Iterator[None]:
+    """The engine starts in this block, in processes of its own, and has done so with `ready`; a block that ends before
+    has failed."""
     global _stage
-    _stage = Stage("Starting the engine", hint="with settings that are new it compiles, which takes a minute or more")
-
-
-def end(done: bool = True) -> None:
-    """The engine is there, or has failed. Nothing happens where no start was told of."""
-    global _stage
-    if _stage is not None:
-        _stage.end(done)
+    stage = _stage = Stage(ENGINE_START, hint=ENGINE_START_HINT)
+    try:
+        yield
+    finally:
+        stage.end(done=False)
         _stage = None
+
+
+def ready() -> None:
+    """The engine is there. Nothing happens where no start was told of, as under plain vLLM."""
+    if _stage is not None:
+        _stage.end()

@@ -23,7 +23,7 @@ from emovllm.circuit_files import load_circuit
 from emovllm.errors import OwnRepliesError
 from emovllm.files import write_atomically
 from emovllm.models import public_model_id, resolve_model
-from emovllm.progress import Bar, stage
+from emovllm.progress import ENGINE_START, ENGINE_START_HINT, Bar, stage
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.prompts import render
@@ -216,7 +216,7 @@ def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sa
     """A vLLM engine in processes of its own, which end with the sampler."""
 
     cpu.prepare()
-    with stage("Starting the engine", hint="with settings that are new it compiles, which takes a minute or more"):
+    with stage(ENGINE_START, hint=ENGINE_START_HINT):
         from vllm import LLM, SamplingParams, TokensPrompt
 
         engine = LLM(

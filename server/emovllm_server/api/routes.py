@@ -22,6 +22,7 @@ from emovllm_server import starting
 from emovllm_server.api.middleware import EmotionMiddleware
 from emovllm_server.api.openapi import describe_emotions
 from emovllm_server.metrics import collectors
+from emovllm_server.metrics.install import install
 
 ADMIN_HEADER = "x-emovllm-admin-key"
 
@@ -103,12 +104,12 @@ class EmotionRoutes:
         if configured and served is None:
             raise Unsupported("a circuit is configured, but this server's engine has none")
         state.emotions = served
-        collectors.install(engine_client, served.circuits if served is not None else {})
+        install(engine_client, served.circuits if served is not None else {})
         state.emotion_admin_key = os.environ.get(ADMIN_KEY) or None
         state.emotion_admin = None
         if served is not None and state.emotion_admin_key is not None:
             state.emotion_admin = Admin(engine_client, served)
-        starting.end()
+        starting.ready()
 
 
 async def list_emotions(request: Request) -> EmotionList:

@@ -13,9 +13,9 @@ import httpx
 from emovllm.engine.config import KEY
 from emovllm.errors import EngineDied, Unsupported
 from emovllm.progress import Bar
-from emovllm_server import starting
 from emovllm_server.batch.answers import answer
 from emovllm_server.batch.files import Replies
+from emovllm_server.starting import starting
 
 
 async def answer_batch(args: argparse.Namespace, replies: Replies) -> None:
@@ -29,18 +29,19 @@ async def answer_batch(args: argparse.Namespace, replies: Replies) -> None:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     vllm = vllm_server()
-    starting.begin()
-    async with vllm.build_async_engine_client(args, usage_context=UsageContext.OPENAI_BATCH_RUNNER) as engine:
-        if KEY not in (engine.vllm_config.additional_config or {}):
-            raise Unsupported("the engine has no circuit")
-        identity = engine_identity(engine.vllm_config)
-        replies.check_engine(identity)
-        tasks = await engine.get_supported_tasks()
-        app = vllm.build_app(args, tasks, engine.model_config)
-        await vllm.init_app_state(engine, app.state, args, tasks)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None) as client:
-            await _answer_all(engine, client, replies, identity)
+    context = UsageContext.OPENAI_BATCH_RUNNER
+    with starting():
+        async with vllm.build_async_engine_client(args, usage_context=context) as engine:
+            if KEY not in (engine.vllm_config.additional_config or {}):
+                raise Unsupported("the engine has no circuit")
+            identity = engine_identity(engine.vllm_config)
+            replies.check_engine(identity)
+            tasks = await engine.get_supported_tasks()
+            app = vllm.build_app(args, tasks, engine.model_config)
+            await vllm.init_app_state(engine, app.state, args, tasks)
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None) as client:
+                await _answer_all(engine, client, replies, identity)
 
 
 def vllm_server() -> Any:

@@ -12,8 +12,6 @@ from typing import Any, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from emovllm import __version__
-from emovllm.catalogue import Served
 from emovllm.circuit import CircuitSpec
 from emovllm.errors import Reason
 
@@ -158,23 +156,6 @@ def metrics() -> Metrics:
     if _metrics is None:
         _metrics = Metrics()
     return _metrics
-
-
-def install(engine_client: Any, circuits: Mapping[str, Served]) -> None:
-    """Counts this API server process's requests from now on. Idempotent.
-
-    Args:
-        circuits: the circuits served, by name.
-    """
-    import vllm
-
-    from emovllm_server.metrics.requests import watch
-
-    metrics().build.labels(__version__, vllm.__version__).set(1)
-    for name, served in circuits.items():
-        circuit_info(name, served.digest, served.spec)
-    if engine_client is not None:
-        watch(engine_client.log_stats)
 
 
 def circuit_info(name: str, digest: str, spec: CircuitSpec, *, loaded: bool = True) -> None:

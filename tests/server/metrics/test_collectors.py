@@ -14,6 +14,7 @@ from emovllm import __version__
 from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm.engine.frontend import Served
 from emovllm_server.metrics import collectors, requests
+from emovllm_server.metrics.install import install
 
 DIGEST = "d" * 64
 SPEC = CircuitSpec(
@@ -265,8 +266,8 @@ def test_circuits_and_versions_are_told(counted: Counted, engine: Engine) -> Non
     class Client:
         log_stats = True
 
-    collectors.install(Client(), {"first": Served("first", SPEC, DIGEST, frozenset(), 0)})
-    collectors.install(None, {})
+    install(Client(), {"first": Served("first", SPEC, DIGEST, frozenset(), 0)})
+    install(None, {})
     assert counted.value("emovllm_build_info", version=__version__, vllm_version=vllm.__version__) == 1
     info = {"name": "first", "digest": DIGEST, "model": "a/model", "emotions": "anger,fear"}
     assert counted.value("emovllm_circuit_info", **info) == 1

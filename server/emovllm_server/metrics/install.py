@@ -1,0 +1,26 @@
+"""Counting of an API server process's requests, from when its engine is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from emovllm import __version__
+from emovllm.catalogue import Served
+from emovllm_server.metrics.collectors import circuit_info, metrics
+from emovllm_server.metrics.requests import watch
+
+
+def install(engine_client: Any, circuits: Mapping[str, Served]) -> None:
+    """Counts this API server process's requests from now on. Idempotent.
+
+    Args:
+        circuits: the circuits served, by name.
+    """
+    import vllm
+
+    metrics().build.labels(__version__, vllm.__version__).set(1)
+    for name, served in circuits.items():
+        circuit_info(name, served.digest, served.spec)
+    if engine_client is not None:
+        watch(engine_client.log_stats)
