@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from emovllm.emotion import Wire
 from emovllm.engine.coefficients import Coefficients
 
 NAMES = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
@@ -39,7 +40,7 @@ class Steps:
 
     def join(self, req_id: str) -> None:
         weights = {NAMES[self.number % 6]: 0.5, NAMES[(self.number + 1) % 6]: 0.25}
-        wire = {"circuit": "circuit", "weights": weights, "scope": "generation"} if self.steered else None
+        wire = Wire("circuit", weights, "generation") if self.steered else None
         self.coefficients.join(req_id, wire, PROMPT)
 
     def decode(self) -> None:

@@ -6,18 +6,15 @@ Needs neither torch nor vLLM.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.baseline import layer_key, steered_layers
 from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, site_key
-from emovllm.emotion import FIELDS, Emotion, Method, resolve, short
+from emovllm.emotion import Emotion, Method, Options, Wire, short
 from emovllm.errors import EmotionError
-
-# Asks for the plain model, where the operator has set a default emotion.
-NONE = "none"
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -83,9 +80,9 @@ class Applied(NamedTuple):
         method = "" if self.method == "circuit" else f"; method={self.method}"
         return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{method}"
 
-    def wire(self) -> dict[str, Any] | None:
-        """For engine and workers (`Emotion.to_wire`)."""
-        return self.emotion.to_wire(self.served.digest) if self.emotion is not None else None
+    def wire(self) -> Wire | None:
+        """For engine and workers."""
+        return self.emotion.wire(self.served.digest) if self.emotion is not None else None
 
 
 @dataclass(slots=True)
@@ -113,37 +110,24 @@ class Catalogue:
         return catalogue
 
     def resolve(self, fields: Mapping[str, Any]) -> Applied | None:
-        """Checks a request's fields (`emovllm.emotion.resolve`), with the names of circuits and the policy.
+        """Reads a request's fields (`emovllm.emotion.Options`), with the names of circuits and the policy.
 
         `emotion` may name a circuit, `a/anger`, and must where several have that emotion; a blend is of one circuit.
 
         Returns: None where the request gets the plain model and asked for no emotion.
         Raises: EmotionError, with the accepted values in its message.
         """
-        asked = dict(fields)
-        if asked.get("emotion") is None and self.policy.default_emotion is not None:
-            asked["emotion"] = self.policy.default_emotion
-        emotion = asked.get("emotion")
-        if emotion == NONE:
-            for name in FIELDS[1:]:
-                if asked.get(name) is not None:
-                    raise EmotionError(name, f"{name} has no meaning with emotion {NONE!r}")
+        if fields.get("emotion") is None and self.policy.default_emotion is not None:
+            fields = {**fields, "emotion": self.policy.default_emotion}
+        options = Options.read(fields, self._accepted)
+        if not options.weights:
             return None
-        if emotion is None and all(asked.get(name) is None for name in FIELDS[1:]):
-            return None
-        if isinstance(emotion, str):
-            emotion = {emotion: 1.0}
-        if not isinstance(emotion, Mapping) or not emotion:
-            resolve(asked, self._offered())
-            raise AssertionError("what names no emotion is refused")
-        served, mix = self._locate(emotion)
-        resolved = resolve({**asked, "emotion": mix}, served.spec, self.methods)
-        strength = asked.get("emotion_strength")
-        strength = 1.0 if strength is None else float(strength)
-        weights = {name: float(weight) for name, weight in mix.items()}
-        self._within_limits(served, weights, strength, asked)
-        scope = asked.get("emotion_scope") or served.spec.scope
-        return Applied(served, weights, strength, resolved, scope, asked.get("emotion_method") or "circuit")
+        served, mix = self._locate(options.weights)
+        options = replace(options, emotion=mix)
+        emotion = options.of(served.spec, self.methods)
+        self._within_limits(options)
+        scope = options.emotion_scope or served.spec.scope
+        return Applied(served, mix, options.strength, emotion, scope, options.method)
 
     def offers(self) -> Iterator[tuple[Served, EmotionSpec, str]]:
         """Each emotion that requests may use, with its circuit and the shortest name it answers to."""
@@ -189,14 +173,8 @@ class Catalogue:
         starts = range(capacity - emotions + 1)
         return next((first for first in starts if taken.isdisjoint(range(first, first + emotions))), None)
 
-    def _offered(self) -> CircuitSpec:
-        """A specification with all that is offered, for messages."""
-        specs = [served.spec for served in self.circuits.values()]
-        named = {name: emotion.model_copy(update={"name": name}) for _, emotion, name in self.offers()}
-        return specs[0].model_copy(update={"emotions": tuple(named.values())})
-
-    def _locate(self, emotion: Mapping[Any, Any]) -> tuple[Served, dict[str, Any]]:
-        mix: dict[str, Any] = {}
+    def _locate(self, emotion: Mapping[str, float]) -> tuple[Served, dict[str, float]]:
+        mix: dict[str, float] = {}
         found: Served | None = None
         for key, weight in emotion.items():
             served, name = self._parse(key)
@@ -239,14 +217,12 @@ class Catalogue:
         which = "this circuit has" if len(self.circuits) == 1 else "these circuits have"
         return f"{which} {', '.join(offered)}"
 
-    def _within_limits(
-        self, served: Served, mix: Mapping[str, float], strength: float, asked: Mapping[str, Any]
-    ) -> None:
+    def _within_limits(self, options: Options) -> None:
         limit = self.policy.max_strength
         if limit is None:
             return
-        for name, weight in mix.items():
-            if abs(weight * strength) > limit * (1 + 1e-9):
-                parameter = "emotion" if asked.get("emotion_strength") is None else "emotion_strength"
-                message = f"{name} at strength {weight * strength:g} is over this server's maximum of {limit:g}"
-                raise EmotionError(parameter, message, "over_maximum")
+        for name, weight in options.weights.items():
+            strength = weight * options.strength
+            if abs(strength) > limit * (1 + 1e-9):
+                message = f"{name} at strength {strength:g} is over this server's maximum of {limit:g}"
+                raise EmotionError(options.strength_field, message, "over_maximum")

@@ -1,24 +1,31 @@
 """What a request may ask for: `emotion`, its strength, scope and method, and what they resolve to.
 
-Needs neither torch nor vLLM: the server, the engine and offline callers share it.
+A request's fields are read once, into `Options`; these and a circuit make an `Emotion`, whose `Wire` crosses to the
+engine. Needs neither torch nor vLLM: the server, the engine and offline callers share it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import Field, TypeAdapter
 
 from emovllm.circuit import CircuitSpec, Scope
 from emovllm.errors import EmotionError
 
 Method = Literal["circuit", "steering"]
-FIELDS = ("emotion", "emotion_strength", "emotion_scope", "emotion_method")
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 METHODS: tuple[Method, ...] = get_args(Method)
+# Asks for the plain model, where the operator has set a default emotion.
+NONE = "none"
+# Where what is ours lies among what is others': in vLLM's `additional_config` and `extra_args`.
+KEY = "emovllm"
 # Objects that clients put fields into, and that no server takes a field from.
 NESTS = ("extra_body", "custom_params", "metadata")
 # Of objects within objects, how many are looked through for emotion fields.
@@ -27,6 +34,114 @@ _DEPTH = 4
 _CLOSE = 0.85
 # The largest strength of steering, whose 1.0 is the paper's: beyond, a model only stammers.
 MAX_STEERING = 4.0
+
+Weights = Annotated[dict[str, float], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a request asks for, by field; None where it is not given. A name stands for its weight of 1.
+
+    The descriptions are those of the server's OpenAPI document.
+    """
+
+    emotion: Annotated[
+        str | Weights | None,
+        Field(
+            description="An emotion that GET /v1/emotions lists, weights of several, or `none` for the plain model.",
+            examples=["anger", {"anger": 0.7, "fear": 0.3}],
+        ),
+    ] = None
+    emotion_strength: Annotated[
+        float | None, Field(description="1.0 is the recommended strength and the default; negative suppresses.")
+    ] = None
+    emotion_scope: Annotated[
+        Scope | None,
+        Field(description="What is steered: the prompt's last token and the reply, the prompt's last alone, or all."),
+    ] = None
+    emotion_method: Annotated[
+        Method | None,
+        Field(description="The baseline `steering` is for evaluations: the engine must be started with it."),
+    ] = None
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any], accepted: Callable[[], str] = str) -> Options:
+        """Reads a request's fields, each of its type; those that are not ours are left alone.
+
+        Args:
+            accepted: tells the emotions that there are, for messages.
+        Raises: EmotionError.
+        """
+        given = {name: value for name in FIELDS if (value := fields.get(name)) is not None}
+        emotion = given.get("emotion")
+        if emotion is None or emotion == NONE:
+            for name in given.keys() - {"emotion"}:
+                if emotion is None:
+                    raise EmotionError(name, f"{name} needs `emotion`: {accepted()}")
+                raise EmotionError(name, f"{name} has no meaning with emotion {NONE!r}")
+            return cls(emotion)
+        return cls(**{name: _READERS[name](value, accepted) for name, value in given.items()})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What is asked for of each emotion; nothing, for the plain model."""
+        return self.emotion if isinstance(self.emotion, dict) else {}
+
+    @property
+    def strength(self) -> float:
+        return 1.0 if self.emotion_strength is None else self.emotion_strength
+
+    @property
+    def method(self) -> Method:
+        return self.emotion_method or "circuit"
+
+    @property
+    def strength_field(self) -> str:
+        """The field at fault where an emotion is too strong."""
+        return "emotion" if self.emotion_strength is None else "emotion_strength"
+
+    def of(self, circuit: CircuitSpec, methods: Sequence[Method] = ("circuit",)) -> Emotion | None:
+        """What the options are, of a circuit; None where nothing is to be injected.
+
+        Args:
+            methods: those that can be served.
+        Raises: EmotionError, with the accepted values in its message.
+        """
+        if self.method not in methods:
+            raise EmotionError(
+                "emotion_method",
+                f"emotion_method {self.method} is for evaluation: the engine must be started with it, by "
+                'additional_config {"emovllm": {"steering": true}} and a circuit that holds directions',
+            )
+        lambdas = {name: self._lambda(name, weight * self.strength, circuit) for name, weight in self.weights.items()}
+        weights = tuple(sorted((name, value) for name, value in lambdas.items() if value != 0))
+        return Emotion(weights, self.emotion_scope or circuit.scope, self.method) if weights else None
+
+    def _lambda(self, name: str, strength: float, circuit: CircuitSpec) -> float:
+        try:
+            spec = circuit.emotion(name)
+        except KeyError:
+            message = f"unknown emotion {short(name)}; {accepted_by(circuit)}"
+            raise EmotionError("emotion", message, "unknown_emotion") from None
+        steering = self.method == "steering"
+        unit, maximal = (1.0, MAX_STEERING) if steering else (spec.recommended, spec.maximal)
+        if not abs(strength * unit) <= maximal * (1 + 1e-9):
+            raise EmotionError(
+                self.strength_field,
+                f"{name} at strength {strength:g} is over {'steering' if steering else 'the circuit'}'s maximum of "
+                f"{maximal / unit:g} (1.0 is the recommended strength)",
+                "over_maximum",
+            )
+        return strength * unit
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Options))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of each field."""
+    properties: dict[str, Any] = TypeAdapter(Options).json_schema()["properties"]
+    return properties
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +156,102 @@ class Emotion:
     scope: Scope
     method: Method = "circuit"
 
-    def to_wire(self, circuit_digest: str) -> dict[str, Any]:
-        """The form that travels in `SamplingParams.extra_args["emovllm"]`, to engine and workers."""
-        wire = {"circuit": circuit_digest, "weights": dict(self.weights), "scope": self.scope}
-        return wire if self.method == "circuit" else {**wire, "method": self.method}
-
-    @staticmethod
-    def from_wire(wire: Mapping[str, Any]) -> Emotion:
-        return Emotion(tuple(wire["weights"].items()), wire["scope"], wire.get("method", "circuit"))
+    def wire(self, circuit_digest: str) -> Wire:
+        return Wire(circuit_digest, dict(self.weights), self.scope, self.method)
 
 
-def cache_key(wire: Mapping[str, Any]) -> str:
-    """A stable text for the prefix cache: equal exactly when the injected vectors and positions are."""
-    return json.dumps([wire["circuit"], sorted(wire["weights"].items()), wire["scope"], wire.get("method", "circuit")])
+class Wire(NamedTuple):
+    """An emotion on its way to engine and workers, in `SamplingParams.extra_args["emovllm"]`, as a list once it
+    has crossed to another process.
+
+    circuit: its digest. prompt_len: of the request's prompt, where that is shorter than vLLM's for it: each step of a
+    beam is a request whose prompt holds generated tokens.
+    """
+
+    circuit: str
+    weights: dict[str, float]
+    scope: Scope
+    method: Method = "circuit"
+    prompt_len: int | None = None
+
+    @classmethod
+    def of(cls, params: Any) -> Wire | None:
+        """The resolved emotion of a request's sampling parameters, or None."""
+        value = (params.extra_args or {}).get(KEY) if params is not None else None
+        return cls(*value) if value is not None else None
+
+    def prompt_length(self, prompt_len: int) -> int:
+        """The length of the request's prompt, which vLLM takes for `prompt_len`."""
+        return prompt_len if self.prompt_len is None else self.prompt_len
+
+    def cache_key(self) -> str:
+        """A stable text for the prefix cache: equal exactly when the injected vectors and positions are."""
+        return json.dumps([self.circuit, sorted(self.weights.items()), self.scope, self.method])
+
+    def __deepcopy__(self, memo: Any) -> Wire:
+        # Nobody changes one, and vLLM copies each request's parameters.
+        return self
+
+
+def resolve(
+    fields: Mapping[str, Any], circuit: CircuitSpec, methods: Sequence[Method] = ("circuit",)
+) -> Emotion | None:
+    """`Options.read`, of one circuit: what a request's fields resolve to; None where nothing is to be injected.
+
+    Raises: EmotionError, with the accepted values in its message.
+    """
+    return Options.read(fields, lambda: accepted_by(circuit)).of(circuit, methods)
+
+
+def _read_weights(emotion: Any, accepted: Callable[[], str]) -> dict[str, float]:
+    if isinstance(emotion, str):
+        return {emotion: 1.0}
+    if not isinstance(emotion, Mapping):
+        message = f"emotion must be a name or an object of weights, got {short(emotion)}; {accepted()}"
+        raise EmotionError("emotion", message)
+    if not emotion:
+        raise EmotionError("emotion", f"emotion is empty; {accepted()}")
+    return {name: _read_weight(name, weight) for name, weight in emotion.items()}
+
+
+def _read_weight(name: Any, weight: Any) -> float:
+    return _read_number("emotion", weight, f'a finite number for each emotion, such as {{"{str(name)[:60]}": 0.5}}')
+
+
+def _read_number(parameter: str, value: Any, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
+    return number
+
+
+def _read_choice(parameter: str, value: Any, choices: Sequence[str]) -> Any:
+    if value not in choices:
+        raise EmotionError(parameter, f"{parameter} must be one of {', '.join(choices)}, got {short(value)}")
+    return value
+
+
+_READERS: dict[str, Callable[[Any, Callable[[], str]], Any]] = {
+    "emotion": _read_weights,
+    "emotion_strength": lambda value, _: _read_number("emotion_strength", value, "a finite number, such as 1.0"),
+    "emotion_scope": lambda value, _: _read_choice("emotion_scope", value, SCOPES),
+    "emotion_method": lambda value, _: _read_choice("emotion_method", value, METHODS),
+}
+
+
+def accepted_by(circuit: CircuitSpec) -> str:
+    return f"this circuit has {', '.join(spec.name for spec in circuit.emotions)}"
+
+
+def short(value: Any) -> str:
+    """A client's value as an error message may repeat it: what it is, and no more than 60 characters of it."""
+    text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else str(value)
+    return repr(text[:60] + "..." if len(text) > 60 else text)
 
 
 def refuse_misplaced(fields: Mapping[str, Any]) -> None:
@@ -104,99 +302,3 @@ def _meant_field(name: str, steered: bool) -> str | None:
     if misspelt:
         return misspelt[0]
     return FIELDS[0] if looks_ours(name) else None
-
-
-def resolve(
-    fields: Mapping[str, Any], circuit: CircuitSpec, methods: Sequence[Method] = ("circuit",)
-) -> Emotion | None:
-    """Checks a request's fields against a circuit.
-
-    Args:
-        fields: any of `emotion` (a name, or a dict of weights), `emotion_strength` (a number, 1.0 being the
-            circuit's recommendation), `emotion_scope` and `emotion_method`. None counts as not given.
-        methods: those that can be served.
-    Returns: None where nothing is to be injected.
-    Raises: EmotionError, with the accepted values in its message.
-    """
-    emotion, strength, scope, method = (fields.get(name) for name in FIELDS)
-    if emotion is None:
-        for name in FIELDS[1:]:
-            if fields.get(name) is not None:
-                raise EmotionError(name, f"{name} needs `emotion`: {_accepted(circuit)}")
-        return None
-    factor = 1.0 if strength is None else _number("emotion_strength", strength, "a finite number, such as 1.0")
-    weights = _weights(emotion, circuit)
-    if scope is not None and scope not in SCOPES:
-        raise EmotionError("emotion_scope", f"emotion_scope must be one of {', '.join(SCOPES)}, got {short(scope)}")
-    method = _method(method, methods)
-    lambdas = {}
-    for name, weight in weights.items():
-        spec = circuit.emotion(name)
-        unit, maximal = (1.0, MAX_STEERING) if method == "steering" else (spec.recommended, spec.maximal)
-        value = weight * factor * unit
-        if not abs(value) <= maximal * (1 + 1e-9):
-            limit = "steering's" if method == "steering" else "the circuit's"
-            raise EmotionError(
-                "emotion" if strength is None else "emotion_strength",
-                f"{name} at strength {weight * factor:g} is over {limit} maximum of "
-                f"{maximal / unit:g} (1.0 is the recommended strength)",
-                "over_maximum",
-            )
-        if value != 0:
-            lambdas[name] = value
-    return Emotion(tuple(sorted(lambdas.items())), scope or circuit.scope, method) if lambdas else None
-
-
-def _method(method: Any, methods: Sequence[Method]) -> Method:
-    if method is None:
-        return "circuit"
-    if method not in METHODS:
-        raise EmotionError("emotion_method", f"emotion_method must be one of {', '.join(methods)}, got {short(method)}")
-    if method not in methods:
-        raise EmotionError(
-            "emotion_method",
-            f"emotion_method {method} is for evaluation: the engine must be started with it, by "
-            'additional_config {"emovllm": {"steering": true}} and a circuit that holds directions',
-        )
-    return method  # type: ignore[no-any-return]
-
-
-def _weights(emotion: Any, circuit: CircuitSpec) -> dict[str, float]:
-    names = {spec.name for spec in circuit.emotions}
-    if isinstance(emotion, str):
-        emotion = {emotion: 1.0}
-    if not isinstance(emotion, Mapping):
-        raise EmotionError(
-            "emotion", f"emotion must be a name or an object of weights, got {short(emotion)}; {_accepted(circuit)}"
-        )
-    if not emotion:
-        raise EmotionError("emotion", f"emotion is empty; {_accepted(circuit)}")
-    for name in emotion:
-        if name not in names:
-            raise EmotionError("emotion", f"unknown emotion {short(name)}; {_accepted(circuit)}", "unknown_emotion")
-    return {
-        name: _number("emotion", weight, f'a finite number for each emotion, such as {{"{name}": 0.5}}')
-        for name, weight in emotion.items()
-    }
-
-
-def _number(parameter: str, value: Any, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
-    return number
-
-
-def _accepted(circuit: CircuitSpec) -> str:
-    return f"this circuit has {', '.join(spec.name for spec in circuit.emotions)}"
-
-
-def short(value: Any) -> str:
-    """A client's value as an error message may repeat it: what it is, and no more than 60 characters of it."""
-    text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else str(value)
-    return repr(text[:60] + "..." if len(text) > 60 else text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import os
+from collections.abc import Callable
 from typing import Any
+
+from emovllm.engine.patching import patches
 
 _NAME = "emovllm"
 # Those that vLLM loads when VLLM_PLUGINS is not set.
@@ -23,28 +25,24 @@ def register() -> None:
     It wraps one function, which reads the configuration: where no circuit is configured, nothing else is touched or
     imported. Engine and worker processes need no more: the configuration names our classes.
     """
-    from vllm.engine.arg_utils import EngineArgs
+    configure.install()
 
-    original = EngineArgs.create_engine_config
-    if hasattr(original, "_emovllm"):
-        return
 
-    @functools.wraps(original)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        vllm_config = original(self, *args, **kwargs)
-        additional = vllm_config.additional_config
-        if isinstance(additional, dict) and additional.get("emovllm") is not None:
-            from emovllm.engine import config, frontend, shutdown
+@patches("vllm.engine.arg_utils.EngineArgs.create_engine_config")
+def configure(create_engine_config: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    vllm_config = create_engine_config(self, *args, **kwargs)
+    additional = vllm_config.additional_config
+    if isinstance(additional, dict) and additional.get("emovllm") is not None:
+        from emovllm.engine import config, handshake, registry, requests, shutdown
 
-            circuits = config.configure(vllm_config)
-            if circuits is not None:
-                name_plugins()
-                frontend.serve(vllm_config, circuits)
-                shutdown.watch()
-        return vllm_config
-
-    create_engine_config._emovllm = True  # type: ignore[attr-defined]
-    EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+        circuits = config.configure(vllm_config)
+        if circuits is not None:
+            name_plugins()
+            registry.register(vllm_config, circuits)
+            requests.install()
+            handshake.install()
+            shutdown.watch.install()
+    return vllm_config
 
 
 def name_plugins() -> None:

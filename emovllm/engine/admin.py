@@ -12,8 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from emovllm.catalogue import Catalogue, CircuitName, Served
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
-from emovllm.engine.config import check_directions, check_model, emotion_of, settings_of
-from emovllm.engine.frontend import ask_engines, check_workers, wrap
+from emovllm.emotion import Wire
+from emovllm.engine.config import check_directions, check_model
+from emovllm.engine.handshake import ask_engines, check_workers
+from emovllm.engine.patching import patches
+from emovllm.engine.settings import settings_of
 from emovllm.errors import AdminError, CircuitError, EmotionError, Unsupported
 
 # Between two looks at the requests that still use a circuit; longer than a request is on its way into the engine.
@@ -39,7 +42,7 @@ class Admin:
         self._settings, self._capacity = settings, settings.capacity
         self._root = Path(settings.circuit_root).resolve()
         self._turn = asyncio.Lock()
-        _remember_emotions()
+        remember_emotions.install()
 
     async def load(self, name: str, path: str) -> Served:
         """Serves the circuit in the folder `path` of the root as `name`.
@@ -141,19 +144,11 @@ def _raise_first(errors: list[str | None]) -> None:
             raise Unsupported(error)
 
 
-def _remember_emotions() -> None:
+@patches("vllm.v1.engine.output_processor.OutputProcessor.add_request")
+def remember_emotions(add_request: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """Has vLLM's state of each request say which circuit it uses."""
-    from vllm.v1.engine.output_processor import OutputProcessor
-
-    wrap(OutputProcessor, "add_request", _remembering)
-
-
-def _remembering(add_request: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        result = add_request(self, request, *args, **kwargs)
-        wire = emotion_of(request.sampling_params)
-        if wire is not None:
-            self.request_states[request.request_id].emotion_circuit = wire["circuit"]
-        return result
-
-    return wrapped
+    result = add_request(self, request, *args, **kwargs)
+    wire = Wire.of(request.sampling_params)
+    if wire is not None:
+        self.request_states[request.request_id].emotion_circuit = wire.circuit
+    return result

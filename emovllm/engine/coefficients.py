@@ -8,13 +8,12 @@ and speculative decoding all give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from emovllm.engine.config import prompt_length
+from emovllm.emotion import Wire
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -69,11 +68,11 @@ class Coefficients:
         """Forgets a circuit, which no request uses any more."""
         self._columns.pop(circuit, None)
 
-    def join(self, req_id: str, wire: Mapping[str, Any] | None, prompt_len: int) -> None:
+    def join(self, req_id: str, wire: Wire | None, prompt_len: int) -> None:
         """Takes a request up.
 
         Args:
-            wire: its resolved emotion (`Emotion.to_wire`), or None.
+            wire: its resolved emotion, or None.
             prompt_len: the ORIGINAL prompt length; generated tokens recomputed after preemption stay generated.
         Raises: RuntimeError for a steered request while `broken`.
         """
@@ -83,22 +82,22 @@ class Coefficients:
         if self.broken:
             raise RuntimeError(self.broken)
         first_column = 0
-        if wire.get("method", "circuit") != "circuit":
+        if wire.method != "circuit":
             if not self._steering:
-                raise RuntimeError(f"this engine has no emotion method {wire['method']!r}")
+                raise RuntimeError(f"this engine has no emotion method {wire.method!r}")
             first_column = self._capacity
-        prompt_len = prompt_length(wire, prompt_len)
+        prompt_len = wire.prompt_length(prompt_len)
         if not self._free:
             self._grow()
         slot = self._slots[req_id] = self._free.pop()
         self._joined = True
         self._weights[slot] = 0
-        columns = self._columns[wire["circuit"]]
-        for name, weight in wire["weights"].items():
+        columns = self._columns[wire.circuit]
+        for name, weight in wire.weights.items():
             self._weights[slot, first_column + columns[name]] = weight
         self._prompt[slot] = prompt_len
-        self._first[slot] = 0 if wire["scope"] == "all" else prompt_len - 1
-        self._last[slot] = prompt_len - 1 if wire["scope"] == "prompt_last" else _NEVER
+        self._first[slot] = 0 if wire.scope == "all" else prompt_len - 1
+        self._last[slot] = prompt_len - 1 if wire.scope == "prompt_last" else _NEVER
 
     def leave(self, req_id: str) -> None:
         """Forgets a request, if it is known."""

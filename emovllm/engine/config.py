@@ -6,25 +6,21 @@ without emovllm cannot start, rather than serve unsteered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import ConfigDict, Field, ValidationError
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from emovllm import __version__
-from emovllm.catalogue import CircuitName, Policy
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, resolve_circuit
+from emovllm.emotion import KEY
+from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Settings, settings_of
 from emovllm.errors import Unsupported
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-KEY = "emovllm"
 # All that we wrap, subclass, call and read is in these, as scripts/check_vllm_versions finds.
 SUPPORTED_VLLM = tuple(f"0.{minor}" for minor in range(26, 34))
-# Emotions in a circuit, whose coefficients every token carries.
-MAX_EMOTIONS = 256
 
 _WORKERS = {
     "vllm.v1.worker.gpu_worker.Worker": "emovllm.engine.worker.EmotionWorker",
@@ -34,54 +30,6 @@ _SCHEDULERS = {
     False: "emovllm.engine.scheduler.EmotionScheduler",
     True: "emovllm.engine.scheduler.EmotionAsyncScheduler",
 }
-
-
-# The name of a circuit that was given without one.
-DEFAULT_NAME = "default"
-
-_Source = Annotated[str, Field(min_length=1)]
-
-
-class Settings(Policy):
-    """`additional_config["emovllm"]`. A user gives `circuit` and what else is wanted; the rest is filled in.
-
-    circuit: a folder or a Hugging Face repository id; or several, by the names that requests call them.
-    capacity: emotions that the engine has room for, those of all circuits together; more than they have leaves room for
-        circuits that are loaded later, and adds to every projection of the model.
-    circuit_root: the folder below which circuits may be loaded from later.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    circuit: _Source | Annotated[dict[CircuitName, _Source], Field(min_length=1)]
-    capacity: Annotated[int, Field(gt=0, le=MAX_EMOTIONS)] | None = None
-    circuit_root: _Source | None = None
-    allow_untested_vllm: bool = False
-    # Whether requests may ask for the steering baseline too, as evaluations do.
-    steering: bool = False
-    # Filled in: each circuit's digest.
-    digests: Annotated[dict[str, str], Field(default_factory=dict)]
-    # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
-    graph: str = ""
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Each circuit's folder or repository, by name."""
-        return {DEFAULT_NAME: self.circuit} if isinstance(self.circuit, str) else self.circuit
-
-
-def settings_of(vllm_config: VllmConfig) -> Settings | None:
-    """The settings in a configuration, or None where no circuit is configured. Raises: Unsupported."""
-    additional = vllm_config.additional_config
-    if not isinstance(additional, dict) or additional.get(KEY) is None:
-        return None
-    try:
-        return Settings.model_validate(additional[KEY])
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # Of the circuit's two forms, the one that was meant; pydantic names both.
-        where = ".".join(map(str, (KEY, *first["loc"][:1])))
-        raise Unsupported(f"additional_config {where}: {first['msg']}") from None
 
 
 def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
@@ -152,16 +100,6 @@ def _capacity(settings: Settings, circuits: Iterable[Circuit]) -> int:
 def adapters_of(vllm_config: VllmConfig) -> int:
     """Slots for LoRA adapters, 0 without LoRA."""
     return vllm_config.lora_config.max_loras if vllm_config.lora_config else 0
-
-
-def prompt_length(wire: Mapping[str, Any], prompt_len: int) -> int:
-    """A steered request's prompt, which is shorter than what vLLM has for it where a beam goes on."""
-    return wire.get("prompt_len", prompt_len)
-
-
-def emotion_of(params: Any) -> Mapping[str, Any] | None:
-    """The resolved emotion of a request's sampling parameters, or None."""
-    return (params.extra_args or {}).get(KEY) if params is not None else None
 
 
 def _check_version(settings: Settings) -> None:

@@ -7,11 +7,14 @@ only that adapter's requests have weights for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from emovllm.engine.patching import patches
 
 
 def adapter_slots(runner: Any, lora_ids: np.ndarray) -> np.ndarray | None:
@@ -36,18 +39,22 @@ def follow_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:
         delta: float32 [emotions, input_size_per_partition], read whenever an adapter comes.
         vectors: float32 [emotions * (1 + slots), hidden], written in place.
     """
-    set_lora, reset_lora = type(wrapper).set_lora, type(wrapper).reset_lora
+    wrapper.emotion_fold = delta, vectors
+    for patch in (clear_slot, fold_slot):
+        patch.install(on=wrapper)
 
-    def reset_lora_folded(index: int) -> None:
-        reset_lora(wrapper, index)
-        _of_slot(vectors, delta, index).zero_()
 
-    def set_lora_folded(index: int, lora_a: Tensor, lora_b: Tensor) -> None:
-        set_lora(wrapper, index, lora_a, lora_b)
-        _fold_adapter(wrapper, delta, vectors, index)
+@patches("vllm.lora.layers.base.BaseLayerWithLoRA.reset_lora")
+def clear_slot(reset_lora: Callable[..., Any], wrapper: Any, index: int) -> None:
+    reset_lora(wrapper, index)
+    delta, vectors = wrapper.emotion_fold
+    _of_slot(vectors, delta, index).zero_()
 
-    wrapper.reset_lora = reset_lora_folded
-    wrapper.set_lora = set_lora_folded
+
+@patches("vllm.lora.layers.base.BaseLayerWithLoRA.set_lora")
+def fold_slot(set_lora: Callable[..., Any], wrapper: Any, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
+    set_lora(wrapper, index, lora_a, lora_b)
+    _fold_adapter(wrapper, *wrapper.emotion_fold, index)
 
 
 def fold_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:

@@ -3,37 +3,44 @@ every forward, the replay of a full CUDA graph included."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from emovllm.emotion import Wire
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import emotion_of
 from emovllm.engine.lora import adapter_slots
+from emovllm.engine.patching import patches
 
 
 def attach(runner: Any, coefficients: Coefficients) -> None:
-    """Wraps three methods of this runner's model state."""
+    """Has this runner's model state keep `coefficients`."""
     state = runner.model_state
-    add_request, remove_request, prepare_inputs = state.add_request, state.remove_request, state.prepare_inputs
+    state.emotion_runner, state.emotion_coefficients = runner, coefficients
+    for patch in (join, leave, set_coefficients):
+        patch.install(on=state)
 
-    def add_request_steered(req_index: int, new: Any) -> None:
-        add_request(req_index, new)
-        # A preempted request comes back as a new one, whose prefill holds what it had generated; its prompt does not.
-        prompt = new.prompt_token_ids if new.prompt_token_ids is not None else new.prompt_embeds
-        coefficients.join(new.req_id, emotion_of(new.sampling_params), len(prompt))
 
-    def remove_request_steered(req_id: str) -> None:
-        remove_request(req_id)
-        coefficients.leave(req_id)
+@patches("vllm.v1.worker.gpu.model_states.interface.ModelState.add_request")
+def join(add_request: Callable[..., Any], state: Any, req_index: int, new: Any) -> None:
+    add_request(state, req_index, new)
+    # A preempted request comes back as a new one, whose prefill holds what it had generated; its prompt does not.
+    prompt = new.prompt_token_ids if new.prompt_token_ids is not None else new.prompt_embeds
+    state.emotion_coefficients.join(new.req_id, Wire.of(new.sampling_params), len(prompt))
 
-    def prepare_inputs_steered(input_batch: Any, req_states: Any) -> Any:
-        coefficients.update(
-            input_batch.req_ids,
-            input_batch.num_scheduled_tokens,
-            input_batch.num_computed_tokens_np,
-            lambda: adapter_slots(runner, runner.lora_state.lora_ids[input_batch.idx_mapping_np]),
-        )
-        return prepare_inputs(input_batch, req_states)
 
-    state.add_request = add_request_steered
-    state.remove_request = remove_request_steered
-    state.prepare_inputs = prepare_inputs_steered
+@patches("vllm.v1.worker.gpu.model_states.interface.ModelState.remove_request")
+def leave(remove_request: Callable[..., Any], state: Any, req_id: str) -> None:
+    remove_request(state, req_id)
+    state.emotion_coefficients.leave(req_id)
+
+
+@patches("vllm.v1.worker.gpu.model_states.interface.ModelState.prepare_inputs")
+def set_coefficients(prepare_inputs: Callable[..., Any], state: Any, input_batch: Any, req_states: Any) -> Any:
+    runner = state.emotion_runner
+    state.emotion_coefficients.update(
+        input_batch.req_ids,
+        input_batch.num_scheduled_tokens,
+        input_batch.num_computed_tokens_np,
+        lambda: adapter_slots(runner, runner.lora_state.lora_ids[input_batch.idx_mapping_np]),
+    )
+    return prepare_inputs(state, input_batch, req_states)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from emovllm.engine.patching import patches
+
 _shut_down: weakref.WeakSet[Any] = weakref.WeakSet()
 _died = False
-
-
-def watch() -> None:
-    """Makes engines of this process end their streams with them, and a death known. Idempotent."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    if not hasattr(AsyncLLM.shutdown, "_emovllm"):
-        AsyncLLM.shutdown = _watched(AsyncLLM.shutdown)
 
 
 def died() -> bool:
@@ -28,20 +21,17 @@ def died() -> bool:
     return _died
 
 
-def _watched(shutdown: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(shutdown)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        global _died
-        # Asked by a signal, the server shuts an engine down from another thread, and a second time when it ends itself:
-        # what is dead by then has not died of itself. One that could not start has no core.
-        if self not in _shut_down and threading.current_thread() is threading.main_thread():
-            _died = _died or (hasattr(self, "engine_core") and self.errored)
-        _shut_down.add(self)
-        shutdown(self, *args, **kwargs)
-        _end_streams(self)
-
-    wrapped._emovllm = True  # type: ignore[attr-defined]
-    return wrapped
+@patches("vllm.v1.engine.async_llm.AsyncLLM.shutdown")
+def watch(shutdown: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Engines of this process end their streams with them, and a death becomes known."""
+    global _died
+    # Asked by a signal, the server shuts an engine down from another thread, and a second time when it ends itself:
+    # what is dead by then has not died of itself. One that could not start has no core.
+    if self not in _shut_down and threading.current_thread() is threading.main_thread():
+        _died = _died or (hasattr(self, "engine_core") and self.errored)
+    _shut_down.add(self)
+    shutdown(self, *args, **kwargs)
+    _end_streams(self)
 
 
 def _end_streams(engine: Any) -> None:

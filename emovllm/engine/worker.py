@@ -14,7 +14,8 @@ from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import adapters_of, has_room, settings_of
+from emovllm.engine.config import adapters_of, has_room
+from emovllm.engine.settings import settings_of
 from emovllm.errors import CircuitError, Unsupported
 from emovllm.progress import stage
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emovllm.circuit_files import resolve_circuit
-from emovllm.engine.config import DEFAULT_NAME
+from emovllm.engine.settings import DEFAULT_NAME
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import CircuitError
 

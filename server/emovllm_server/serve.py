@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from emovllm import cpu
+from emovllm.emotion import KEY
 from emovllm.engine import shutdown
-from emovllm.engine.config import KEY
 from emovllm.errors import CircuitError, OptionsError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.plugin import name_plugins

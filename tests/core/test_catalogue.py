@@ -8,6 +8,7 @@ import pytest
 
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
 from emovllm.circuit import CircuitSpec, EmotionSpec
+from emovllm.emotion import Wire
 from emovllm.errors import EmotionError
 from support.specs import ANY_MODEL
 
@@ -43,7 +44,7 @@ def refusal(offer: Catalogue, **fields: Any) -> EmotionError:
 def test_an_emotion_finds_its_circuit() -> None:
     offer = catalogue()
     assert resolved(offer, emotion="fear").served.name == "a"
-    assert resolved(offer, emotion="joy").wire() == {"circuit": "digest-b", "weights": {"joy": 0.5}, "scope": "all"}
+    assert resolved(offer, emotion="joy").wire() == Wire("digest-b", {"joy": 0.5}, "all")
     assert resolved(offer, emotion="b/anger").served.name == "b"
     assert resolved(offer, emotion={"a/anger": 1.0, "fear": 0.5}).mix == {"anger": 1.0, "fear": 0.5}
 

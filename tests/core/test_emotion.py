@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from emovllm.circuit import CircuitSpec, EmotionSpec
-from emovllm.emotion import METHODS, Emotion, cache_key, refuse_misplaced, resolve
+from emovllm.emotion import FIELDS, KEY, METHODS, SCOPES, Emotion, Wire, json_schema, refuse_misplaced, resolve
 from emovllm.errors import EmotionError
 from support.specs import ANY_MODEL
 
@@ -60,7 +64,11 @@ def test_steering_is_refused_where_it_is_not_served() -> None:
 @pytest.mark.parametrize(
     ("fields", "parameter", "message"),
     [
-        ({"emotion": "anger", "emotion_method": ["steering"]}, "emotion_method", "one of circuit, got 'list'"),
+        (
+            {"emotion": "anger", "emotion_method": ["steering"]},
+            "emotion_method",
+            "circuit, steering, got 'list'",
+        ),
         ({"emotion_method": "circuit"}, "emotion_method", "emotion_method needs `emotion`"),
         ({"emotion": "joyful"}, "emotion", "unknown emotion 'joyful'; this circuit has anger, fear"),
         ({"emotion": "Anger"}, "emotion", "unknown emotion"),
@@ -149,25 +157,45 @@ def test_fields_that_are_ours_or_have_nothing_to_do_with_emotions_pass(fields: d
     refuse_misplaced(fields)
 
 
-def test_the_wire_form_round_trips() -> None:
-    emotion = Emotion((("anger", 1 / 3), ("fear", -1.0)), "prompt_last")
-    assert Emotion.from_wire(emotion.to_wire("digest")) == emotion
-    steered = Emotion((("anger", 1.0),), "all", "steering")
-    assert Emotion.from_wire(steered.to_wire("digest")) == steered
+def test_the_wire_form_survives_other_processes_and_is_never_copied() -> None:
+    wire = Emotion((("anger", 1 / 3), ("fear", -1.0)), "prompt_last", "steering").wire("digest")._replace(prompt_len=7)
+    assert wire == Wire("digest", {"anger": 1 / 3, "fear": -1.0}, "prompt_last", "steering", 7)
+    crossed = msgspec.msgpack.decode(msgspec.msgpack.encode({KEY: wire}))
+    for extra_args in ({KEY: wire}, crossed, json.loads(json.dumps({KEY: wire}))):
+        assert Wire.of(SimpleNamespace(extra_args=extra_args)) == wire
+    assert copy.deepcopy(wire) is wire
+    for nothing in (None, SimpleNamespace(extra_args=None), SimpleNamespace(extra_args={"other": 1})):
+        assert Wire.of(nothing) is None
+
+
+def test_the_prompt_of_a_beam_is_shorter_than_its_step_says() -> None:
+    wire = Wire("digest", {"anger": 1.0}, "generation")
+    assert wire.prompt_length(9) == 9
+    assert wire._replace(prompt_len=4).prompt_length(9) == 4
+    assert wire._replace(prompt_len=4).cache_key() == wire.cache_key()
+
+
+def test_the_json_schema_is_that_of_the_fields() -> None:
+    schema = json_schema()
+    assert tuple(schema) == FIELDS
+    object_of_weights = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 1}
+    assert schema["emotion"]["anyOf"] == [{"type": "string"}, object_of_weights, {"type": "null"}]
+    assert schema["emotion_scope"]["anyOf"][0] == {"type": "string", "enum": list(SCOPES)}
+    assert all(field["default"] is None and field["description"] for field in schema.values())
 
 
 def test_the_cache_key_is_equal_exactly_when_the_injection_is() -> None:
     def key(fields: dict[str, Any], digest: str = "d") -> str:
         emotion = resolve(fields, SPEC)
         assert emotion is not None
-        return cache_key(emotion.to_wire(digest))
+        return emotion.wire(digest).cache_key()
 
     assert key({"emotion": "anger"}) == key({"emotion": {"fear": 0, "anger": 0.5}, "emotion_strength": 2})
     steered = resolve({"emotion": "anger", "emotion_strength": 0.5, "emotion_method": "steering"}, SPEC, METHODS)
     assert steered is not None
     assert steered.weights == (("anger", 0.5),)
     different = [
-        cache_key(steered.to_wire("d")),
+        steered.wire("d").cache_key(),
         key({"emotion": "anger"}),
         key({"emotion": "anger"}, digest="other"),
         key({"emotion": "fear"}),

@@ -23,17 +23,15 @@ def hashes() -> Hashes:
 
     from emovllm.engine.scheduler import separate_emotions
 
-    separate_emotions()
+    separate_emotions.install()
     kv_cache_utils.init_none_hash(sha256)
     hasher = kv_cache_utils.get_request_block_hasher(BLOCK, sha256)
 
     def hashes(
         prompt: int, scope: str = "generation", weight: float | None = 1.0, beam: int | None = None
     ) -> list[Any]:
-        wire: dict[str, Any] = {"circuit": "digest", "weights": {"anger": weight}, "scope": scope}
-        if beam is not None:
-            wire["prompt_len"] = beam
-        extra = {"emovllm": wire} if weight is not None else None
+        # As it comes from another process.
+        extra = {"emovllm": ["digest", {"anger": weight}, scope, "circuit", beam]} if weight is not None else None
         request = Request(
             request_id="0",
             prompt_token_ids=TOKENS[:prompt],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,9 +16,12 @@ import torch
 from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.circuit_files import load_circuit
+from emovllm.emotion import KEY
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import KEY, configure, graph_tag, settings_of
-from emovllm.engine.frontend import check_workers
+from emovllm.engine.config import configure, graph_tag
+from emovllm.engine.handshake import check_workers
+from emovllm.engine.patching import patches_of
+from emovllm.engine.settings import settings_of
 from emovllm.engine.worker import EmotionWorkerMixin
 from emovllm.errors import CircuitError, Unsupported
 from support.circuits import SIX, random_circuit
@@ -231,7 +233,7 @@ def test_without_a_circuit_the_plugin_changes_nothing(tiny: str) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))
     # The one wrapped function is there, so the plugin was loaded; and beyond it, nothing.
-    assert line == "RESULT True [] ['emovllm']"
+    assert line == "RESULT True [] ['emovllm', 'emovllm.engine', 'emovllm.engine.patching']"
 
 
 _SMALL = """
@@ -260,13 +262,13 @@ def test_small_projections_in_bfloat16_run_on_every_processor(tiny: str, circuit
 def test_registering_twice_is_registering_once() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from emovllm.plugin import register
+    from emovllm import plugin
 
-    register()
+    plugin.register()
     once = EngineArgs.create_engine_config
-    register()
+    plugin.register()
     assert EngineArgs.create_engine_config is once
-    assert json.dumps(getattr(once, "_emovllm", None)) == "true"
+    assert patches_of(once) == (plugin.configure,)
 
 
 class PretendWorker(EmotionWorkerMixin):

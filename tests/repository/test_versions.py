@@ -15,9 +15,23 @@ from typing import Any
 import pytest
 
 import emovllm
-from emovllm.engine.config import SUPPORTED_VLLM, Settings, _check_version
+from emovllm.engine.config import SUPPORTED_VLLM, _check_version
+from emovllm.engine.patching import PATCHES
+from emovllm.engine.settings import Settings
 from emovllm.errors import Unsupported
 
+WRAPPING = (
+    "emovllm.engine.admin",
+    "emovllm.engine.handshake",
+    "emovllm.engine.lora",
+    "emovllm.engine.requests",
+    "emovllm.engine.runner_v1",
+    "emovllm.engine.runner_v2",
+    "emovllm.engine.scheduler",
+    "emovllm.engine.shutdown",
+    "emovllm.plugin",
+    "emovllm_server.metrics.requests",
+)
 ROOT = Path(emovllm.__file__).parent.parent
 SCRIPT = ROOT / "scripts/check_vllm_versions"
 
@@ -196,6 +210,26 @@ def test_a_wheel_is_read_into_a_table_in_place_of_the_last(tmp_path: Path) -> No
         "| part/file, `Owner`: `field`, `gone` | no gone |\n| part/file: `function` | ok |\n"
         f"\n{end}\n\n# After\n"
     )
+
+
+def test_all_that_we_wrap_is_in_the_list() -> None:
+    for module in WRAPPING:
+        importlib.import_module(module)
+    wrapped = {target for patch in PATCHES for target in patch.targets if target.startswith("vllm.")}
+    listed = set()
+    for seam in SEAMS:
+        for file in seam.file.split(" or "):
+            parts = ("vllm", *file.removesuffix(".py").removesuffix("/__init__").split("/"), seam.owner, seam.name)
+            listed.add(".".join(filter(None, parts)))
+    assert len(wrapped) > 20
+    assert sorted(wrapped - listed) == []
+
+
+def test_whoever_wraps_is_looked_at() -> None:
+    sources = [*ROOT.glob("emovllm/**/*.py"), *ROOT.glob("server/emovllm_server/**/*.py")]
+    declaring = [path for path in sources if re.search(r"^@patches\(", path.read_text(), re.MULTILINE)]
+    relative = (path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("server/") for path in declaring)
+    assert sorted(path.replace("/", ".") for path in relative) == sorted(WRAPPING)
 
 
 def test_the_versions_read_are_those_accepted() -> None:

@@ -15,13 +15,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from rich.console import Console
 
 from emovllm.cli import main
+from emovllm.emotion import Wire
 from emovllm_server.metrics.collectors import Metrics
 from emovllm_server.top import command
 from emovllm_server.top.frame import Frame, Quantiles, Row, frame, quantile
 from emovllm_server.top.scrape import Scrape, address, parse, scrape
 from emovllm_server.top.view import view
 
-WIRE = {"circuit": "d", "weights": {"anger": 1.0}, "scope": "generation"}
+WIRE = Wire("d", {"anger": 1.0}, "generation")
 
 
 class Site:

@@ -82,7 +82,7 @@ _admins: dict[Any, Any] = {}
 
 async def administer(engine: Any, asked: list[str], requests: dict[str, Any] | None) -> dict[str, Any]:
     from emovllm.engine.admin import Admin
-    from emovllm.engine.frontend import served_by
+    from emovllm.engine.registry import served_by
     from emovllm.errors import AdminError
 
     if engine not in _admins:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from emovllm.engine.config import KEY
+from emovllm.emotion import KEY
 from support.engine import Ask, Engine
 
 # The V2 model runner, whose Triton kernels are interpreted.

@@ -1,6 +1,6 @@
 """ASGI middleware around vLLM's own routes: model names that carry an emotion, and answers that tell what was applied.
 
-What the emotion fields mean is decided where vLLM turns a request into sampling parameters (`emovllm.engine.frontend`),
+What the emotion fields mean is decided where vLLM turns a request into sampling parameters (`emovllm.engine.requests`),
 which leaves a record for whoever answers. The bytes of requests and answers without an emotion pass unchanged.
 """
 
@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from emovllm.catalogue import Catalogue
 from emovllm.emotion import FIELDS, NESTS, looks_ours, nested_field, short
-from emovllm.engine.frontend import Record, current
+from emovllm.engine.requests import Record, current
 from emovllm.errors import EmotionError, Reason
 from emovllm_server.metrics.collectors import count_refusal
 

@@ -15,7 +15,7 @@ from emovllm.catalogue import Catalogue, Served
 from emovllm.circuit import Scope
 from emovllm.emotion import Method
 from emovllm.engine.admin import Admin
-from emovllm.engine.frontend import served_by
+from emovllm.engine.registry import served_by
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import AdminError, Unsupported
 from emovllm_server import starting

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from emovllm.engine.config import KEY
+from emovllm.emotion import KEY
 from emovllm.errors import BenchError
 from emovllm_server.bench.plan import HF, STEERED, Settings
 from emovllm_server.serve import prepare_environment

@@ -13,10 +13,11 @@ from typing import Any, get_args
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from emovllm.circuit import CircuitSpec
+from emovllm.emotion import NONE, Wire
 from emovllm.errors import Reason
 
-# Values of the label `emotion` beside the circuits' own names.
-NONE, MIX = "none", "mix"
+# A value of the label `emotion`, beside `none` and the circuits' own names.
+MIX = "mix"
 # vLLM's, as its `FinishReason` prints them.
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 REFUSALS: tuple[str, ...] = (*get_args(Reason), "other")
@@ -120,12 +121,12 @@ class Metrics:
             self._expect(emotion)
             self.strength.labels(emotion)
 
-    def started(self, wire: Mapping[str, Any] | None) -> str:
-        """A request was accepted; `wire` is its resolved emotion (`Emotion.to_wire`). Returns: its label."""
-        weights: Mapping[str, float] = wire["weights"] if wire else {}
+    def started(self, wire: Wire | None) -> str:
+        """A request was accepted; `wire` is its resolved emotion. Returns: its label."""
+        weights = wire.weights if wire else {}
         emotion = MIX if len(weights) > 1 else next(iter(weights), NONE)
         self.running.labels(emotion).inc()
-        recommended = self._recommended.get(wire["circuit"], {}) if wire else {}
+        recommended = self._recommended.get(wire.circuit, {}) if wire else {}
         for name, value in weights.items():
             if name in recommended:
                 self.strength.labels(name).observe(value / recommended[name])

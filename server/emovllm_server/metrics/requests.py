@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from emovllm.engine.config import KEY
-from emovllm.engine.frontend import wrap
+from emovllm.emotion import Wire
+from emovllm.engine.patching import patches
 from emovllm_server.metrics.collectors import metrics
 
 
@@ -29,11 +29,9 @@ _running: dict[str, _Request] = {}
 def watch(log_stats: bool) -> None:
     """Wraps vLLM's `OutputProcessor`. Idempotent."""
     from vllm.logger import init_logger
-    from vllm.v1.engine.output_processor import OutputProcessor
 
-    wrap(OutputProcessor, "add_request", _with_start)
-    wrap(OutputProcessor, "abort_requests", _with_aborts)
-    wrap(OutputProcessor, "_update_stats_from_finished", _with_end)
+    for patch in (count_start, count_aborts, count_end):
+        patch.install()
     if not log_stats:
         init_logger("vllm.emovllm").warning(
             "emovllm: with --disable-log-stats, vLLM takes no times of tokens: emovllm_time_to_first_token_seconds and "
@@ -41,38 +39,39 @@ def watch(log_stats: bool) -> None:
         )
 
 
-def _with_start(add_request: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        result = add_request(self, request, *args, **kwargs)
-        state = self.request_states.get(request.request_id)
-        if state is None:
-            # The last message of a resumable session, whose engine had ended before.
-            _end(request.request_id, "stop")
-        elif request.request_id not in _running and request.sampling_params is not None:
-            wire = (request.sampling_params.extra_args or {}).get(KEY)
-            _running[request.request_id] = _Request(state, metrics().started(wire), request.arrival_time)
-        return result
-
-    return wrapped
+@patches("vllm.v1.engine.output_processor.OutputProcessor.add_request")
+def count_start(add_request: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    result = add_request(self, request, *args, **kwargs)
+    state = self.request_states.get(request.request_id)
+    if state is None:
+        # The last message of a resumable session, whose engine had ended before.
+        _end(request.request_id, "stop")
+    elif request.request_id not in _running and request.sampling_params is not None:
+        emotion = metrics().started(Wire.of(request.sampling_params))
+        _running[request.request_id] = _Request(state, emotion, request.arrival_time)
+    return result
 
 
-def _with_aborts(abort_requests: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # A parent's children are aborted by a call of this same function.
-        aborted = abort_requests(self, *args, **kwargs)
-        for request_id in aborted:
-            _end(request_id, "abort")
-        return aborted
-
-    return wrapped
+@patches("vllm.v1.engine.output_processor.OutputProcessor.abort_requests")
+def count_aborts(abort_requests: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    # A parent's children are aborted by a call of this same function.
+    aborted = abort_requests(self, *args, **kwargs)
+    for request_id in aborted:
+        _end(request_id, "abort")
+    return aborted
 
 
-def _with_end(update_stats_from_finished: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(self: Any, req_state: Any, finish_reason: Any, *args: Any, **kwargs: Any) -> Any:
-        _end(req_state.request_id, str(finish_reason))
-        return update_stats_from_finished(self, req_state, finish_reason, *args, **kwargs)
-
-    return wrapped
+@patches("vllm.v1.engine.output_processor.OutputProcessor._update_stats_from_finished")
+def count_end(
+    update_stats_from_finished: Callable[..., Any],
+    self: Any,
+    req_state: Any,
+    finish_reason: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    _end(req_state.request_id, str(finish_reason))
+    return update_stats_from_finished(self, req_state, finish_reason, *args, **kwargs)
 
 
 def _end(request_id: str, reason: str) -> None:

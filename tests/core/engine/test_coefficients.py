@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
+from emovllm.circuit import Scope
+from emovllm.emotion import Wire
 from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import Coefficients
 
 NAMES = ("anger", "fear", "calm")
 
 
-def wire(scope: str = "generation", **weights: float) -> dict[str, Any]:
-    return {"circuit": "d", "weights": weights, "scope": scope}
+def wire(scope: Scope = "generation", **weights: float) -> Wire:
+    return Wire("d", weights, scope)
 
 
 class Batch:
@@ -24,11 +24,11 @@ class Batch:
     def __init__(self, max_tokens: int = 64) -> None:
         self.coefficients = Coefficients(len(NAMES), max_tokens, torch.device("cpu"), max_requests=2)
         self.coefficients.place("d", NAMES, 0)
-        self.wires: dict[str, dict[str, Any] | None] = {}
+        self.wires: dict[str, Wire | None] = {}
         self.prompt: dict[str, int] = {}
         self.computed: dict[str, int] = {}
 
-    def add(self, name: str, wire: dict[str, Any] | None, prompt: int) -> None:
+    def add(self, name: str, wire: Wire | None, prompt: int) -> None:
         self.wires[name], self.prompt[name], self.computed[name] = wire, prompt, 0
         self.coefficients.join(name, wire, prompt)
 
@@ -52,8 +52,8 @@ class Batch:
         asked, last = self.wires[name], self.prompt[name] - 1
         if asked is None:
             return [0.0] * len(NAMES)
-        inside = {"generation": position >= last, "prompt_last": position == last, "all": True}[asked["scope"]]
-        return [asked["weights"].get(emotion, 0.0) * inside for emotion in NAMES]
+        inside = {"generation": position >= last, "prompt_last": position == last, "all": True}[asked.scope]
+        return [asked.weights.get(emotion, 0.0) * inside for emotion in NAMES]
 
 
 def test_each_scope_injects_its_positions() -> None:
@@ -165,13 +165,13 @@ def test_circuits_have_columns_side_by_side() -> None:
     coefficients.place("d", NAMES, 2)
     coefficients.place("other", ("anger", "joy"), 0)
     coefficients.join("a", wire(anger=1.0, calm=2.0), 1)
-    coefficients.join("b", {**wire(anger=3.0), "circuit": "other"}, 1)
+    coefficients.join("b", wire(anger=3.0)._replace(circuit="other"), 1)
     one = np.ones(2, np.int64)
     coefficients.update(["a", "b"], one, 0 * one)
     np.testing.assert_array_equal(coefficients.buffer.numpy()[:2], [[0, 0, 1, 0, 2], [3, 0, 0, 0, 0]])
     coefficients.displace("other")
     with pytest.raises(KeyError):
-        coefficients.join("c", {**wire(anger=3.0), "circuit": "other"}, 1)
+        coefficients.join("c", wire(anger=3.0)._replace(circuit="other"), 1)
 
 
 def test_nothing_is_written_while_nothing_changes() -> None:
@@ -214,7 +214,7 @@ def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:
     coefficients = Coefficients(3, 8, torch.device("cpu"), max_requests=4, adapters=1, steering=True)
     coefficients.place("d", NAMES, 0)
     coefficients.join("circuit", wire(anger=1.0), 1)
-    coefficients.join("steered", {**wire(fear=2.0), "method": "steering"}, 1)
+    coefficients.join("steered", wire(fear=2.0)._replace(method="steering"), 1)
     coefficients.update(["circuit", "steered"], np.array([1, 1]), np.array([0, 0]), lambda: np.array([0, 0]))
     expected = np.zeros((8, 9), np.float32)
     expected[0, [0, 3]] = 1.0  # the circuit, and through the adapter
@@ -231,4 +231,4 @@ def test_a_method_that_is_not_installed_is_never_taken_for_another() -> None:
     coefficients = Coefficients(3, 8, torch.device("cpu"), max_requests=4)
     coefficients.place("d", NAMES, 0)
     with pytest.raises(RuntimeError, match="no emotion method 'steering'"):
-        coefficients.join("steered", {**wire(fear=2.0), "method": "steering"}, 1)
+        coefficients.join("steered", wire(fear=2.0)._replace(method="steering"), 1)

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from emovllm.catalogue import Applied, Catalogue, Served
 from emovllm.circuit import CircuitSpec, EmotionSpec
-from emovllm.engine.frontend import current
+from emovllm.engine.requests import current
 from emovllm_server.api.middleware import EmotionMiddleware
 from support.specs import ANY_MODEL
 

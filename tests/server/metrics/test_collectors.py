@@ -11,8 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from emovllm import __version__
+from emovllm.catalogue import Served
 from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
-from emovllm.engine.frontend import Served
+from emovllm.emotion import Wire
 from emovllm_server.metrics import collectors, requests
 from emovllm_server.metrics.install import install
 
@@ -75,7 +76,7 @@ class Engine:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        wire = {"circuit": DIGEST, "weights": weights, "scope": "generation"} if weights else None
+        wire = Wire(DIGEST, weights, "generation") if weights else None
         params = SamplingParams(detokenize=False, extra_args={"emovllm": wire} if wire else None)
         given: dict[str, Any] = {"sampling_params": params, "pooling_params": None, "external_req_id": name, **fields}
         return EngineCoreRequest(

@@ -1,0 +1,52 @@
+"""What the engines of this process offer, by their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from emovllm.catalogue import Catalogue, Policy
+from emovllm.circuit import Circuit
+from emovllm.emotion import METHODS
+from emovllm.engine.settings import settings_of
+from emovllm.errors import EmotionError, Unsupported
+
+_catalogues: dict[str, Catalogue] = {}  # by their settings
+
+
+def register(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
+    """Notes what engines of this configuration offer. Idempotent.
+
+    Raises: Unsupported where the policy names what no circuit has.
+    """
+    settings = settings_of(vllm_config)
+    assert settings is not None
+    key = settings.model_dump_json()
+    catalogue = _catalogues.pop(key, None)
+    if catalogue is None:
+        policy = Policy(**{name: getattr(settings, name) for name in Policy.model_fields})
+        catalogue = Catalogue.of(policy, circuits, METHODS if settings.steering else ("circuit",))
+        try:
+            catalogue.check_policy()
+        except EmotionError as error:
+            raise Unsupported(str(error)) from None
+    _catalogues[key] = catalogue
+
+
+def served_by(vllm_config: Any) -> Catalogue | None:
+    """What an engine offers, or None where it has no circuit. Raises: Unsupported."""
+    settings = settings_of(vllm_config)
+    if settings is None:
+        return None
+    try:
+        return _catalogues[settings.model_dump_json()]
+    except KeyError:
+        # A configuration that our plugin did not see names none of our classes: its engine would not steer.
+        raise Unsupported(
+            "the configuration names a circuit and was not made by EngineArgs.create_engine_config"
+        ) from None
+
+
+def served_last() -> Catalogue:
+    """A server process serves one engine: what was configured last. Engines check again."""
+    return next(reversed(_catalogues.values()))

@@ -1,0 +1,195 @@
+"""The front end: a request's emotion is read and resolved before the request is taken.
+
+In place only in a process that configures a circuit. Requests to an engine without one pass untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from emovllm.catalogue import Applied, Catalogue
+from emovllm.emotion import FIELDS, KEY, NESTS, Wire, refuse_misplaced
+from emovllm.engine.patching import patches
+from emovllm.engine.registry import served_by, served_last
+from emovllm.errors import EmotionError, Reason
+
+# What the plain model is asked for with, so that an operator's default does not come in.
+_PLAIN = Wire("", {}, "generation")
+
+
+def install() -> None:
+    for patch in (with_emotion, with_beam_emotion, with_beams_of_prompt, keeping_prompt, keeping_fields):
+        patch.install()
+    for patch in (with_emotion_models, resolving, refusing_unresolved):
+        patch.install()
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of one HTTP request's emotion, for whoever answers it."""
+
+    resolved: bool = False
+    applied: Applied | None = None
+    refused: Reason | None = None
+
+
+# Set around each HTTP request by the server's middleware; the handler runs in a copy of its context.
+current: ContextVar[Record | None] = ContextVar("emotion_record", default=None)
+
+
+def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Applied | None:
+    """`Catalogue.resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape.
+
+    fields: all that a request has and vLLM does not know.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    if KEY in fields:
+        raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
+    try:
+        refuse_misplaced(fields)
+        return catalogue.resolve(fields)
+    except EmotionError as error:
+        if (record := current.get()) is not None:
+            record.refused = error.reason
+        raise VLLMValidationError(str(error), parameter=error.parameter) from None
+
+
+def _fields(request: Any) -> dict[str, Any]:
+    """What vLLM does not know of an HTTP request: top level, or in `vllm_xargs`, where OpenAI's batch files may put an
+    emotion."""
+    # vLLM knows the names of some, and nothing of what is in them.
+    nests = {name: getattr(request, name, None) for name in NESTS}
+    top = {name: value for name, value in {**nests, **(request.model_extra or {})}.items() if value is not None}
+    # A null counts as not given: it must not hide what the other place asks for.
+    return {**(request.vllm_xargs or {}), **top}
+
+
+def _resolved(request: Any) -> tuple[Wire, bool]:
+    """An HTTP request's emotion, noted for its answer, and whether it has one of its own, or none by its own wish."""
+    fields = _fields(request)
+    applied = check(fields, served_last())
+    if (record := current.get()) is not None:
+        record.resolved, record.applied = True, applied
+    return _wire(applied), any(fields.get(name) is not None for name in FIELDS)
+
+
+def _wire(applied: Applied | None) -> Wire:
+    return (applied.wire() if applied is not None else None) or _PLAIN
+
+
+@patches(
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest.to_sampling_params",
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest.to_sampling_params",
+    "vllm.entrypoints.openai.responses.protocol.ResponsesRequest.to_sampling_params",
+)
+def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    params = to_sampling_params(self, *args, **kwargs)
+    wire, own = _resolved(self)
+    # An operator's default is the engine's to apply: parameters that are only rendered hold what any server reads.
+    if own:
+        params.extra_args = {**(params.extra_args or {}), KEY: wire}
+    return params
+
+
+@patches(
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest.to_beam_search_params",
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest.to_beam_search_params",
+)
+def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    params = to_beam_search_params(self, *args, **kwargs)
+    params.emotion, _ = _resolved(self)
+    return params
+
+
+@patches("vllm.entrypoints.generate.beam_search.online.BeamSearchOnlineMixin.beam_search")
+def with_beams_of_prompt(
+    beam_search: Callable[..., Any], self: Any, prompt: Any, request_id: str, params: Any, **kwargs: Any
+) -> Any:
+    wire = getattr(params, "emotion", None)
+    # vLLM itself refuses prompts without token ids.
+    if wire is not None and "prompt_token_ids" in prompt:
+        prompt = {**prompt, KEY: wire._replace(prompt_len=len(prompt["prompt_token_ids"]))}
+    return beam_search(self, prompt, request_id, params, **kwargs)
+
+
+# Each step of a beam is a new request, whose prompt holds generated tokens.
+@patches("vllm.entrypoints.generate.beam_search.utils.BeamSearchSequence.get_prompt")
+def keeping_prompt(get_prompt: Callable[..., Any], self: Any) -> Any:
+    prompt = get_prompt(self)
+    if KEY in self.orig_prompt:
+        prompt[KEY] = self.orig_prompt[KEY]
+    return prompt
+
+
+@patches("vllm.entrypoints.openai.chat_completion.protocol.BatchChatCompletionRequest.to_chat_completion_request")
+def keeping_fields(to_chat_completion_request: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    single = to_chat_completion_request(self, *args, **kwargs)
+    single.model_extra.update(self.model_extra or {})
+    return single
+
+
+@patches("vllm.entrypoints.openai.models.serving.OpenAIServingModels.show_available_models")
+async def with_emotion_models(show_available_models: Callable[..., Any], self: Any) -> Any:
+    """Lists `MODEL:anger` and the like, for clients that can choose a model and send no other field."""
+    models = await show_available_models(self)
+    names = [name for _, _, name in served_last().offers()]
+    models.data += [
+        card.model_copy(update={"id": f"{card.id}:{name}", "parent": card.id})
+        for card in list(models.data)
+        for name in names
+    ]
+    return models
+
+
+@patches("vllm.v1.engine.input_processor.InputProcessor.process_inputs")
+def resolving(process_inputs: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    request = process_inputs(self, *args, **kwargs)
+    if not hasattr(self, "_emotion_catalogue"):
+        # Kept, as finding it takes longer than all else here. It stays the same when circuits are loaded.
+        self._emotion_catalogue = served_by(self.vllm_config)
+    catalogue = self._emotion_catalogue
+    params = request.sampling_params
+    prompt = kwargs["prompt"] if "prompt" in kwargs else args[1]
+    beam = prompt.get(KEY) if isinstance(prompt, dict) else None
+    if params is None:
+        return request
+    if catalogue is None:
+        # In a process that has another engine with a circuit.
+        if beam or Wire.of(params):
+            raise ValueError("this engine has no circuit")
+    elif params.extra_args or beam or catalogue.policy.default_emotion is not None:
+        _resolve_params(params, catalogue, bool(request.resumable), beam)
+    return request
+
+
+def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wire | None) -> None:
+    """Replaces what is asked in `extra_args` by what it resolves to: engine and workers read that alone."""
+    from vllm.exceptions import VLLMValidationError
+
+    extra = params.extra_args or {}
+    wire = beam or extra.get(KEY)
+    # A client's can be no such thing: it is from above, or from Python.
+    if not isinstance(wire, Wire):
+        wire = _wire(check(extra, catalogue))
+    elif wire.weights and all(wire.circuit != served.digest for served in catalogue.circuits.values()):
+        raise VLLMValidationError("the circuit of this emotion was unloaded just now", parameter="emotion")
+    if wire.weights and resumable:
+        raise VLLMValidationError("emotion cannot be combined with a resumable session", parameter="emotion")
+    rest = {name: value for name, value in extra.items() if name not in FIELDS and name != KEY}
+    if wire.weights:
+        rest[KEY] = wire
+    params.extra_args = rest or None
+
+
+@patches("vllm.v1.engine.input_processor.InputProcessor.assign_request_id")
+def refusing_unresolved(assign_request_id: Callable[..., Any], request: Any) -> Any:
+    """Engines also take requests made elsewhere, which no input processor has seen."""
+    extra = (request.sampling_params.extra_args if request.sampling_params is not None else None) or {}
+    # Nor does an engine without a circuit, in a process that has another with one, ignore them.
+    if any(extra.get(name) is not None for name in FIELDS):
+        raise ValueError("an EngineCoreRequest's emotion was not resolved; pass a prompt and sampling parameters")
+    return assign_request_id(request)

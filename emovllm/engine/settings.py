@@ -1,0 +1,66 @@
+"""`additional_config["emovllm"]`: what a user asks of an engine, and what is filled in.
+
+The settings travel in vLLM's own configuration, which every process receives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from emovllm.catalogue import CircuitName, Policy
+from emovllm.emotion import KEY
+from emovllm.errors import Unsupported
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# Emotions in a circuit, whose coefficients every token carries.
+MAX_EMOTIONS = 256
+# The name of a circuit that was given without one.
+DEFAULT_NAME = "default"
+
+_Source = Annotated[str, Field(min_length=1)]
+
+
+class Settings(Policy):
+    """`additional_config["emovllm"]`. A user gives `circuit` and what else is wanted; the rest is filled in.
+
+    circuit: a folder or a Hugging Face repository id; or several, by the names that requests call them.
+    capacity: emotions that the engine has room for, those of all circuits together; more than they have leaves room for
+        circuits that are loaded later, and adds to every projection of the model.
+    circuit_root: the folder below which circuits may be loaded from later.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    circuit: _Source | Annotated[dict[CircuitName, _Source], Field(min_length=1)]
+    capacity: Annotated[int, Field(gt=0, le=MAX_EMOTIONS)] | None = None
+    circuit_root: _Source | None = None
+    allow_untested_vllm: bool = False
+    # Whether requests may ask for the steering baseline too, as evaluations do.
+    steering: bool = False
+    # Filled in: each circuit's digest.
+    digests: Annotated[dict[str, str], Field(default_factory=dict)]
+    # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
+    graph: str = ""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Each circuit's folder or repository, by name."""
+        return {DEFAULT_NAME: self.circuit} if isinstance(self.circuit, str) else self.circuit
+
+
+def settings_of(vllm_config: VllmConfig) -> Settings | None:
+    """The settings in a configuration, or None where no circuit is configured. Raises: Unsupported."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or additional.get(KEY) is None:
+        return None
+    try:
+        return Settings.model_validate(additional[KEY])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # Of the circuit's two forms, the one that was meant; pydantic names both.
+        where = ".".join(map(str, (KEY, *first["loc"][:1])))
+        raise Unsupported(f"additional_config {where}: {first['msg']}") from None
