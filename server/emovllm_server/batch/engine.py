@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from emovllm.engine.config import KEY
+from emovllm.emotion import KEY
 from emovllm.errors import EngineDied, Unsupported
 from emovllm.progress import Bar
 from emovllm_server.batch.answers import answer
