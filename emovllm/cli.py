@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter, ValidationError
 
 from emovllm import __version__
 from emovllm.environment import reach_loopback_directly
 from emovllm.errors import EmovllmError
+from emovllm.options import FLAT, Options, out_of_range
 
 # Whose arguments are vLLM's to parse, --help included.
 _OF_VLLM = {
@@ -35,55 +39,92 @@ _COMMANDS = {
 }
 
 
+@dataclass(frozen=True)
+class ShowOptions(Options):
+    circuit: Annotated[str, Parameter(help="a circuit's folder, or a Hugging Face repository id")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 2 for what was given wrongly."""
     argv = list(sys.argv[1:] if argv is None else argv)
     reach_loopback_directly()
-    if argv and argv[0] in _OF_VLLM:
-        return _reporting(_of_vllm, argv)
-    args = _parser().parse_args(argv)
-    return _reporting(args.run, args)
+    if not argv:
+        return _told(argv, "which command? `emovllm --help` lists them", 2)
+    if not argv[0].startswith("-") and argv[0] not in {*_OF_VLLM, *_COMMANDS, "show"}:
+        return _told(argv, f"there is no command {argv[0]!r}; `emovllm --help` lists them", 2)
+    if argv[0] in _OF_VLLM:
+        return _reporting(argv, lambda: int(_main(argv[0])(argv[1:])))
+    try:
+        run, bound, _ = app(argv[0]).parse_args(argv, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _told(argv, _usage(error), 2)
+    except EmovllmError as error:
+        return _told(argv, str(error), error.exit_status)
+    bound.apply_defaults()
+    return _reporting(argv, lambda: run(*bound.args, **bound.kwargs) or 0, bound.arguments.get("options"))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="emovllm", description="Emotion circuits: found offline, served by vLLM.")
-    parser.add_argument("--version", action="version", version=f"emovllm {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, (_, told) in _OF_VLLM.items():
-        commands.add_parser(name, help=told)
-    for name, (module, told) in _COMMANDS.items():
-        # Modules of options only: what a command needs is imported when it runs.
-        options = importlib.import_module(module)
-        command = commands.add_parser(name, help=told)
-        options.configure(command)
-        command.set_defaults(run=options.main)
-    show = commands.add_parser("show", help="print a circuit as tables")
-    show.add_argument("circuit", help="a circuit's folder, or a Hugging Face repository id")
-    show.set_defaults(run=_show)
-    return parser
+def app(chosen: str | None = None) -> App:
+    """All commands; the `chosen` one with its whole description, the others with a line."""
+    # An option that is given twice counts as the last says.
+    usual = Parameter(negative_bool=(), negative_iterable=(), allow_repeating=True)
+    emovllm = App(
+        name="emovllm",
+        help="Emotion circuits: found offline, served by vLLM.",
+        help_format="plaintext",
+        version=f"emovllm {__version__}",
+        version_flags=["--version"],
+        help_flags=["--help", "-h"],
+        default_parameter=usual,
+        result_action="return_value",
+    )
+    for place, (name, (module, line)) in enumerate({**_OF_VLLM, **_COMMANDS}.items()):
+        emovllm.command(f"{module}:main", name=name, sort_key=place, help=None if name == chosen else line)
+    emovllm.command(show, name="show", sort_key=len(_OF_VLLM) + len(_COMMANDS))
+    return emovllm
 
 
-def _of_vllm(argv: Sequence[str]) -> int:
-    module = importlib.import_module(_OF_VLLM[argv[0]][0])
-    return int(module.main(argv[1:]))
-
-
-def _show(args: argparse.Namespace) -> int:
+def show(options: Annotated[ShowOptions, FLAT]) -> None:
+    """print a circuit as tables"""
     from emovllm.show import show
 
-    show(args.circuit)
-    return 0
+    show(options.circuit)
 
 
-def _reporting(run: object, args: object) -> int:
-    """Errors that are the user's to mend are told in a line, without a traceback."""
+def _usage(error: CycloptsError) -> str:
+    error.verbose = False
+    argument = error.argument
+    # Where pydantic happens to be there, cyclopts has it check the ranges, in words of its own.
+    trouble = None
+    if isinstance(error, ValidationError) and argument is not None:
+        trouble = out_of_range(argument.field_info.annotation, argument.value)
+    return str(error) if argument is None or trouble is None else f"{argument.name} {trouble}"
 
+
+def _main(name: str) -> Callable[..., Any]:
+    return importlib.import_module(_OF_VLLM[name][0]).main
+
+
+def _reporting(argv: Sequence[str], run: Callable[[], int], options: Any = None) -> int:
+    """Errors that are the user's to mend are told in a line; a bug keeps its traceback."""
     try:
-        return run(args)  # type: ignore[operator]
+        return run()
     except EmovllmError as error:
-        print(f"emovllm: {error}", file=sys.stderr)
-        return error.exit_status
+        return _told(argv, str(error), error.exit_status)
+    except OSError as error:
+        # What the system says of a file, or a library of a model that it was to read; not a broken pipe.
+        if error.filename is None and error.errno is not None:
+            raise
+        return _told(argv, " ".join(str(error).split()), 2)
     except KeyboardInterrupt:
-        return 130
+        place = getattr(options, "resumes_from", None)
+        return _told(argv, f"interrupted; the same command goes on from {place}", 130) if place else 130
+
+
+def _told(argv: Sequence[str], message: str, status: int) -> int:
+    command = argv[0] if argv and argv[0] in {*_OF_VLLM, *_COMMANDS, "show"} else ""
+    print(f"emovllm {command}".strip() + f": {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

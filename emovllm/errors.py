@@ -10,6 +10,7 @@ is a bug of ours, and keeps its traceback.
     │   │                                                         WeightsError, PromptError, ActivationError
     │   ├── DataError               a file of data             ── StyleError, ExamplesError, BatchFileError,
     │   │                                                         PublishedError, TooFewError
+    │   ├── OptionError             an option of a command
     │   ├── Unsupported             an engine's configuration
     │   ├── OptionsError            the options of a server
     │   └── TaskError               what a command is asked    ── DiscoveryError, ElicitError, RefinementError,
@@ -42,6 +43,10 @@ class InputError(EmovllmError):
     """What was given cannot be used."""
 
     exit_status = 2
+
+
+class OptionError(InputError):
+    """An option that cannot be as it was given, by its name, and what it may be."""
 
 
 class CircuitError(InputError):

@@ -18,11 +18,12 @@ from emovllm.models import public_model_id
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
 from emovllm_offline.discovery.findings import Findings
-from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.discovery.parameters import Measurement, Parameters
 from emovllm_offline.model.decoder import Decoder, find_decoder
 from emovllm_offline.model.load import load
-from emovllm_offline.refinement.refine import Training
-from emovllm_offline.validation.results import Plan, Validation
+from emovllm_offline.refinement.settings import Training
+from emovllm_offline.validation.plan import Plan, Settings
+from emovllm_offline.validation.results import Validation
 
 Row = dict[str, Any]
 
@@ -144,7 +145,7 @@ def discover(
     *,
     data: str | Path = sev.DEFAULT,
     styles: Sequence[str | Path] = DEFAULT_STYLES,
-    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
+    parameters: Parameters = Parameters(),
     limit: int | None = None,
     batch_size: int = 32,
     work: str | Path | None = None,
@@ -163,9 +164,8 @@ def discover(
     opened = _open(model, tokenizer)
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
-    findings = measure_until(
-        "importance", opened.decoder, opened.tokenizer, records, chosen, parameters, batch_size, 0, True, work=work
-    )
+    measurement = Measurement(batch_size=batch_size, work=None if work is None else Path(work), progress=True)
+    findings = measure_until("importance", opened.decoder, opened.tokenizer, records, chosen, parameters, measurement)
     assert findings is not None
     provenance = {"dataset": {"sha256": sev.digest(records), "scenarios": len(records)}}
     return Discovery(assemble(opened.decoder, findings, opened.name, {}, parameters, provenance), findings)
@@ -178,7 +178,7 @@ def refine(
     *,
     replies: str | Path = examples.DEFAULT,
     style: str | Path = DEFAULT_STYLES[0],
-    training: Training = Training(),  # noqa: B008 (frozen)
+    training: Training = Training(),
     limit: int | None = None,
 ) -> Refinement:
     """Fits a circuit's difference vectors to replies that show its emotions.
@@ -188,7 +188,7 @@ def refine(
     replies: the packaged ones, or a file of them; limit: only the first.
     Raises: EmovllmError.
     """
-    from emovllm_offline.refinement.refine import FRAMES
+    from emovllm_offline.refinement.refine import Prompts
     from emovllm_offline.refinement.refine import refine as fit
 
     opened = _open(model, tokenizer)
@@ -196,7 +196,7 @@ def refine(
     lines = examples.load_examples(replies)[:limit]
     examples.require_emotions(lines, given.names)
     refined, history = fit(
-        opened.decoder, opened.tokenizer, given, lines, FRAMES, training, style=load_style(style), progress=True
+        opened.decoder, opened.tokenizer, given, lines, training, Prompts(style=load_style(style)), progress=True
     )
     return Refinement(refined, history)
 
@@ -209,7 +209,7 @@ def validate(
     out: str | Path,
     data: str | Path = "sev-test",
     styles: Sequence[str | Path] = DEFAULT_STYLES,
-    plan: Plan = Plan(),  # noqa: B008 (frozen)
+    plan: Plan = Plan(),
     limit: int | None = None,
 ) -> Validated:
     """Tests the units that discovery found: ablated and enhanced beside random ones, and a probe in each layer.
@@ -225,7 +225,7 @@ def validate(
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
     return Validated(
-        sweep(opened.decoder, opened.tokenizer, findings, records, chosen, out=out, plan=plan, progress=True)
+        sweep(opened.decoder, opened.tokenizer, findings, records, chosen, out, Settings(plan=plan), progress=True)
     )
 
 

@@ -38,7 +38,7 @@ def test_a_wrong_circuit_is_told_in_a_line(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "circuit.json").write_text("{}")
     assert main(["show", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"emovllm: {tmp_path}")
+    assert error.startswith(f"emovllm show: {tmp_path}")
     assert error.count("\n") == 1
 
 

@@ -13,8 +13,8 @@ from emovllm import load_circuit, save_circuit
 from emovllm.errors import EmotionError, ModelError
 from emovllm_offline import Control, discover, refine, validate
 from emovllm_offline.api import Discovery
-from emovllm_offline.refinement.refine import Training
-from emovllm_offline.validation.results import Plan
+from emovllm_offline.refinement.settings import Training
+from emovllm_offline.validation.plan import Plan
 from support.models import tiny_chat_model
 
 

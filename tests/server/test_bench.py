@@ -22,7 +22,9 @@ from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
 from emovllm.emotion import resolve
 from emovllm.errors import BenchError
+from emovllm.options import published_command
 from emovllm_server.bench import command, result
+from emovllm_server.bench.cli import BenchOptions
 from emovllm_server.bench.engine import Engine, Launcher
 from emovllm_server.bench.plan import (
     BLENDS,
@@ -384,7 +386,8 @@ def test_a_report_needs_no_matplotlib(
 
 
 def test_the_recorded_command_does_not_say_where_things_lie() -> None:
-    line = command.command_line(["bench", "/home/somebody/model", "--circuit", "circuits/mine", "--quick"])
+    options = BenchOptions("/home/somebody/model", circuit="circuits/mine", quick=True, out=Path("/home/somebody/out"))
+    line = published_command("bench", options)
     assert line == "emovllm bench model --circuit circuits/mine --quick"
 
 
@@ -459,7 +462,7 @@ def test_requests_longer_than_the_model_length_are_refused(
     tiny: str, circuit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [tiny, "--circuit", str(circuit), "--max-model-len", "256", "--out", str(tmp_path / "out")]
-    assert main(["bench", *options]) == 1
+    assert main(["bench", *options]) == 2
     assert "--max-model-len 256 is too short for requests of 532 tokens" in capsys.readouterr().err
 
 

@@ -1,105 +1,107 @@
-"""`emovllm calibrate`: its options. Heavy imports wait until it runs, so that `--help` is quick."""
+"""`emovllm calibrate`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from emovllm.errors import EmovllmError
-from emovllm_offline.commands.evaluate import add_common, add_model, check, command_line, names, numbers
-from emovllm_offline.judges.registry import add_options
+from cyclopts import Parameter
 
-DESCRIPTION = """Find the strengths to serve a circuit at: sweeps lambda, and writes into the circuit, for each emotion,
-the most accurate one that keeps fluency and repetition within bounds (recommended: what strength 1.0 stands for), the
-largest one before replies collapse (maximal: the cap), and the scores. Writes calibration.json and frontier.png into
-OUT. Refuses the test set. Interrupted, the same command goes on."""
-_STRENGTHS = "0.5,0.75,1,1.25,1.5,2,2.5,3"
+from emovllm.options import COMMAS, FLAT, QUIET, STRENGTHS, Options, published_command
+from emovllm_offline.commands.evaluate import arguments
+from emovllm_offline.commands.shared import JUDGE, MODEL, EvaluationOptions, JudgeName, JudgeOptions
+from emovllm_offline.evaluation.choice import MORE_REPETITION, MOST_FLUENCY
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `calibrate` to its parser."""
-    from emovllm_offline.evaluation.choice import MORE_REPETITION, MOST_FLUENCY
-
-    parser.description = DESCRIPTION
-    add = parser.add_argument
-    add_model(parser)
-    add(
-        "--data",
-        default="sev",
-        metavar="FILE",
-        help="sev (default), sev-small, a SEV file, or JSON lines with `user`; never the test set",
+@dataclass(frozen=True)
+class CalibrateOptions(Options):
+    model: Annotated[str | None, MODEL] = None
+    _: KW_ONLY
+    circuit: Annotated[
+        str | None, Parameter(help="the circuit: a folder, or a Hugging Face repository id", metavar="DIR")
+    ] = None
+    data: Annotated[
+        str,
+        Parameter(help="sev, sev-small, a SEV file, or JSON lines with `user`; never the test set", metavar="FILE"),
+    ] = "sev"
+    strengths: Annotated[tuple[float, ...], STRENGTHS, Parameter(help="lambdas to try")] = (
+        0.5,
+        0.75,
+        1,
+        1.25,
+        1.5,
+        2,
+        2.5,
+        3,
     )
-    add(
-        "--strengths",
-        type=numbers,
-        default=numbers(_STRENGTHS),
-        metavar="X,...",
-        help=f"lambdas to try (default: {_STRENGTHS})",
-    )
-    add(
-        "--scopes",
-        type=names,
-        default=("",),
-        metavar="NAME,...",
-        help="generation, prompt_last, all: scopes to try too (default: the circuit's own alone)",
-    )
-    add(
-        "--most-fluency",
-        type=float,
-        default=MOST_FLUENCY,
-        metavar="X",
-        help="median perplexity given the instruction, over the prompted reply's (default: 2)",
-    )
-    add(
-        "--more-repetition",
-        type=float,
-        default=MORE_REPETITION,
-        metavar="X",
-        help="mean share of repeated 3-grams beyond that of prompted replies (default: 0.05)",
-    )
-    add_common(parser, base_url=False)
-    add("--out", metavar="DIR", help="default: calibration in CIRCUIT.work")
-    add_options(parser, "local")
+    scopes: Annotated[
+        tuple[str, ...],
+        COMMAS,
+        QUIET,
+        Parameter(
+            help="generation, prompt_last, all: scopes to try too (default: the circuit's own alone)",
+            metavar="NAME,...",
+        ),
+    ] = ()
+    most_fluency: Annotated[
+        float,
+        Parameter(help="median perplexity given the instruction, over the prompted reply's", metavar="X"),
+    ] = MOST_FLUENCY
+    more_repetition: Annotated[
+        float,
+        Parameter(help="mean share of repeated 3-grams beyond that of prompted replies", metavar="X"),
+    ] = MORE_REPETITION
+    common: Annotated[EvaluationOptions, FLAT] = field(default_factory=EvaluationOptions)
+    out: Annotated[Path | None, Parameter(help="default: calibration in CIRCUIT.work", metavar="DIR")] = None
+    judge: Annotated[JudgeName, JUDGE] = "local"
+    judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
+
+    @property
+    def resumes_from(self) -> Path:
+        from emovllm_offline.storage.places import calibration_folder
+
+        return self.out or calibration_folder(self.circuit or ".")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Runs `calibrate`; returns the exit status: 1 where an emotion could not be calibrated."""
+def main(options: Annotated[CalibrateOptions, FLAT] = CalibrateOptions()) -> int:
+    """Find the strengths to serve a circuit at: sweeps lambda, and writes into the circuit, for each emotion, the most
+    accurate one that keeps fluency and repetition within bounds (recommended: what strength 1.0 stands for), the
+    largest one before replies collapse (maximal: the cap), and the scores. Writes calibration.json and frontier.png
+    into OUT. Refuses the test set. Interrupted, the same command goes on.
+    """
     from emovllm_offline.data.messages import load_messages
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.evaluation.calibrate import calibrate, table
     from emovllm_offline.evaluation.choice import Bounds
     from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING, Asked
     from emovllm_offline.evaluation.target import Where
-    from emovllm_offline.judges.registry import from_options
-    from emovllm_offline.storage.places import calibration_folder
 
-    out = Path(args.out) if args.out else calibration_folder(args.circuit or ".")
-    try:
-        check(args)
-        made = calibrate(
-            Where(args.model, args.circuit, concurrency=args.concurrency, engine_args=tuple(args.engine_args)),
-            Asked(
-                load_messages(args.data, args.limit),
-                load_style(args.prompt_style),
-                (NONE, PROMPTING, CIRCUITS),
-                args.strengths,
-                args.max_tokens,
-                args.scopes,
-            ),
-            lambda emotions: [from_options(args, emotions, out / "judged.jsonl", args.concurrency)],
-            out,
-            bounds=Bounds(args.most_fluency, args.more_repetition),
-            seed=args.seed,
-            fresh=args.fresh,
-            command=command_line("calibrate"),
-        )
-    except (EmovllmError, OSError) as error:
-        print(f"emovllm calibrate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"emovllm calibrate: interrupted; the same command goes on from {out}", file=sys.stderr)
-        return 130
-    table(made, args.judge).print()
-    print(f"{args.circuit}: {len(made.choices) - len(made.uncalibrated)} emotions calibrated; see {out}")
-    return 1 if made.uncalibrated else 0
+    common, out = options.common, options.resumes_from
+    calibrated = calibrate(
+        Where(
+            options.model,
+            options.circuit,
+            concurrency=common.concurrency,
+            engine_args=arguments(common.engine_args),
+        ),
+        Asked(
+            load_messages(options.data, common.limit),
+            load_style(common.prompt_style),
+            (NONE, PROMPTING, CIRCUITS),
+            options.strengths,
+            common.max_tokens,
+            options.scopes or ("",),
+        ),
+        lambda emotions: [options.judging.make(options.judge, emotions, out / "judged.jsonl", common.concurrency)],
+        out,
+        bounds=Bounds(options.most_fluency, options.more_repetition),
+        seed=common.seed,
+        fresh=common.fresh,
+        command=published_command("calibrate", options),
+    )
+    table(calibrated, options.judge).print()
+    uncalibrated = calibrated.uncalibrated
+    print(f"{options.circuit}: {len(calibrated.choices) - len(uncalibrated)} emotions calibrated; see {out}")
+    # An emotion that could not be calibrated is no success.
+    return 1 if uncalibrated else 0

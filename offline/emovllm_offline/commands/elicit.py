@@ -1,97 +1,105 @@
-"""`emovllm elicit`: its options. Heavy imports wait until it runs, so that `--help` is quick."""
+"""`emovllm elicit`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from emovllm.errors import EmovllmError
-from emovllm_offline.judges import registry
+from annotated_types import Gt
+from cyclopts import Parameter
+
+from emovllm.options import FLAT, REPEATED, Options
+from emovllm_offline.commands.shared import JUDGE, JudgeName, JudgeOptions
 
 if TYPE_CHECKING:
     from emovllm_offline.model.generate import Backend
 
-DESCRIPTION = """Bring a model to reply in each emotion, let a judge say where it did, and keep the scenarios that were
-accepted in every emotion. An interrupted run is continued by the same command."""
-EPILOG = """The API key is read from the environment variable OPENAI_API_KEY and sent to the endpoints that you name.
-The lexicon judge counts words: it is for trying things out, not for results."""
+
+@dataclass(frozen=True)
+class ElicitOptions(Options):
+    model: Annotated[
+        str,
+        Parameter(
+            help="folder or Hugging Face id; with --base-url, its name there (default: the default model)",
+            show_default=False,
+        ),
+    ] = "default"
+    _: KW_ONLY
+    data: Annotated[
+        str, Parameter(help="sev-small (40 scenarios), sev, sev-test (160 each), or a file", metavar="FILE")
+    ] = "sev-small"
+    out: Annotated[Path, Parameter(help="folder for replies.jsonl and survival.json", metavar="DIR")]
+    style: Annotated[
+        tuple[str, ...],
+        REPEATED,
+        Parameter(
+            help="paper, role, replies, fewshot or a JSON file: the elicitation; repeatable", metavar="NAME|FILE"
+        ),
+    ] = ("paper",)
+    judge: Annotated[JudgeName, JUDGE] = "lexicon"
+    judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
+    base_url: Annotated[
+        str | None,
+        Parameter(help="generate through this OpenAI-compatible endpoint, not in this process", metavar="URL"),
+    ] = None
+    concurrency: Annotated[int, Gt(0), Parameter(help="requests at a time to an endpoint", metavar="N")] = 8
+    minimum: Annotated[int, Gt(0), Parameter(help="complete scenario-events below which to refuse", metavar="N")] = 12
+    max_new_tokens: Annotated[int, Gt(0), Parameter(help="longest reply", metavar="N")] = 100
+    limit: Annotated[int | None, Gt(0), Parameter(help="use only the first N scenarios", metavar="N")] = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Annotated[str, Parameter(help="torch device")] = "cpu"
+    batch_size: Annotated[int, Gt(0), Parameter(help="replies generated together in process", metavar="N")] = 16
+
+    @property
+    def resumes_from(self) -> Path:
+        return self.out
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `elicit` to its parser."""
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    add = parser.add_argument
-    add(
-        "model",
-        nargs="?",
-        default="default",
-        help="folder or Hugging Face id; with --base-url, its name there (default: the default model)",
-    )
-    add(
-        "--data",
-        metavar="FILE",
-        help="sev-small (40 scenarios, the default), sev, sev-test (160 each), or a file",
-    )
-    add("--out", metavar="DIR", required=True, help="folder for replies.jsonl and survival.json")
-    add(
-        "--style",
-        action="append",
-        metavar="NAME|FILE",
-        help="paper (default), role, replies, fewshot or a JSON file: the elicitation; repeatable",
-    )
-    registry.add_options(parser, default="lexicon")
-    add("--base-url", metavar="URL", help="generate through this OpenAI-compatible endpoint, not in this process")
-    add("--concurrency", type=int, default=8, metavar="N", help="requests at a time to an endpoint (default: 8)")
-    add("--minimum", type=int, metavar="N", help="complete scenario-events below which to refuse (default: 12)")
-    add("--max-new-tokens", type=int, default=100, metavar="N", help="longest reply (default: 100)")
-    add("--limit", type=int, metavar="N", help="use only the first N scenarios")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--device", default="cpu", help="torch device (default: cpu)")
-    add("--batch-size", type=int, default=16, metavar="N", help="replies generated together in process (default: 16)")
+def main(options: Annotated[ElicitOptions, FLAT]) -> None:
+    """Bring a model to reply in each emotion, let a judge say where it did, and keep the scenarios that were accepted
+    in every emotion. An interrupted run is continued by the same command.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Runs `elicit`; returns the exit status."""
-    from emovllm.errors import ElicitError
+    The API key is read from the environment variable OPENAI_API_KEY and sent to the endpoints that you name. The
+    lexicon judge counts words: it is for trying things out, not for results.
+    """
     from emovllm_offline.data import sev
     from emovllm_offline.data.styles import common_emotions, load_style
     from emovllm_offline.discovery.elicit import elicit
-    from emovllm_offline.discovery.survival import MINIMUM, Survival, require
+    from emovllm_offline.discovery.survival import Survival, require
 
-    try:
-        for name in ("limit", "minimum", "max_new_tokens", "batch_size", "concurrency"):
-            if (value := getattr(args, name)) is not None and value < 1:
-                raise ElicitError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-        # What can fail quickly does so before the model is loaded.
-        styles = [load_style(style) for style in args.style or ["paper"]]
-        records = sev.load_sev(args.data or sev.DEFAULT)[: args.limit]
-        judge = registry.from_options(args, common_emotions(styles), Path(args.out) / "judged.jsonl", args.concurrency)
-        replies = elicit(
-            _backend(args), records, styles, judge, args.out, max_new_tokens=args.max_new_tokens, progress=True
-        )
-        survival = Survival.of(replies)
-        survival.save(Path(args.out) / "survival.json")
-        survival.print()
-        require(survival, args.minimum or MINIMUM)
-    except (EmovllmError, OSError) as error:
-        print(f"emovllm elicit: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {survival.complete_items} of {survival.items} scenario-events are complete")
-    return 0
+    # What can fail quickly does so before the model is loaded.
+    styles = [load_style(style) for style in options.style]
+    records = sev.load_sev(options.data)[: options.limit]
+    judge = options.judging.make(
+        options.judge, common_emotions(styles), options.out / "judged.jsonl", options.concurrency
+    )
+    replies = elicit(
+        _backend(options),
+        records,
+        styles,
+        judge,
+        options.out,
+        max_new_tokens=options.max_new_tokens,
+        progress=True,
+    )
+    survival = Survival.of(replies)
+    survival.save(options.out / "survival.json")
+    survival.print()
+    require(survival, options.minimum)
+    print(f"{options.out}: {survival.complete_items} of {survival.items} scenario-events are complete")
 
 
-def _backend(args: argparse.Namespace) -> Backend:
+def _backend(options: ElicitOptions) -> Backend:
     from emovllm.models import DEFAULT_MODEL_ID
     from emovllm_offline.model.generate import EndpointBackend, ModelBackend
 
-    if args.base_url is not None:
+    if options.base_url is not None:
         from emovllm_offline.judges.endpoint import Endpoint
 
-        name = DEFAULT_MODEL_ID if args.model == "default" else args.model
-        return EndpointBackend(Endpoint(name, args.base_url, concurrency=args.concurrency))
+        name = DEFAULT_MODEL_ID if options.model == "default" else options.model
+        return EndpointBackend(Endpoint(name, options.base_url, concurrency=options.concurrency))
     from emovllm_offline.model.load import load
 
-    loaded = load(args.model, args.dtype, args.device)
-    return ModelBackend(loaded.network, loaded.tokenizer, loaded.public_id, args.batch_size)
+    loaded = load(options.model, options.dtype, options.device)
+    return ModelBackend(loaded.network, loaded.tokenizer, loaded.public_id, options.batch_size)

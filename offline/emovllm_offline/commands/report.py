@@ -1,34 +1,33 @@
-"""`emovllm report`: its options. Heavy imports wait until it runs, so that `--help` is quick."""
+"""`emovllm report`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
 
-from emovllm.errors import EmovllmError
+from cyclopts import Parameter
 
-DESCRIPTION = """Draw a circuit, and what discovery and validation measured, as one HTML page without external
-resources, and as PNG files."""
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `report` to its parser."""
-    parser.description = DESCRIPTION
-    parser.add_argument("circuit", help="the circuit's folder")
-    parser.add_argument(
-        "--work",
-        metavar="DIR",
-        help="folder of findings and validation; the page and figures/ go there too (default: CIRCUIT.work)",
-    )
+from emovllm.options import FLAT, Options
 
 
-def main(args: argparse.Namespace) -> int:
-    """Runs `report`; returns the exit status."""
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    circuit: Annotated[Path, Parameter(help="the circuit's folder")]
+    _: KW_ONLY
+    work: Annotated[
+        Path | None,
+        Parameter(
+            help="folder of findings and validation; the page and figures/ go there too (default: CIRCUIT.work)",
+            metavar="DIR",
+        ),
+    ] = None
+
+
+def main(options: Annotated[ReportOptions, FLAT]) -> None:
+    """Draw a circuit, and what discovery and validation measured, as one HTML page without external resources, and as
+    PNG files.
+    """
     from emovllm_offline.validation.report import report
 
-    try:
-        print(report(args.circuit, args.work))
-    except (EmovllmError, OSError) as error:
-        print(f"emovllm report: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(report(options.circuit, options.work))

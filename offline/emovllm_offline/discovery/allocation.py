@@ -9,11 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PER_SUBLAYER = 10
-NEURON_SHARE = 0.7
-LEAST_NEURONS = 4
-LEAST_HEADS = 2
-CAP = 0.4
+from emovllm_offline.discovery.parameters import CAP, LEAST_HEADS, LEAST_NEURONS, NEURON_SHARE, PER_SUBLAYER
 
 
 @dataclass(frozen=True, slots=True)

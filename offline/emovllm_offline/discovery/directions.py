@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Late layers whose directions agree with one another: layers 21..25 of 28 in the paper.
-BAND = (0.75, 0.9)
+from emovllm_offline.discovery.parameters import BAND
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import save_circuit
-from emovllm.errors import CheckpointError, DiscoveryError
+from emovllm.errors import CheckpointError, DiscoveryError, OptionError
 from emovllm_offline.data import sev
-from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
+from emovllm_offline.data.styles import Style, common_emotions, load_style
 from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.assembly import assemble
 from emovllm_offline.discovery.elicit import load_accepted
@@ -38,14 +38,12 @@ from emovllm_offline.discovery.measure import (
     measure_normed_heads,
     neutral_prompts,
 )
-from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.discovery.parameters import Measurement, Parameters, Settings, Stage
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
-from emovllm_offline.model.load import DEVICE, DTYPE, load, versions
+from emovllm_offline.model.load import load, versions
 from emovllm_offline.storage.checkpoint import Checkpoint
 from emovllm_offline.storage.places import work_folder
-
-Stage = Literal["activations", "heads", "importance", "circuit"]
 
 
 def discover(
@@ -55,21 +53,16 @@ def discover(
     styles: Sequence[Style],
     *,
     model_id: str = "",
-    strengths: Mapping[str, tuple[float, float]] | None = None,
-    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
-    batch_size: int = 32,
-    seed: int = 0,
-    provenance: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    parameters: Parameters = Parameters(),
+    measurement: Measurement = Measurement(),
 ) -> Circuit:
-    """Discovers the circuit of a Hugging Face causal language model.
+    """Discovers the circuit of a Hugging Face causal language model, of recommended strength 1.0 and maximal 2.0.
 
-    strengths: (recommended, maximal) of an emotion, 1.0 and 2.0 for those not named.
     Raises: UnsupportedModelError, ActivationError, PromptError, StyleError, DiscoveryError, AssemblyError.
     """
     decoder = find_decoder(model)
-    findings = measure(decoder, tokenizer, records, styles, parameters, batch_size, seed, progress)
-    return assemble(decoder, findings, model_id, strengths or {}, parameters, provenance or {})
+    findings = measure(decoder, tokenizer, records, styles, parameters, measurement)
+    return assemble(decoder, findings, model_id, {}, parameters, {})
 
 
 def measure(
@@ -78,12 +71,10 @@ def measure(
     records: Sequence[sev.Record],
     styles: Sequence[Style],
     parameters: Parameters,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: bool = False,
+    measurement: Measurement = Measurement(),
 ) -> Findings:
     """Everything that needs the model's forward: sections 2 to 6 of the method. Raises: as `discover`."""
-    findings = measure_until("importance", decoder, tokenizer, records, styles, parameters, batch_size, seed, progress)
+    findings = measure_until("importance", decoder, tokenizer, records, styles, parameters, measurement)
     assert findings is not None
     return findings
 
@@ -95,20 +86,17 @@ def measure_until(
     records: Sequence[sev.Record],
     styles: Sequence[Style],
     parameters: Parameters,
-    batch_size: int = 32,
-    seed: int = 0,
-    progress: bool = False,
-    *,
-    work: str | Path | None = None,
+    measurement: Measurement = Measurement(),
     accepted: Accepted | None = None,
 ) -> Findings | None:
     """Measures up to a stage.
 
-    work: folder for checkpoints; an interrupted measurement goes on there. accepted: what was elicited
-    (`survival.accepted`); everything by default.
+    accepted: what was elicited (`survival.accepted`); everything by default.
     Returns: the findings, or None before the stage `importance`.
     Raises: DiscoveryError, CheckpointError, and as `discover`.
     """
+    batch_size, seed, progress = measurement.batch_size, measurement.seed, measurement.progress
+    work = measurement.work
     items = sev.expand(records)
     steps = groups(items, styles, accepted)
     if not steps:
@@ -120,7 +108,7 @@ def measure_until(
     }
 
     def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint:
-        return Checkpoint(None if work is None else Path(work) / f"{name}.safetensors", {**inputs, **more})
+        return Checkpoint(None if work is None else work / f"{name}.safetensors", {**inputs, **more})
 
     means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", {}), progress)
     if stage == "activations":
@@ -183,65 +171,41 @@ def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) 
 
 def run(
     model: str | None,
-    data_path: str | Path | None,
     out: str | Path,
-    styles: Sequence[str] = DEFAULT_STYLES,
+    settings: Settings = Settings(),
+    parameters: Parameters = Parameters(),
     *,
-    parameters: Parameters = Parameters(),  # noqa: B008 (frozen)
-    dtype: str = DTYPE,
-    device: str = DEVICE,
-    batch_size: int = 32,
-    seed: int = 0,
-    limit: int | None = None,
-    recommended: Mapping[str, float] | None = None,
-    maximal: Mapping[str, float] | None = None,
-    work: str | Path | None = None,
-    replies: str | Path | None = None,
-    stage: Stage | None = None,
-    fresh: bool = False,
     command: str = "",
     progress: bool = True,
 ) -> Circuit | None:
     """`emovllm discover`: loads the model and the data, discovers the circuit and writes its folder.
 
-    recommended, maximal: per emotion; the key "" stands for all others. limit: use only the first scenarios.
-    work: folder for what was measured, `<out>.work` by default; what is there is used, unless `fresh`.
-    replies: the folder of `emovllm elicit`, whose judge decides what is measured; everything by default.
-    stage: stop after this one, and let `circuit` measure nothing.
+    What was measured is kept in `<out>.work` by default; what is there is used, unless `fresh`.
     Returns: None where it stopped before the circuit.
     Raises: as `discover`, and DataError, CheckpointError, FindingsError, DefaultModelError, CircuitError, OSError.
     """
 
     # What can fail quickly does so before the model is loaded.
-    chosen = [load_style(style) for style in styles]
+    chosen = [load_style(style) for style in settings.style]
     emotions = common_emotions(chosen)
-    strengths = _strengths(emotions, recommended or {}, maximal or {})
-    records = sev.load_sev(data_path or sev.DEFAULT)[:limit]
+    strengths = _strengths(emotions, settings)
+    records = sev.load_sev(settings.data)[: settings.limit]
     if not records:
-        raise DiscoveryError(f"a limit of {limit} scenarios leaves no data")
-    accepted = None if replies is None else load_accepted(replies, records, chosen)
-    place = Path(work) if work is not None else work_folder(out)
-    if fresh:
+        raise DiscoveryError(f"{settings.data} holds no scenario")
+    accepted = None if settings.replies is None else load_accepted(settings.replies, records, chosen)
+    place = settings.measurement.work or work_folder(out)
+    measurement = replace(settings.measurement, work=place, progress=progress)
+    stage = settings.stage
+    if settings.fresh:
         shutil.rmtree(place, ignore_errors=True)
-    torch.manual_seed(seed)
-    loaded = load(model, dtype, device)
+    torch.manual_seed(measurement.seed)
+    loaded = load(model, settings.dtype, settings.device)
     decoder, tokenizer = find_decoder(loaded.network), loaded.tokenizer
     if stage == "circuit":
         findings: Findings | None = Findings.load(place)
     else:
-        findings = measure_until(
-            stage or "importance",
-            decoder,
-            tokenizer,
-            records,
-            chosen,
-            parameters,
-            batch_size,
-            seed,
-            progress,
-            work=place,
-            accepted=accepted,
-        )
+        until = stage or "importance"
+        findings = measure_until(until, decoder, tokenizer, records, chosen, parameters, measurement, accepted)
     if findings is None or stage == "importance":
         return None
     if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):
@@ -251,8 +215,8 @@ def run(
         "dataset": {"sha256": sev.digest(records), "scenarios": len(records)},
         "styles": [{"name": style.name, "sha256": style.digest()} for style in chosen],
         "parameters": asdict(parameters),
-        "dtype": dtype,
-        "seed": seed,
+        "dtype": settings.dtype,
+        "seed": measurement.seed,
         "versions": versions(),
     }
     if accepted is not None:
@@ -265,13 +229,12 @@ def run(
     return circuit
 
 
-def _strengths(
-    emotions: Sequence[str], recommended: Mapping[str, float], maximal: Mapping[str, float]
-) -> dict[str, tuple[float, float]]:
-    for option, values in (("recommended", recommended), ("maximal", maximal)):
+def _strengths(emotions: Sequence[str], settings: Settings) -> dict[str, tuple[float, float]]:
+    recommended, maximal = _lambdas("recommended", settings.recommended), _lambdas("maximal", settings.maximal)
+    for name, values in (("recommended", recommended), ("maximal", maximal)):
         unknown = sorted(set(values) - set(emotions) - {""})
         if unknown:
-            raise DiscoveryError(f"{option} names {', '.join(unknown)}; the emotions are {', '.join(emotions)}")
+            raise DiscoveryError(f"--{name} names {', '.join(unknown)}; the emotions are {', '.join(emotions)}")
     out = {}
     for name in emotions:
         usual = recommended.get(name, recommended.get("", 1.0))
@@ -280,3 +243,15 @@ def _strengths(
             raise DiscoveryError(f"{name}: strengths must be 0 < recommended <= maximal, got {usual} and {largest}")
         out[name] = (usual, largest)
     return out
+
+
+def _lambdas(option: str, texts: Iterable[str]) -> dict[str, float]:
+    """By emotion; the key "" stands for all others."""
+    lambdas = {}
+    for text in texts:
+        emotion, _, value = text.rpartition("=")
+        try:
+            lambdas[emotion] = float(value)
+        except ValueError:
+            raise OptionError(f"--{option}: expected a number or EMOTION=NUMBER, got {text!r}") from None
+    return lambdas

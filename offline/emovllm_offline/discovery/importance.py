@@ -11,10 +11,9 @@ from torch import Tensor
 
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import collect
+from emovllm_offline.discovery.parameters import ALPHAS
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.hooks import after, hooked
-
-ALPHAS = (0.1, 0.3, 0.5, 0.7)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from emovllm.progress import ENGINE_START, ENGINE_START_HINT, Bar, stage
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.prompts import render
-from emovllm_offline.data.styles import DEFAULT_STYLES, Style, load_style
+from emovllm_offline.data.styles import Style, load_style
 from emovllm_offline.judges.judge import Judge
-from emovllm_offline.judges.lexicon import LexiconJudge, tokens
+from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon, tokens
 from emovllm_offline.judges.text import text_metrics
 from emovllm_offline.model.likelihood import Likelihoods
 from emovllm_offline.model.load import load_tokenizer
 from emovllm_offline.refinement.refine import FRAMES
+from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.places import work_folder
 
@@ -44,16 +45,6 @@ LEAST_WORDS = 5
 NAMING = 5
 # Messages whose samples one call of the engine makes: what an interruption may lose.
 CHUNK = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the model is made to reply. strengths: as requests have them; samples: of each message, emotion, strength."""
-
-    strengths: tuple[float, ...] = (0.7, 0.9)
-    samples: int = 2
-    temperature: float = 0.7
-    max_tokens: int = 60
 
 
 class Sample(BaseModel):
@@ -142,31 +133,26 @@ def run(
     model: str | None,
     circuit: str | Path,
     out: str | Path,
-    replies: str | Path = examples.DEFAULT,
-    *,
+    settings: OwnRepliesSettings = OwnRepliesSettings(),
     sampling: Sampling = Sampling(),
-    style: str = DEFAULT_STYLES[0],
-    limit: int | None = None,
-    work: str | Path | None = None,
-    fresh: bool = False,
+    *,
     progress: bool = True,
     make_sampler: Callable[[], Sampler] | None = None,
     make_scorer: Callable[[], Scorer] | None = None,
 ) -> dict[str, int]:
     """`emovllm own-replies`: samples, sifts, and writes the examples to `out`.
 
-    replies: the messages, with the replies that stay where none of the model's own is good. work: folder of what an
-    interrupted run goes on from, `<out>.work` by default. make_sampler, make_scorer: give what replies and what scores,
-    by default the served model and the plain one.
+    make_sampler, make_scorer: give what replies and what scores, by default the served model and the plain one.
     Returns: in how many replies of each emotion the model's own are.
     Raises: StoredError, OwnRepliesError, ExamplesError, CircuitError, DefaultModelError, OSError.
     """
     given = load_circuit(circuit)
-    found = examples.load_examples(replies)[:limit]
+    found = examples.load_examples(settings.replies)[: settings.limit]
     examples.require_emotions(found, given.names)
-    chosen = load_style(style)
+    chosen = load_style(settings.prompt_style)
     if missing := [name for name in given.names if name not in chosen.emotions]:
-        raise OwnRepliesError(f"style {chosen.name} has no {', '.join(missing)}")
+        raise OwnRepliesError(f"--prompt-style: {chosen.name} has no {', '.join(missing)}; give a style that has")
+    judge = _judge(given.names, settings)
     folder = resolve_model(model)
     about = {
         "model": public_model_id(folder),
@@ -175,14 +161,27 @@ def run(
         "style": chosen.digest(),
         **asdict(sampling),
     }
-    place = Work(Path(work) if work is not None else work_folder(out), about, fresh)
+    if settings.lexicon is not None:
+        about["lexicon"] = judge.config["lexicon"]
+    place = Work(settings.work or work_folder(out), about, settings.fresh)
     _sample(found, place, make_sampler or (lambda: _engine(folder, circuit, given.names, sampling)), progress)
-    _choose(found, place, LexiconJudge(given.names), make_scorer or (lambda: _plain(folder, chosen)), progress)
+    _choose(found, place, judge, make_scorer or (lambda: _plain(folder, chosen)), progress)
     lines = [place.chosen[example.id].model_dump_json(exclude={"own"}) + "\n" for example in found]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out), "".join(lines).encode())
     counts = Counter(name for example in found for name in place.chosen[example.id].own)
     return {name: counts[name] for name in given.names}
+
+
+def _judge(emotions: Sequence[str], settings: OwnRepliesSettings) -> LexiconJudge:
+    """Raises: JudgeError, OwnRepliesError where the word list has no words for an emotion."""
+    lexicon = load_lexicon(settings.lexicon)
+    if missing := [name for name in emotions if name not in lexicon.emotions]:
+        raise OwnRepliesError(
+            f"the word list has no words for {', '.join(missing)}, by which replies are judged; "
+            "give one that has with --lexicon"
+        )
+    return LexiconJudge(emotions, lexicon)
 
 
 def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], progress: bool) -> None:

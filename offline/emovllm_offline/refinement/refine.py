@@ -24,11 +24,12 @@ from emovllm.errors import RefinementError
 from emovllm.progress import Bar
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
-from emovllm_offline.data.styles import DEFAULT_STYLES, Frame, Style, load_style
+from emovllm_offline.data.styles import Frame, Style, load_style
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
-from emovllm_offline.model.load import DEVICE, DTYPE, load, versions
+from emovllm_offline.model.load import load, versions
 from emovllm_offline.refinement.deltas import Deltas
 from emovllm_offline.refinement.loss import Anchor, Loss
+from emovllm_offline.refinement.settings import RefineSettings, Training
 from emovllm_offline.storage.checkpoint import Checkpoint
 from emovllm_offline.storage.places import work_folder
 
@@ -40,23 +41,11 @@ FINGERPRINT_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """How the deltas are fitted.
+class Prompts:
+    """What a message is put in: neutral frames in turn, and, for the anchor, the style that asks for an emotion."""
 
-    start: lambda at which the discovered deltas enter. learning_rate: of Adam, in units of the root mean square of a
-    site's discovered deltas; it falls linearly to zero. batch: messages a step, each with all its replies. held_out:
-    one message in so many is not learnt from, but measures each epoch; the best epoch is kept. anchor: from 0 to
-    1, the share of the plain model's own word in the loss: at every token of a reply the steered model is to predict
-    what the plain one does when its prompt asks for the emotion, which keeps replies fluent.
-    """
-
-    epochs: int = 4
-    batch: int = 4
-    learning_rate: float = 0.1
-    start: float = 1.0
-    held_out: int = 10
-    anchor: float = 0.0
-    seed: int = 0
+    frames: Sequence[Frame] = FRAMES
+    style: Style | None = None
 
 
 def refine(
@@ -64,23 +53,22 @@ def refine(
     tokenizer: Any,
     circuit: Circuit,
     given: Sequence[Example],
-    frames: Sequence[Frame],
     training: Training = Training(),
+    prompts: Prompts = Prompts(),
     *,
-    style: Style | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> tuple[Circuit, list[dict[str, float]]]:
     """Fits the deltas of a circuit.
 
-    given: with a reply in every emotion of the circuit; frames: neutral ones, which the messages take in turn;
-    style: how the anchor's prompts ask for an emotion.
+    given: with a reply in every emotion of the circuit.
     Returns: the circuit, with lambda 1 as its recommended strength, and for each epoch, the first being that of the
         discovered deltas, the mean loss per token of the held-out replies by emotion, in nats: the negative
         log-probability, and the anchor's cross-entropy in its share.
     Raises: RefinementError, PromptError.
     """
     held_out, learnt = _split(circuit, given, training)
+    frames, style = prompts.frames, prompts.style
     decoder.model.requires_grad_(False)
     deltas = Deltas(decoder, circuit, training.start)
     anchor = None
@@ -181,37 +169,30 @@ def run(
     model: str | None,
     circuit: str | Path,
     out: str | Path,
-    replies: str | Path = examples.DEFAULT,
-    *,
+    settings: RefineSettings = RefineSettings(),
     training: Training = Training(),
-    style: str = DEFAULT_STYLES[0],
-    dtype: str = DTYPE,
-    device: str = DEVICE,
-    limit: int | None = None,
-    work: str | Path | None = None,
-    fresh: bool = False,
+    *,
     command: str = "",
     progress: bool = True,
 ) -> Circuit:
     """`emovllm refine`: loads model, circuit and replies, fits the deltas and writes the refined circuit.
 
-    work: folder of the checkpoint, `<out>.work` by default; an interrupted run goes on there, unless `fresh`.
     Raises: as `refine`, and ExamplesError, CheckpointError, DefaultModelError, CircuitError, OSError.
     """
 
-    found = examples.load_examples(replies)[:limit]
+    found = examples.load_examples(settings.replies)[: settings.limit]
     given = load_circuit(circuit)
     examples.require_emotions(found, given.names)
-    chosen = load_style(style)
+    chosen = load_style(settings.anchor_style)
     if training.anchor and (missing := [name for name in given.names if name not in chosen.emotions]):
         raise RefinementError(f"style {chosen.name} has no {', '.join(missing)}")
-    place = Path(work) if work is not None else work_folder(out)
-    if fresh:
+    place = settings.work or work_folder(out)
+    if settings.fresh:
         (place / CHECKPOINT).unlink(missing_ok=True)
-    loaded = load(model, dtype, device)
+    loaded = load(model, settings.dtype, settings.device)
     decoder = find_decoder(loaded.network)
     _agree(given, decoder)
-    about = {"replies": examples.digest(found), "messages": len(found), **asdict(training), "dtype": dtype}
+    about = {"replies": examples.digest(found), "messages": len(found), **asdict(training), "dtype": settings.dtype}
     if training.anchor:
         about["style"] = chosen.digest()
     checkpoint = Checkpoint(
@@ -222,9 +203,8 @@ def run(
         loaded.tokenizer,
         given,
         found,
-        FRAMES,
         training,
-        style=chosen,
+        Prompts(style=chosen),
         checkpoint=checkpoint,
         progress=progress,
     )

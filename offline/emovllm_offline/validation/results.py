@@ -18,20 +18,6 @@ FILE = "validation.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is swept.
-
-    neurons, heads: the k of the sweeps (capped at what a layer has; k = 0 is always there). scale: the lambda of
-    enhancement. seeds: how many random controls.
-    """
-
-    neurons: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 512)
-    heads: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10)
-    scale: float = 1.0
-    seeds: int = 10
-
-
-@dataclass(frozen=True, slots=True)
 class Curve:
     """Mean change of an emotion's score against k = 0, with 95% confidence intervals, for each k.
 

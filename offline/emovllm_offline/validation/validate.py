@@ -17,21 +17,20 @@ import numpy as np
 from emovllm.errors import ResultsError
 from emovllm.progress import track
 from emovllm_offline.data import sev
-from emovllm_offline.data.styles import DEFAULT_STYLES, Style, common_emotions, load_style
+from emovllm_offline.data.styles import Style, common_emotions, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.intervals import mean_interval
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
-from emovllm_offline.model.load import DEVICE, DTYPE, load
+from emovllm_offline.model.load import load
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.rows import Rows
 from emovllm_offline.storage.settings import plain, refuse_others
-from emovllm_offline.validation.results import FILE, Components, Curve, Plan, Validation, findings_digest
+from emovllm_offline.validation.plan import Plan, Settings
+from emovllm_offline.validation.results import FILE, Components, Curve, Validation, findings_digest
 from emovllm_offline.validation.separation import principal_components, probe_f1
 from emovllm_offline.validation.sweeps import MODES, SITES
 from emovllm_offline.validation.variants import Protocol
 
-# Discovery must not have seen it.
-DEFAULT_DATA = "sev-test"
 PART = "validation.part"
 SCORES, STATES = "scores.f32", "states.f32"
 REMEDY = "give --fresh, or another --work"
@@ -45,11 +44,9 @@ def validate(
     findings: Findings,
     records: Sequence[sev.Record],
     styles: Sequence[Style],
-    *,
     out: str | Path,
-    plan: Plan = Plan(),  # noqa: B008 (frozen)
-    batch_size: int = 128,
-    fresh: bool = False,
+    settings: Settings = Settings(),
+    *,
     progress: bool = False,
 ) -> Validation:
     """Validates findings on a model, and writes `validation.json` to the folder `out`.
@@ -61,10 +58,11 @@ def validate(
 
     Raises: ResultsError; StoredError where `out` holds the results of other inputs and `fresh` is false.
     """
+    plan, batch_size = settings.plan, settings.batch_size
     _check(decoder, findings, records, styles, plan)
     inputs = plain(_inputs(decoder, findings, records, styles, plan, batch_size))
     folder = Path(out)
-    if fresh:
+    if settings.fresh:
         (folder / FILE).unlink(missing_ok=True)
     if (folder / FILE).exists():
         finished = Validation.load(folder)
@@ -72,7 +70,7 @@ def validate(
         return finished
     protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size)
     items = sev.expand(records)
-    store = _Store(folder / PART, inputs, protocol.sizes, fresh)
+    store = _Store(folder / PART, inputs, protocol.sizes, settings.fresh)
     left = range(store.done, len(items))
     for index in track(left, "validation", len(items), done=store.done, unit="items", shown=progress):
         store.append(*protocol.measure(items[index], index))
@@ -224,39 +222,21 @@ def _rounded(values: Any, digits: int = 6) -> Any:
 
 def run(
     model: str | None,
-    findings_folder: str | Path,
-    data_path: str | Path | None,
-    out: str | Path | None = None,
-    styles: Sequence[str] = DEFAULT_STYLES,
+    folder: str | Path,
+    settings: Settings = Settings(),
     *,
-    plan: Plan = Plan(),  # noqa: B008 (frozen)
-    dtype: str = DTYPE,
-    device: str = DEVICE,
-    batch_size: int = 128,
-    limit: int | None = None,
-    fresh: bool = False,
     progress: bool = True,
 ) -> Validation:
-    """Loads what `validate` needs and runs it; `out` defaults to the findings' folder.
+    """`emovllm validate`: loads the model and the findings of a folder, validates them and writes the results there.
 
     Raises: as `validate`, and FindingsError, DataError, StyleError, UnsupportedModelError, DefaultModelError, OSError.
     """
 
     # What can fail quickly does so before the model is loaded.
-    findings = Findings.load(findings_folder)
-    chosen = [load_style(style) for style in styles]
-    records = sev.load_sev(data_path or DEFAULT_DATA)[:limit]
+    findings = Findings.load(folder)
+    chosen = [load_style(style) for style in settings.style]
+    records = sev.load_sev(settings.data)[: settings.limit]
 
-    loaded = load(model, dtype, device)
-    return validate(
-        find_decoder(loaded.network),
-        loaded.tokenizer,
-        findings,
-        records,
-        chosen,
-        out=out or findings_folder,
-        plan=plan,
-        batch_size=batch_size,
-        fresh=fresh,
-        progress=progress,
-    )
+    loaded = load(model, settings.dtype, settings.device)
+    decoder = find_decoder(loaded.network)
+    return validate(decoder, loaded.tokenizer, findings, records, chosen, folder, settings, progress=progress)

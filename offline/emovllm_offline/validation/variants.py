@@ -13,7 +13,7 @@ from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import Decoder
-from emovllm_offline.validation.results import Plan
+from emovllm_offline.validation.plan import Plan
 from emovllm_offline.validation.sweeps import KINDS, Units, Variant, sweep
 
 

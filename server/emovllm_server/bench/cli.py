@@ -1,110 +1,118 @@
-"""`emovllm bench`: its options. Heavy imports wait until it runs, so that `--help` is quick."""
+"""`emovllm bench`."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-DESCRIPTION = """Plain vLLM without the plugin against emovllm, interleaved on this machine: no emotion, one emotion,
-all emotions mixed, 256 distinct blends and strengths; tokens/s, time to first token, time per output token, inter-token
-p99; the hit rate of a shared prefix; and Hugging Face generate with hooks. Prints ratios with their spread, beside that
-of two plain engines; writes result.json, result.md and result.png. Interrupted, it reports what is there; run again,
-it goes on."""
+from annotated_types import Gt
+from cyclopts import Parameter
+
+from emovllm.errors import OptionError
+from emovllm.options import COMMAS, FLAT, QUIET, Options, published_command
 
 # With the default model on two cores: about half an hour, and seven minutes.
 FULL = {"rounds": 16, "starts": 2, "hf_rounds": 3, "batch_sizes": (1, 8, 64)}
 QUICK = {"rounds": 3, "starts": 1, "hf_rounds": 2, "batch_sizes": (1, 8, 16)}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `bench` to its parser."""
-    parser.description = DESCRIPTION
-    add = parser.add_argument
-    add("model", nargs="?", help="a folder or Hugging Face id (default: the default model with its circuit)")
-    add("--circuit", help="the circuit: a folder, or a Hugging Face repository id")
-    add("--quick", action="store_true", help="under 10 minutes with the default model on two cores")
-    add("--batch-sizes", type=_sizes, metavar="N,N,...", help="default: 1,8,64 (quick: 1,8,16)")
-    add("--rounds", type=_count, metavar="N", help="of each start (default: 16; quick: 3)")
-    add(
-        "--starts",
-        type=_count,
-        metavar="N",
-        help="how often engines are started afresh: starts differ (default: 2; quick: 1)",
-    )
-    add("--prompt-tokens", type=_count, default=64, metavar="N", help="of every request (default: 64)")
-    add("--output-tokens", type=_count, default=64, metavar="N", help="of every request (default: 64)")
-    add("--prefix-tokens", type=_count, default=512, metavar="N", help="of the shared prefix (default: 512)")
-    add("--without-hf", action="store_true", help="leave out Hugging Face")
-    add("--dtype", default="auto", help="of all engines (default: the model's)")
-    add("--max-model-len", type=_count, metavar="N", help="of all engines (default: what the requests need)")
-    add("--engine-args", type=_object, default={}, metavar="JSON", help="arguments of vllm.LLM, for all engines alike")
-    add(
-        "--env",
-        type=_variable,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="environment variable of all engines; repeatable",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="of prompts, blends and order (default: 0)")
-    add("--out", metavar="DIR", help="default: emovllm-bench (quick: emovllm-bench-quick)")
-    add("--fresh", action="store_true", help="forget what --out holds")
+@dataclass(frozen=True)
+class BenchOptions(Options):
+    model: Annotated[
+        str | None, Parameter(help="a folder or Hugging Face id (default: the default model with its circuit)")
+    ] = None
+    _: KW_ONLY
+    circuit: Annotated[str | None, Parameter(help="the circuit: a folder, or a Hugging Face repository id")] = None
+    quick: Annotated[bool, QUIET, Parameter(help="under 10 minutes with the default model on two cores")] = False
+    batch_sizes: Annotated[
+        tuple[int, ...], COMMAS, QUIET, Gt(0), Parameter(help="default: 1,8,64 (quick: 1,8,16)", metavar="N,N,...")
+    ] = ()
+    rounds: Annotated[int | None, Gt(0), Parameter(help="of each start (default: 16; quick: 3)", metavar="N")] = None
+    starts: Annotated[
+        int | None,
+        Gt(0),
+        Parameter(help="how often engines are started afresh: starts differ (default: 2; quick: 1)", metavar="N"),
+    ] = None
+    prompt_tokens: Annotated[int, Gt(0), Parameter(help="of every request", metavar="N")] = 64
+    output_tokens: Annotated[int, Gt(0), Parameter(help="of every request", metavar="N")] = 64
+    prefix_tokens: Annotated[int, Gt(0), Parameter(help="of the shared prefix", metavar="N")] = 512
+    without_hf: Annotated[bool, QUIET, Parameter(help="leave out Hugging Face")] = False
+    dtype: Annotated[str, Parameter(help="of all engines; auto is the model's")] = "auto"
+    max_model_len: Annotated[
+        int | None, Gt(0), Parameter(help="of all engines (default: what the requests need)", metavar="N")
+    ] = None
+    engine_args: Annotated[
+        str, Parameter(help="arguments of vllm.LLM, for all engines alike", metavar="JSON", show_default=False)
+    ] = "{}"
+    env: Annotated[
+        tuple[str, ...],
+        QUIET,
+        Parameter(help="environment variable of all engines; repeatable", metavar="NAME=VALUE"),
+    ] = ()
+    seed: Annotated[int, Parameter(help="of prompts, blends and order", metavar="N")] = 0
+    out: Annotated[
+        Path | None, Parameter(help="default: emovllm-bench (quick: emovllm-bench-quick)", metavar="DIR")
+    ] = None
+    fresh: Annotated[bool, QUIET, Parameter(help="forget what --out holds")] = False
+
+    @property
+    def resumes_from(self) -> Path:
+        return self.out or Path("emovllm-bench-quick" if self.quick else "emovllm-bench")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Runs `bench`; returns the exit status."""
-    from emovllm.errors import BenchError
+def main(options: Annotated[BenchOptions, FLAT] = BenchOptions()) -> int:
+    """Plain vLLM without the plugin against emovllm, interleaved on this machine: no emotion, one emotion, all emotions
+    mixed, 256 distinct blends and strengths; tokens/s, time to first token, time per output token, inter-token p99; the
+    hit rate of a shared prefix; and Hugging Face generate with hooks. Prints ratios with their spread, beside that of
+    two plain engines; writes result.json, result.md and result.png. Interrupted, it reports what is there; run again,
+    it goes on.
+    """
+    engine_args, env = _object(options.engine_args), dict(_variables(options.env))
     from emovllm_server.bench.command import bench
 
-    chosen = QUICK if args.quick else FULL
-    given = {name: value for name in chosen if (value := getattr(args, name, None)) is not None}
-    sizes: dict[str, Any] = {**chosen, **given, **({"hf_rounds": 0} if args.without_hf else {})}
-    try:
-        return bench(
-            args.model,
-            args.circuit,
-            Path(args.out or ("emovllm-bench-quick" if args.quick else "emovllm-bench")),
-            fresh=args.fresh,
-            max_model_len=args.max_model_len,
-            prompt_tokens=args.prompt_tokens,
-            output_tokens=args.output_tokens,
-            prefix_tokens=args.prefix_tokens,
-            dtype=args.dtype,
-            engine_args=args.engine_args,
-            env=dict(args.env),
-            seed=args.seed,
-            **sizes,
-        )
-    except BenchError as error:
-        print(f"emovllm bench: {error}", file=sys.stderr)
-        return 1
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return int(text)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
+    sizes: dict[str, Any] = dict(QUICK if options.quick else FULL)
+    given = {
+        "rounds": options.rounds,
+        "starts": options.starts,
+        "batch_sizes": tuple(sorted(set(options.batch_sizes))),
+    }
+    sizes |= {name: value for name, value in given.items() if value}
+    if options.without_hf:
+        sizes["hf_rounds"] = 0
+    return bench(
+        options.model,
+        options.circuit,
+        options.resumes_from,
+        fresh=options.fresh,
+        command=published_command("bench", options),
+        max_model_len=options.max_model_len,
+        prompt_tokens=options.prompt_tokens,
+        output_tokens=options.output_tokens,
+        prefix_tokens=options.prefix_tokens,
+        dtype=options.dtype,
+        engine_args=engine_args,
+        env=env,
+        seed=options.seed,
+        **sizes,
+    )
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        raise OptionError(f"--engine-args: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+        raise OptionError(f"--engine-args: expected a JSON object, got {text}")
     return value
 
 
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, value
+def _variables(texts: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise OptionError(f"--env: expected NAME=VALUE, got {text!r}")
+        yield name, value

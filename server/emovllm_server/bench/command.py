@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,10 +27,15 @@ def bench(
     folder: Path,
     *,
     fresh: bool,
+    command: str,
     max_model_len: int | None,
     **options: Any,
 ) -> int:
-    """Returns the exit status: 130 where it was interrupted. Raises: BenchError, CircuitError, DefaultModelError."""
+    """Measures, and writes what was measured, said to be by `command`.
+
+    Returns: the exit status, 130 where it was interrupted.
+    Raises: BenchError, CircuitError, DefaultModelError.
+    """
     circuit = circuit or serve.shipped_circuit(model)
     if circuit is None:
         raise CircuitError(
@@ -68,18 +70,13 @@ def bench(
         len(loaded.names),
         record.best(),
         record.prefixes,
-        command=command_line(sys.argv[1:]),
+        command=command,
         machine=machine.describe(),
         engine=record.engine,
         complete=complete,
     )
     write(made, folder, _console())
     return 0 if complete else 130
-
-
-def command_line(argv: Sequence[str]) -> str:
-    """As it may be published: where on a machine something lies is nobody's business."""
-    return shlex.join(["emovllm", *(Path(part).name if part.startswith(("/", "~")) else part for part in argv)])
 
 
 def longest_request(*, prompt_tokens: int, output_tokens: int, prefix_tokens: int, **_: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from emovllm.circuit import ModelSpec
 from emovllm.circuit_files import load_circuit
+from emovllm.cli import main
 from emovllm.errors import PublishedError, WeightsError
-from emovllm_offline.commands import import_circuit
 from emovllm_offline.discovery.published import find_run, import_published, load_directions
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.weights import Projections
@@ -177,7 +176,5 @@ def test_weights_are_read_one_at_a_time(model: str, tmp_path: Path) -> None:
 
 
 def test_the_command_reports_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    import_circuit.configure(parser)
-    assert import_circuit.main(parser.parse_args([str(tmp_path), "--out", str(tmp_path / "out")])) == 1
+    assert main(["import-published", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "06_emotion_circuit_integration/global_circuit under outputs/, found none" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 import pytest
 
-from emovllm.errors import StoredError
-from emovllm_offline.commands.own_replies import main
+from emovllm.cli import main
+from emovllm.errors import OwnRepliesError, StoredError
 from emovllm_offline.data.examples import Example, load_examples
-from emovllm_offline.judges.lexicon import LexiconJudge
+from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon
 from emovllm_offline.refinement import own_replies
-from emovllm_offline.refinement.own_replies import CHUNK, Sample, Samples, Sampling, choose, worth_learning
+from emovllm_offline.refinement.own_replies import CHUNK, Sample, Samples, choose, worth_learning
+from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
 from support.circuits import SIX, random_circuit
 from support.models import tiny_model
 
@@ -59,16 +60,19 @@ class Fake:
         return lambda number, example, emotion, replies: [1.0, 0.5 if number % 2 else 2.0][: len(replies)]
 
 
-def run(given, circuit, tmp_path, fake, **more):
+SAMPLING = Sampling()
+
+
+def run(given, circuit, tmp_path, fake, sampling=SAMPLING, **more):
     return own_replies.run(
         "default",
         circuit,
         tmp_path / "own.jsonl",
-        given,
+        OwnRepliesSettings(replies=str(given), **more),
+        sampling,
         progress=False,
         make_sampler=fake.sampler,
         make_scorer=fake.scorer,
-        **more,
     )
 
 
@@ -152,16 +156,29 @@ def test_what_other_settings_gave_is_not_taken_up(given, circuit, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_told(options, told, circuit, tmp_path, capsys):
-    from emovllm.cli import _parser
-
     words = ["own-replies", "--circuit", str(circuit), "--out", str(tmp_path / "own.jsonl"), *options]
-    assert main(_parser().parse_args(words)) == 1
+    assert main(words) == 2
     assert told in capsys.readouterr().err
 
 
-def test_strengths_are_numbers(capsys):
-    from emovllm.cli import _parser
+def test_emotions_that_no_reply_can_be_judged_by_are_refused_before_sampling(tmp_path, style):
+    circuit = random_circuit(tiny_model(tmp_path / "model"), tmp_path / "circuit", names=("calm", "anger"))
+    lines = [Example(id="a", user="A message.", replies={"calm": "It is well.", "anger": ANGRY}).model_dump_json()]
+    (tmp_path / "given.jsonl").write_text("\n".join(lines) + "\n")
+    two = {"calm": style.emotions["calm"], "anger": style.emotions["pride"]}
+    (tmp_path / "style.json").write_text(style.model_copy(update={"emotions": two}).model_dump_json())
+    more = {"prompt_style": str(tmp_path / "style.json")}
+    fake = Fake()
+    with pytest.raises(OwnRepliesError, match=r"no words for calm.* with --lexicon"):
+        run(tmp_path / "given.jsonl", circuit, tmp_path, fake, **more)
+    assert fake.asked == []
+    words = load_lexicon()
+    calm = words.model_copy(update={"emotions": {**words.emotions, "calm": {1.0: ("calm",)}}})
+    (tmp_path / "words.json").write_text(calm.model_dump_json())
+    counts = run(tmp_path / "given.jsonl", circuit, tmp_path, fake, lexicon=tmp_path / "words.json", **more)
+    assert counts == {"calm": 0, "anger": 1}
 
-    with pytest.raises(SystemExit):
-        _parser().parse_args(["own-replies", "--circuit", "c", "--out", "o", "--strengths", "1,much"])
+
+def test_strengths_are_numbers(capsys):
+    assert main(["own-replies", "--circuit", "c", "--out", "o", "--strengths", "1,much"]) == 2
     assert "expected numbers with commas" in capsys.readouterr().err

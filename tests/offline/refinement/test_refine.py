@@ -1,4 +1,3 @@
-import argparse
 import json
 from dataclasses import replace
 
@@ -8,9 +7,9 @@ import torch
 
 from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
 from emovllm.circuit_files import load_circuit, save_circuit
+from emovllm.cli import main
 from emovllm.emotion import Emotion
 from emovllm.errors import ExamplesError, RefinementError
-from emovllm_offline.commands import refine as cli
 from emovllm_offline.data import sev
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.data.prompts import render
@@ -19,11 +18,13 @@ from emovllm_offline.discovery.discover import discover
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.decoder import find_decoder
-from emovllm_offline.refinement.refine import Training, refine
+from emovllm_offline.refinement.refine import Prompts, refine
+from emovllm_offline.refinement.settings import Training
 from emovllm_offline.storage import checkpoint
 from offline.conftest import DISCOVERED
 
 FRAMES = (Frame(system="reply ."), Frame())
+PROMPTS = Prompts(FRAMES)
 TRAINING = Training(epochs=3, batch=2, held_out=4, learning_rate=0.3)
 REPLIES = {"calm": "it is well .", "pride": "yes ! very very proud", "boredom": "so dull . no"}
 EXAMPLES = [
@@ -73,7 +74,7 @@ def measured(model, tokenizer, circuit, examples):
 def test_what_is_fitted_is_what_the_hooks_inject(architecture, tiny, tokenizer, records, style):
     model = tiny(architecture)
     circuit = circuit_of(model, tokenizer, records, style)
-    refined, history = refine(find_decoder(model), tokenizer, circuit, EXAMPLES, FRAMES, replace(TRAINING, epochs=1))
+    refined, history = refine(find_decoder(model), tokenizer, circuit, EXAMPLES, replace(TRAINING, epochs=1), PROMPTS)
     held_out = EXAMPLES[::4]
     assert history[0] == pytest.approx(measured(model, tokenizer, circuit, held_out), abs=1e-4)
     best = min(history, key=lambda row: sum(row.values()))
@@ -82,7 +83,7 @@ def test_what_is_fitted_is_what_the_hooks_inject(architecture, tiny, tokenizer, 
 
 def test_the_anchor_is_what_the_plain_model_predicts_when_asked(decoder, tokenizer, circuit, style):
     training = replace(TRAINING, epochs=1, anchor=0.4)
-    _, history = refine(decoder, tokenizer, circuit, EXAMPLES, FRAMES, training, style=style)
+    _, history = refine(decoder, tokenizer, circuit, EXAMPLES, training, Prompts(FRAMES, style))
     expected = {}
     for name in circuit.names:
         losses = []
@@ -107,11 +108,11 @@ def test_the_anchor_is_what_the_plain_model_predicts_when_asked(decoder, tokeniz
 
 def test_an_anchor_without_a_style_is_refused(decoder, tokenizer, circuit):
     with pytest.raises(RefinementError, match="needs a style"):
-        refine(decoder, tokenizer, circuit, EXAMPLES, FRAMES, replace(TRAINING, anchor=0.5))
+        refine(decoder, tokenizer, circuit, EXAMPLES, replace(TRAINING, anchor=0.5), PROMPTS)
 
 
 def test_replies_become_likelier_in_their_emotion_alone(decoder, tokenizer, circuit):
-    refined, history = refine(decoder, tokenizer, circuit, EXAMPLES, FRAMES, TRAINING)
+    refined, history = refine(decoder, tokenizer, circuit, EXAMPLES, TRAINING, PROMPTS)
     for name in circuit.names:
         assert min(row[name] for row in history[1:]) < history[0][name] - 0.5, name
     # Of another emotion they do not: the deltas are not a general push towards the replies.
@@ -122,7 +123,7 @@ def test_replies_become_likelier_in_their_emotion_alone(decoder, tokenizer, circ
 
 def test_units_and_model_stay_the_same(decoder, tokenizer, circuit):
     before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
-    refined, _ = refine(decoder, tokenizer, circuit, EXAMPLES, FRAMES, TRAINING)
+    refined, _ = refine(decoder, tokenizer, circuit, EXAMPLES, TRAINING, PROMPTS)
     for kind in ("neurons", "heads"):
         for name in circuit.names:
             old, new = getattr(circuit, kind)[name], getattr(refined, kind)[name]
@@ -143,7 +144,7 @@ def test_the_best_epoch_is_kept(decoder, tokenizer, circuit):
     examples = [
         example.model_copy(update={"replies": other}) if i % 4 == 0 else example for i, example in enumerate(EXAMPLES)
     ]
-    refined, history = refine(decoder, tokenizer, circuit, examples, FRAMES, TRAINING)
+    refined, history = refine(decoder, tokenizer, circuit, examples, TRAINING, PROMPTS)
     means = [np.mean(list(row.values())) for row in history]
     assert means.index(min(means)) == 0
     for name in circuit.names:
@@ -154,12 +155,12 @@ def test_the_best_epoch_is_kept(decoder, tokenizer, circuit):
 def test_a_scope_that_is_not_fitted_is_refused(decoder, tokenizer, circuit):
     other = replace(circuit, spec=circuit.spec.model_copy(update={"scope": "all"}))
     with pytest.raises(RefinementError, match="scope is all: only `generation` is fitted"):
-        refine(decoder, tokenizer, other, EXAMPLES, FRAMES, TRAINING)
+        refine(decoder, tokenizer, other, EXAMPLES, TRAINING, PROMPTS)
 
 
 def test_too_few_messages_are_refused(decoder, tokenizer, circuit):
     with pytest.raises(RefinementError, match="1 messages are too few"):
-        refine(decoder, tokenizer, circuit, EXAMPLES[:1], FRAMES)
+        refine(decoder, tokenizer, circuit, EXAMPLES[:1])
 
 
 @pytest.fixture
@@ -173,8 +174,6 @@ def command(decoder, tokenizer, circuit, style, tmp_path):
     (tmp_path / "private" / "told.json").write_text(style.model_dump_json())
 
     def run(*more: str) -> int:
-        parser = argparse.ArgumentParser()
-        cli.configure(parser)
         usual = [
             "--circuit",
             str(tmp_path / "private" / "circuit"),
@@ -185,7 +184,7 @@ def command(decoder, tokenizer, circuit, style, tmp_path):
             "--epochs",
             "2",
         ]
-        return cli.main(parser.parse_args([str(model), *usual, *more]))
+        return main(["refine", str(model), *usual, *more])
 
     return run
 
@@ -197,7 +196,7 @@ def test_command_writes_a_circuit_that_says_how_it_was_made(command, tmp_path, c
     assert "private" not in text
     provenance = json.loads(text)["provenance"]
     (made,) = provenance["refinements"]
-    assert made["command"] == ("emovllm refine model --circuit circuit --replies mine.jsonl --epochs 2")
+    assert made["command"] == ("emovllm refine model --circuit circuit --epochs 2 --replies mine.jsonl")
     assert made["messages"] == 8
     assert len(made["held-out loss"]) == 3
     assert made["from"] == load_circuit(tmp_path / "private" / "circuit").digest()
@@ -211,7 +210,7 @@ def test_a_refined_circuit_can_be_refined_again(command, tmp_path):
     assert command(*again, "--anchor-style", str(told)) == 0
     first, second = load_circuit(tmp_path / "again").spec.provenance["refinements"]
     assert second["from"] == load_circuit(tmp_path / "out").digest()
-    assert second["command"].endswith("--epochs 2 --anchor 0.5 --anchor-style told.json")
+    assert second["command"].endswith("--epochs 2 --anchor 0.5 --replies mine.jsonl --anchor-style told.json")
     assert (first.get("anchor"), second["anchor"]) == (0.0, 0.5)
 
 
@@ -252,7 +251,7 @@ def test_progress_of_another_training_is_refused(command, capsys):
 
 def test_a_circuit_of_another_model_is_refused(command, tiny, tokenizer, tmp_path, capsys):
     tiny("qwen2").save_pretrained(tmp_path / "private" / "model")
-    assert command() == 1
+    assert command() == 2
     assert "the circuit is of another model (tiny)" in capsys.readouterr().err
 
 
@@ -270,7 +269,7 @@ def test_a_circuit_of_another_model_is_refused(command, tiny, tokenizer, tmp_pat
     ],
 )
 def test_options_that_cannot_be_used_are_told(command, capsys, options, message):
-    assert command(*options) == 1
+    assert command(*options) == 2
     assert message in capsys.readouterr().err
 
 
@@ -295,7 +294,7 @@ def test_a_missing_emotion_is_named(command, tmp_path, capsys):
     less = EXAMPLES[0].model_copy(update={"id": "less", "replies": {"calm": "it is well ."}})
     with (tmp_path / "private" / "mine.jsonl").open("a") as file:
         file.write(less.model_dump_json() + "\n")
-    assert command() == 1
+    assert command() == 2
     assert "less has no reply in pride, boredom" in capsys.readouterr().err
 
 

@@ -1,4 +1,3 @@
-import argparse
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,13 +7,14 @@ import pytest
 
 from emovllm.circuit import CircuitSpec
 from emovllm.circuit_files import load_circuit, save_circuit
-from emovllm_offline.commands import report as report_cli
+from emovllm.cli import main
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import find_decoder
 from emovllm_offline.reporting import plots
 from emovllm_offline.validation import figures, report
-from emovllm_offline.validation.results import Plan, Validation
+from emovllm_offline.validation.plan import Plan, Settings
+from emovllm_offline.validation.results import Validation
 from emovllm_offline.validation.sections import sweep_table
 from emovllm_offline.validation.validate import validate
 from support.circuits import random_circuit
@@ -84,7 +84,7 @@ def place(tmp_path, tiny, tokenizer, records, style):
         records,
         [style],
         out=tmp_path / "circuit.work",
-        plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2),
+        settings=Settings(plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2)),
     )
     return tmp_path
 
@@ -203,9 +203,7 @@ def test_destroyed_residual_does_not_flatten_a_sweep(place):
 @pytest.fixture
 def command():
     def run(*arguments: str) -> int:
-        parser = argparse.ArgumentParser()
-        report_cli.configure(parser)
-        return report_cli.main(parser.parse_args(list(arguments)))
+        return main(["report", *arguments])
 
     return run
 
@@ -216,8 +214,8 @@ def test_command_prints_where_the_page_is(command, place, capsys, unrendered):
 
 
 def test_mistakes_are_explained(command, place, capsys):
-    assert command(str(place / "nowhere")) == 1
+    assert command(str(place / "nowhere")) == 2
     assert "no such circuit folder" in capsys.readouterr().err
     random_circuit(place / "tiny", place / "other", names=("calm", "joy"))
-    assert command(str(place / "other"), "--work", str(place / "circuit.work")) == 1
+    assert command(str(place / "other"), "--work", str(place / "circuit.work")) == 2
     assert "findings are of calm, pride, boredom, but the circuit is of calm, joy" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""What a validation sweeps, and what it is made on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+from cyclopts import Parameter
+
+from emovllm.options import COMMAS, FLAT, QUIET, REPEATED, Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Options):
+    """What is swept.
+
+    neurons, heads: the k of the sweeps (capped at what a layer has; k = 0 is always there). scale: the lambda of
+    enhancement. seeds: how many random controls.
+    """
+
+    neurons: Annotated[
+        tuple[int, ...], COMMAS, Parameter(help="how many neurons of every layer", metavar="K,K,...")
+    ] = (2, 4, 8, 16, 32, 64, 128, 512)
+    heads: Annotated[tuple[int, ...], COMMAS, Parameter(help="how many heads of every layer", metavar="K,K,...")] = (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        10,
+    )
+    scale: Annotated[float, Parameter(name="--lambda", help="of enhancement", metavar="X")] = 1.0
+    seeds: Annotated[int, Parameter(help="random controls", metavar="N")] = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What `emovllm validate` measures on: by default what discovery has not seen."""
+
+    data: Annotated[str, Parameter(help="sev-test (160 scenarios), sev-small, sev, or a file", metavar="FILE")] = (
+        "sev-test"
+    )
+    style: Annotated[
+        tuple[str, ...], REPEATED, Parameter(help="the elicitation, as for discover; repeatable", metavar="NAME|FILE")
+    ] = ("fewshot",)
+    plan: Annotated[Plan, FLAT] = field(default_factory=Plan)
+    limit: Annotated[int | None, Gt(0), Parameter(help="use only the first N scenarios", metavar="N")] = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Annotated[str, Parameter(help="torch device")] = "cpu"
+    batch_size: Annotated[int, Gt(0), Parameter(help="variants per forward", metavar="N")] = 128
+    fresh: Annotated[bool, QUIET, Parameter(help="forget what was validated before")] = False
