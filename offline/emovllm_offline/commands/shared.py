@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 from cyclopts import Parameter
@@ -21,7 +21,8 @@ JUDGE = Parameter(
     help="local (sentence embeddings), hf (a text-classification model), openai (a model that is told the emotion), "
     "openai-blind (one that is not), lexicon (a word list)"
 )
-JudgeName = Literal["local", "hf", "openai", "openai-blind", "lexicon"]
+# Known to the judges themselves, of which other distributions bring more.
+JudgeName = str
 
 
 @dataclass(frozen=True, kw_only=True)
