@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from emovllm.circuit_files import load_circuit as load_circuit
     from emovllm.circuit_files import save_circuit as save_circuit
     from emovllm.emotion import Emotion as Emotion
+    from emovllm.engine.llm import LLM as LLM
 
 __version__ = "0.1.0"
-__all__ = ["Circuit", "Emotion", "__version__", "load_circuit", "save_circuit"]
+__all__ = ["LLM", "Circuit", "Emotion", "__version__", "load_circuit", "save_circuit"]
 
 # Loaded when they are asked for: each process of a server imports this package.
 _EXPORTS = {
     "Circuit": "emovllm.circuit",
     "Emotion": "emovllm.emotion",
+    "LLM": "emovllm.engine.llm",
     "load_circuit": "emovllm.circuit_files",
     "save_circuit": "emovllm.circuit_files",
 }

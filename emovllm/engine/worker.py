@@ -53,11 +53,14 @@ class EmotionWorkerMixin:
     steered_layers: list[residual.SteeredLayer]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config  # type: ignore[attr-defined]
         settings = settings_of(config)
-        assert settings is not None, "this worker class is only named where a circuit is configured"
-        assert settings.capacity is not None
+        if settings is None or settings.capacity is None:
+            raise Unsupported(
+                "emovllm's worker was asked for, and its plugin was not there to prepare the engine: name emovllm in "
+                "VLLM_PLUGINS (or unset it), and a circuit in --additional-config; `emovllm serve` does both"
+            )
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
         circuits = {name: _load(source, settings.digests[name]) for name, source in settings.sources.items()}
         runner = self.model_runner  # type: ignore[attr-defined]
         capture = config.compilation_config.max_cudagraph_capture_size or 0

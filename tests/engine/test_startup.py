@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import emovllm
 from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.circuit_files import load_circuit
@@ -257,6 +258,44 @@ def test_small_projections_in_bfloat16_run_on_every_processor(tiny: str, circuit
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "RESULT 2" in result.stdout
+
+
+_LISTED = """
+from emovllm import LLM
+from vllm import SamplingParams, TokensPrompt
+llm = LLM({model!r}, circuit={circuit!r}, skip_tokenizer_init=True, max_model_len=128, enforce_eager=True,
+          dtype="float32")
+def reply(**fields):
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, extra_args=fields or None)
+    return list(llm.generate([TokensPrompt(prompt_token_ids=[5, 6, 7])], params)[0].outputs[0].token_ids)
+print("RESULT", reply() != reply(emotion="anger"))
+"""
+
+
+@pytest.mark.engine
+def test_our_llm_steers_although_other_plugins_alone_are_named(tiny: str, circuit: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _LISTED.format(model=tiny, circuit=str(circuit))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_PLUGINS": "lora_filesystem_resolver"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "RESULT True" in result.stdout
+
+
+def test_our_llm_needs_a_circuit() -> None:
+    with pytest.raises(Unsupported, match="no circuit: give circuit="):
+        emovllm.LLM("any", additional_config={"emovllm": {"steering": True}})
+
+
+@pytest.mark.parametrize("additional", [{}, {KEY: {"circuit": "any"}}])
+def test_our_worker_does_not_start_where_the_plugin_was_not_loaded(additional: dict[str, Any]) -> None:
+    worker = EmotionWorkerMixin()
+    worker.vllm_config = SimpleNamespace(additional_config=additional)  # type: ignore[attr-defined]
+    with pytest.raises(Unsupported, match="name emovllm in VLLM_PLUGINS"):
+        worker.load_model()
 
 
 def test_registering_twice_is_registering_once() -> None:
