@@ -279,7 +279,12 @@ def test_our_llm_steers_although_other_plugins_alone_are_named(tiny: str, circui
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_PLUGINS": "lora_filesystem_resolver"},
+        env={
+            **os.environ,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_PLUGINS": "lora_filesystem_resolver",
+        },
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "RESULT True" in result.stdout
