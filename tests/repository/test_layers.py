@@ -21,8 +21,6 @@ LAYERS = [
     {"data"},
     {"storage", "reporting", "intervals"},
 ]
-# Likelihoods are answered in the records that evaluations keep.
-EXCEPTIONS = {("emovllm_offline.model.likelihood", "emovllm_offline.evaluation")}
 
 
 def modules() -> dict[str, Path]:
@@ -83,4 +81,4 @@ def test_layers_of_the_offline_part_run_one_way() -> None:
         for module, target in offline
         if (of := layer(module)) is not None and (to := layer(target)) is not None and to < of
     }
-    assert upward == EXCEPTIONS
+    assert upward == set()

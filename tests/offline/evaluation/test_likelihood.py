@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from emovllm_offline.evaluation import likelihood
 from emovllm_offline.evaluation.folder import Likelihood
+from emovllm_offline.evaluation.likelihood import Likelihoods, Question
 from emovllm_offline.evaluation.plan import Key
-from emovllm_offline.model import likelihood
-from emovllm_offline.model.likelihood import Likelihoods, Question
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
