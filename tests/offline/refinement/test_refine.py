@@ -144,7 +144,7 @@ def test_the_best_epoch_is_kept(decoder, tokenizer, circuit):
     examples = [
         example.model_copy(update={"replies": other}) if i % 4 == 0 else example for i, example in enumerate(EXAMPLES)
     ]
-    refined, history = refine(decoder, tokenizer, circuit, examples, TRAINING, PROMPTS)
+    refined, history = refine(decoder, tokenizer, circuit, examples, replace(TRAINING, learning_rate=5.0), PROMPTS)
     means = [np.mean(list(row.values())) for row in history]
     assert means.index(min(means)) == 0
     for name in circuit.names:
