@@ -31,6 +31,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs a batch. `argv` is what follows `emovllm run-batch`. Returns the exit status: 1 where every line was
     refused."""
     serve.prepare_environment()
+    # Python's trackers of shared memory would have the last word, of what vLLM's engine held when it was ended: they
+    # free it all the same.
+    kept = [os.environ["PYTHONWARNINGS"]] if os.environ.get("PYTHONWARNINGS") else []
+    os.environ["PYTHONWARNINGS"] = ",".join([*kept, "ignore::UserWarning:multiprocessing.resource_tracker"])
     try:
         return _run(argv)
     except asyncio.CancelledError:
