@@ -275,6 +275,6 @@ def test_a_batch_that_cannot_run_is_refused_in_a_line_before_an_engine_starts(
     if content is not None:
         source.write_bytes(content.encode("latin-1"))
     assert main(["run-batch", "-i", str(source), "-o", str(tmp_path / "out.jsonl"), *options]) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("emovllm: ")]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("emovllm run-batch: ")]
     assert len(told) == 1
     assert message in told[0]
