@@ -46,8 +46,8 @@ def test_plain_vllm_serves_a_circuit_that_its_configuration_names(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--circuit", "no/such"], "emovllm: no/such: "),
-        (["some/model"], "emovllm: no circuit for some/model: give --circuit"),
+        (["--circuit", "no/such"], "emovllm serve: no/such: "),
+        (["some/model"], "emovllm serve: no circuit for some/model: give --circuit"),
     ],
 )
 def test_a_start_that_cannot_work_is_refused_in_a_line(arguments: list[str], message: str) -> None:

@@ -87,7 +87,11 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 def _last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("emovllm:") or "Error: " in line or "Unsupported: " in line]
+    told = [
+        line
+        for line in lines
+        if line.startswith(("emovllm serve:", "emovllm:")) or "Error: " in line or "Unsupported: " in line
+    ]
     return (told or lines or ["it said nothing"])[-1][:300]
 
 
