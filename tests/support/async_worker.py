@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from support.worker import completion
+from worker import completion
 
 
 def main() -> None:
