@@ -25,7 +25,7 @@ def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
     data.write_text('{"user": "My neighbour brought my bike back with a flat tyre."}\n')
     arguments = ["--base-url", f"{server.url}/v1", "--data", str(data), "--strengths", "1,1.1"]
     refused = evaluate(tmp_path / "out", *arguments)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "the server was not started with steering" in refused.stderr
     done = evaluate(tmp_path / "out", *arguments, "--methods", "none,prompting,circuits,circuits+prompting")
     assert done.returncode == 0, done.stderr
@@ -46,6 +46,7 @@ def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
 def test_an_engine_that_does_not_start_is_told_with_its_reason(tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "model")
     done = evaluate(tmp_path / "out", other, "--circuit", str(shipped_circuits() / NAME), "--limit", "1")
-    assert done.returncode == 1
-    assert "the server did not start: emovllm: the circuit was made for HuggingFaceTB/" in done.stderr
+    assert done.returncode == 2
+    assert "the server did not start: " in done.stderr
+    assert "the circuit was made for HuggingFaceTB/" in done.stderr
     assert str(tmp_path / "out" / "server.log") in done.stderr

@@ -56,6 +56,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gptj": {"num_key_value_heads": None, "rotary_dim": 16, "tie_word_embeddings": False},
     "opt": {"num_key_value_heads": None, "init_std": 0.2},
     "falcon": {
+        # vLLM knows no other width of its MLPs than four times the hidden size.
+        "intermediate_size": 256,
         "num_key_value_heads": None,
         "max_position_embeddings": None,
         "new_decoder_architecture": False,
