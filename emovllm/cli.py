@@ -112,10 +112,8 @@ def _reporting(argv: Sequence[str], run: Callable[[], int], options: Any = None)
     except EmovllmError as error:
         return _told(argv, str(error), error.exit_status)
     except OSError as error:
-        # What the system says of a file, or a library of a model that it was to read; not a broken pipe.
-        if error.filename is None and error.errno is not None:
-            raise
-        return _told(argv, " ".join(str(error).split()), 2)
+        # What the system says of a file, or a library of a model that it was to read; a full disk is nobody's input.
+        return _told(argv, " ".join(str(error).split()), 1 if error.filename is None else 2)
     except KeyboardInterrupt:
         place = getattr(options, "resumes_from", None)
         return _told(argv, f"interrupted; the same command goes on from {place}", 130) if place else 130

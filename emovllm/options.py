@@ -21,7 +21,7 @@ from emovllm.errors import OptionError
 # Of a field that is a dataclass of options: its fields are the command's.
 FLAT = Parameter(name="*")
 # Where results go and whether they begin anew: no part of how they were made.
-_UNPUBLISHED = {"out", "work", "fresh"}
+_UNPUBLISHED = {"out", "work", "fresh", "stage"}
 _URL = re.compile(r"\w+://\S+")
 # A path in a longer word, such as NAME=/some/path: all of it but the last part.
 _PLACE = re.compile(r"""(?<![\w./~-])[/~](?:[^\s"',=:]*/)?""")
@@ -45,14 +45,19 @@ class Options:
 
 def listed(kind: Any, tokens: tuple[Token, ...]) -> tuple[Any, ...]:
     """A tuple from one word, with commas between its items. Raises: ValueError."""
-    (text,) = (token.value for token in tokens)
-    item = get_args(kind)[0]
+    # Of an option that is given twice, the last counts.
+    text = tokens[-1].value
+    hint = get_args(kind)[0]
+    item = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     parts = [part.strip() for part in text.split(",")]
     if item in (int, float):
         try:
-            return tuple(item(part) for part in parts)
+            numbers = tuple(item(part) for part in parts)
         except ValueError:
             raise ValueError(f"expected numbers with commas between, got {text!r}") from None
+        if trouble := next(filter(None, (out_of_range(hint, number) for number in numbers)), None):
+            raise ValueError(trouble)
+        return numbers
     if not (names := tuple(dict.fromkeys(part for part in parts if part))):
         raise ValueError(f"expected names with commas between, got {text!r}")
     if get_origin(item) is Literal and (unknown := [name for name in names if name not in get_args(item)]):
@@ -64,7 +69,7 @@ def strengths(kind: Any, tokens: tuple[Token, ...]) -> tuple[float, ...]:
     """As `listed`; Raises: ValueError, also for what is no strength."""
     values: tuple[float, ...] = listed(kind, tokens)
     if not all(0 < abs(value) < float("inf") for value in values):
-        raise ValueError(f"strengths must be finite and not 0, got {tokens[0].value!r}")
+        raise ValueError(f"strengths must be finite and not 0, got {tokens[-1].value!r}")
     return values
 
 
