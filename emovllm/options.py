@@ -20,7 +20,7 @@ from emovllm.errors import OptionError
 
 # Of a field that is a dataclass of options: its fields are the command's.
 FLAT = Parameter(name="*")
-# Where results go and whether they begin anew: no part of how they were made.
+# Where results go, whether they begin anew, and where work stops for a while: no part of how they were made.
 _UNPUBLISHED = {"out", "work", "fresh", "stage"}
 _URL = re.compile(r"\w+://\S+")
 # A path in a longer word, such as NAME=/some/path: all of it but the last part.

@@ -28,7 +28,10 @@ class BenchOptions(Options):
     circuit: Annotated[str | None, Parameter(help="the circuit: a folder, or a Hugging Face repository id")] = None
     quick: Annotated[bool, QUIET, Parameter(help="under 10 minutes with the default model on two cores")] = False
     batch_sizes: Annotated[
-        tuple[Annotated[int, Gt(0)], ...], COMMAS, QUIET, Parameter(help="default: 1,8,64 (quick: 1,8,16)", metavar="N,N,...")
+        tuple[Annotated[int, Gt(0)], ...],
+        COMMAS,
+        QUIET,
+        Parameter(help="default: 1,8,64 (quick: 1,8,16)", metavar="N,N,..."),
     ] = ()
     rounds: Annotated[int | None, Gt(0), Parameter(help="of each start (default: 16; quick: 3)", metavar="N")] = None
     starts: Annotated[

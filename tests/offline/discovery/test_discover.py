@@ -182,7 +182,8 @@ def test_stages_one_by_one_give_what_one_run_gives(command, tmp_path, metric):
             assert command("--head-metric", metric, "--stage", stage) == 0
         written.append([(tmp_path / "out" / name).read_bytes() for name in ("circuit.json", "circuit.safetensors")])
     import difflib
-    print(list(difflib.unified_diff(written[0][0].decode().split('\n'), written[1][0].decode().split('\n'), n=0)))
+
+    print(list(difflib.unified_diff(written[0][0].decode().split("\n"), written[1][0].decode().split("\n"), n=0)))
     assert written[0] == written[1]
 
 
