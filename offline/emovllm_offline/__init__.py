@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from emovllm.lazy import lazily
 
 if TYPE_CHECKING:
     from emovllm_offline.api import discover as discover
@@ -23,13 +24,4 @@ _EXPORTS = {
     "load_style": "emovllm_offline.data.styles",
     "Control": "emovllm_offline.model.control",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, __all__, _EXPORTS)

@@ -14,13 +14,14 @@ from typing import Any, Literal
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import ModelError
+from emovllm.files import write_atomically
 from emovllm.models import public_model_id
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Measurement, Parameters
-from emovllm_offline.model.decoder import Decoder, find_decoder
-from emovllm_offline.model.load import load
+from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.load import LoadedModel, load
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.validation.plan import Plan, Settings
 from emovllm_offline.validation.results import Validation
@@ -38,7 +39,7 @@ class Picture:
         return self.png
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_bytes(self.png)
+        write_atomically(Path(path), self.png)
 
 
 def _picture(figure: Any) -> Picture:
@@ -162,13 +163,14 @@ def discover(
     from emovllm_offline.discovery.discover import measure_until
 
     opened = _open(model, tokenizer)
+    decoder = find_decoder(opened.network)
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
     measurement = Measurement(batch_size=batch_size, work=None if work is None else Path(work), progress=True)
-    findings = measure_until("importance", opened.decoder, opened.tokenizer, records, chosen, parameters, measurement)
+    findings = measure_until("importance", decoder, opened.tokenizer, records, chosen, parameters, measurement)
     assert findings is not None
     provenance = {"dataset": {"sha256": sev.digest(records), "scenarios": len(records)}}
-    return Discovery(assemble(opened.decoder, findings, opened.name, {}, parameters, provenance), findings)
+    return Discovery(assemble(decoder, findings, opened.public_id, {}, parameters, provenance), findings)
 
 
 def refine(
@@ -192,11 +194,12 @@ def refine(
     from emovllm_offline.refinement.refine import refine as fit
 
     opened = _open(model, tokenizer)
+    decoder = find_decoder(opened.network)
     given = circuit if isinstance(circuit, Circuit) else load_circuit(circuit)
     lines = examples.load_examples(replies)[:limit]
     examples.require_emotions(lines, given.names)
     refined, history = fit(
-        opened.decoder, opened.tokenizer, given, lines, training, Prompts(style=load_style(style)), progress=True
+        decoder, opened.tokenizer, given, lines, training, Prompts(style=load_style(style)), progress=True
     )
     return Refinement(refined, history)
 
@@ -221,26 +224,19 @@ def validate(
     from emovllm_offline.validation.validate import validate as sweep
 
     opened = _open(model, tokenizer)
+    decoder = find_decoder(opened.network)
     findings = discovery.findings if isinstance(discovery, Discovery) else discovery
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
     return Validated(
-        sweep(opened.decoder, opened.tokenizer, findings, records, chosen, out, Settings(plan=plan), progress=True)
+        sweep(decoder, opened.tokenizer, findings, records, chosen, out, Settings(plan=plan), progress=True)
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    decoder: Decoder
-    tokenizer: Any
-    name: str
-
-
-def _open(model: Any, tokenizer: Any) -> _Opened:
+def _open(model: Any, tokenizer: Any) -> LoadedModel:
     """Raises: ModelError."""
     if model is None or isinstance(model, str | Path):
-        loaded = load(None if model is None else str(model))
-        return _Opened(find_decoder(loaded.network), loaded.tokenizer, loaded.public_id)
+        return load(None if model is None else str(model))
     if tokenizer is None:
         raise ModelError("a model that is in memory needs its tokenizer: pass it as the argument after the model")
-    return _Opened(find_decoder(model), tokenizer, public_model_id(model.name_or_path))
+    return LoadedModel(model, tokenizer, public_model_id(model.name_or_path))

@@ -11,6 +11,7 @@ import numpy as np
 
 from emovllm.errors import JudgeError
 from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+from emovllm_offline.judges.text import batches_by_length
 
 # An English RoBERTa for Ekman's six emotions and neutral.
 DEFAULT_MODEL = "j-hartmann/emotion-english-distilroberta-base"
@@ -107,9 +108,7 @@ class HFJudge:
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """[n, labels] among the labels that may be chosen."""
         out = np.empty((len(texts), len(self._columns)))
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
+        for rows in batches_by_length(texts, self._batch_size):
             out[rows] = self._batch([texts[i] for i in rows])
         return out
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from emovllm.errors import EmbeddingError
+from emovllm_offline.judges.text import batches_by_length
 
 MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
 # Of model.safetensors. What was fitted on these embeddings, and cached answers, are worth nothing with others.
@@ -58,10 +59,7 @@ class Embedder:
         A text's vectors depend on the texts beside it by rounding alone (1e-6).
         """
         out = np.empty((len(texts), self.layers + 1, self.width), np.float32)
-        # Texts of similar length together: little padding.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
+        for rows in batches_by_length(texts, self._batch_size):
             out[rows] = self._batch([texts[i] for i in rows])
         return out
 

@@ -272,19 +272,3 @@ def require_judged(name: str, verdicts: Sequence[Verdict]) -> None:
         raise JudgeError(
             f"the judge {name} could judge none of {len(verdicts)} replies, the first because: {verdicts[0].reason}"
         )
-
-
-def read_whole_lines(path: Path) -> list[str]:
-    """The lines of a file that is appended to; what an interruption left of a last one is cut off the file.
-
-    A file that does not exist has none.
-    """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    # Not splitlines(): JSON may hold separators, such as U+2028, at which that would split.
-    return content[:whole].decode("utf-8").split("\n")[:-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,13 @@ REPETITIVE = 0.3
 # collapse. Both are fluent below about 2; single replies scatter, hence the room.
 EXPLOSIVE = 4.0
 SURGICAL, REPETITION, EXPLOSION = REGIMES = ("surgical", "repetitive", "explosive")
+
+
+def batches_by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """The places of all texts, up to `size` at a time; those of similar length together, which takes little padding."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 @dataclass(frozen=True, slots=True)
