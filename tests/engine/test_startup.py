@@ -234,7 +234,7 @@ def test_without_a_circuit_the_plugin_changes_nothing(tiny: str) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))
     # The one wrapped function is there, so the plugin was loaded; and beyond it, nothing.
-    assert line == "RESULT True [] ['emovllm', 'emovllm.engine', 'emovllm.engine.patching']"
+    assert line == "RESULT True [] ['emovllm', 'emovllm.engine', 'emovllm.engine.patching', 'emovllm.lazy']"
 
 
 _SMALL = """

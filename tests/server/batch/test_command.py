@@ -85,7 +85,8 @@ def test_an_interrupted_batch_goes_on_and_replies_as_the_server_does(
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [line(name, url, body) for name, (url, body) in GOOD.items()]
     wrong = [row for row, _, _ in BAD.values()]
-    more = [line(f"more {n}", CHAT, chat(seed=n)) for n in range(20)]
+    # So many that a machine busy with other things still interrupts them.
+    more = [line(f"more {n}", CHAT, chat(seed=n)) for n in range(100)]
     # As Windows' editors write it.
     source.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*wrong, *rows, *more, ""]).encode())
     program, _, *arguments = tiny_command
@@ -102,14 +103,14 @@ def test_an_interrupted_batch_goes_on_and_replies_as_the_server_does(
         os.kill(first.pid, signal.SIGTERM)
         assert first.wait(60) == 128 + signal.SIGTERM, (tmp_path / "first.log").read_text()[-3000:]
     before = replies(output)
-    assert len(wrong) + 4 <= len(before) < len(wrong) + len(rows) + 20
+    assert len(wrong) + 4 <= len(before) < len(wrong) + len(rows) + len(more)
 
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert second.returncode == 0, second.stderr[-3000:]
-    told = f"emovllm: {len(wrong)} of {len(wrong) + len(rows) + 20} lines were refused: "
+    told = f"emovllm: {len(wrong)} of {len(wrong) + len(rows) + len(more)} lines were refused: "
     assert second.stderr.splitlines()[-1].startswith(told)
     after = replies(output)
-    assert len(after) == len(wrong) + len(rows) + 20
+    assert len(after) == len(wrong) + len(rows) + len(more)
     assert {name: after[name] for name in before} == before
 
     for name, (url, body) in GOOD.items():
