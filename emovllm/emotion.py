@@ -7,7 +7,6 @@ engine. Needs neither torch nor vLLM: the server, the engine and offline callers
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +25,6 @@ METHODS: tuple[Method, ...] = get_args(Method)
 NONE = "none"
 # Where what is ours lies among what is others': in vLLM's `additional_config` and `extra_args`.
 KEY = "emovllm"
-# Objects that clients put fields into, and that no server takes a field from.
-NESTS = ("extra_body", "custom_params", "metadata")
-# Of objects within objects, how many are looked through for emotion fields.
-_DEPTH = 4
-# How alike two names are, of 1, for one to be taken for the other misspelt.
-_CLOSE = 0.85
 # The largest strength of steering, whose 1.0 is the paper's: beyond, a model only stammers.
 MAX_STEERING = 4.0
 
@@ -252,53 +245,3 @@ def short(value: Any) -> str:
     """A client's value as an error message may repeat it: what it is, and no more than 60 characters of it."""
     text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else str(value)
     return repr(text[:60] + "..." if len(text) > 60 else text)
-
-
-def refuse_misplaced(fields: Mapping[str, Any]) -> None:
-    """Refuses what is meant for an emotion and would be ignored: a field that is misspelt, or in another's object.
-
-    Args:
-        fields: those of a request that vLLM does not know itself, ours among them; None counts as not given.
-    Raises: EmotionError, which says what is meant.
-    """
-    steered = any(fields.get(name) is not None for name in FIELDS)
-    for name, value in fields.items():
-        if name in FIELDS or value is None:
-            continue
-        if (nested := nested_field(value)) is not None:
-            message = (
-                f"{nested} has no effect inside of {short(name)}; give it at the top level of the request, beside "
-                "`model` (which is where the openai client puts its argument extra_body)"
-            )
-            raise EmotionError(name[:60], message, "unknown_field")
-        if (meant := _meant_field(name, steered)) is not None:
-            message = f"{short(name)} is no field of a request; did you mean {meant}? There are {', '.join(FIELDS)}"
-            raise EmotionError(name[:60], message, "unknown_field")
-
-
-def looks_ours(name: str) -> bool:
-    """Whether a field's name says that it is about emotions."""
-    return name.lower().startswith("emotion")
-
-
-def nested_field(value: Any, depth: int = _DEPTH) -> str | None:
-    """The first field within an object, and within objects in it, that is about emotions."""
-    if not isinstance(value, Mapping) or not depth:
-        return None
-    for name, inner in value.items():
-        if isinstance(name, str) and looks_ours(name) and inner is not None:
-            return name[:60]
-        if (nested := nested_field(inner, depth - 1)) is not None:
-            return nested
-    return None
-
-
-def _meant_field(name: str, steered: bool) -> str | None:
-    """The field that another name stands for, if any; beside an emotion, `strength` and the like do."""
-    misspelt = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=_CLOSE) if name[:1] in "eE" else []
-    if not misspelt and steered:
-        shorter = [field.removeprefix("emotion_") for field in FIELDS[1:]]
-        misspelt = [f"emotion_{close}" for close in difflib.get_close_matches(name.lower(), shorter, 1, _CLOSE)]
-    if misspelt:
-        return misspelt[0]
-    return FIELDS[0] if looks_ours(name) else None

@@ -13,14 +13,14 @@ is a bug of ours, and keeps its traceback.
     │   ├── OptionError             an option of a command
     │   ├── Unsupported             an engine's configuration
     │   ├── OptionsError            the options of a server
+    │   ├── StoredError             what earlier work left     ── CheckpointError, FindingsError
     │   └── TaskError               what a command is asked    ── DiscoveryError, ElicitError, RefinementError,
     │                                                             OwnRepliesError, ResultsError, EvaluationError,
     │                                                             BenchError
     ├── RequestError                a request, told by HTTP    ── EmotionError, AdminError                1
-    ├── StoredError                 what earlier work left     ── CheckpointError, FindingsError          1
-    └── ServiceError                what others answer         ── JudgeError, EmbeddingError, EndpointError
-                                                                  (RefusedByEndpoint, FilteredByEndpoint), ScrapeError,
-                                                  TransferError, EngineDied                           1
+    └── ServiceError                what others answer         ── JudgeError (UnusableJudge: 2), EmbeddingError,
+                                                                  EndpointError (RefusedByEndpoint, FilteredByEndpoint),
+                                                                  ScrapeError, TransferError, EngineDied  1
 
 Those that vLLM meets are ValueErrors too, which its server answers with status 400.
 """
@@ -113,6 +113,18 @@ class OptionsError(InputError):
     """Options of a server that cannot be used, and what to change."""
 
 
+class StoredError(InputError):
+    """What earlier work left cannot be used."""
+
+
+class CheckpointError(StoredError):
+    """Progress that cannot be taken up, and what to do."""
+
+
+class FindingsError(StoredError):
+    """Findings that cannot be read, and why."""
+
+
 class TaskError(InputError):
     """What a command cannot do as asked, and what to change."""
 
@@ -166,24 +178,18 @@ class AdminError(RequestError):
         self.status = status
 
 
-class StoredError(EmovllmError):
-    """What earlier work left cannot be used."""
-
-
-class CheckpointError(StoredError):
-    """Progress that cannot be taken up, and what to do."""
-
-
-class FindingsError(StoredError):
-    """Findings that cannot be read, and why."""
-
-
 class ServiceError(EmovllmError):
     """What is asked of others failed."""
 
 
 class JudgeError(ServiceError):
-    """A judge that cannot be used or that gave no valid answer, and why."""
+    """A judge that gave no valid answer, and why."""
+
+
+class UnusableJudge(JudgeError):
+    """A judge that cannot be used as it was chosen, and what to change."""
+
+    exit_status = 2
 
 
 class EmbeddingError(ServiceError):

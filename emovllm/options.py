@@ -65,6 +65,14 @@ def listed(kind: Any, tokens: tuple[Token, ...]) -> tuple[Any, ...]:
     return names
 
 
+def pairs(kind: Any, tokens: tuple[Token, ...]) -> dict[str, str]:
+    """A mapping from one word, lower case on the left. Raises: ValueError."""
+    parts = [part.split("=") for part in tokens[-1].value.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in parts):
+        raise ValueError(f"expected THEIRS=OURS with commas between, got {tokens[-1].value!r}")
+    return {theirs.strip().lower(): ours.strip() for theirs, ours in parts}
+
+
 def strengths(kind: Any, tokens: tuple[Token, ...]) -> tuple[float, ...]:
     """As `listed`; Raises: ValueError, also for what is no strength."""
     values: tuple[float, ...] = listed(kind, tokens)
@@ -80,6 +88,8 @@ def _shown(values: tuple[Any, ...]) -> str:
 # Of a tuple that is given in one word.
 COMMAS = Parameter(converter=listed, n_tokens=1, show_default=_shown)
 STRENGTHS = Parameter(converter=strengths, n_tokens=1, show_default=_shown, metavar="X,...")
+# Of a mapping that is given in one word.
+PAIRS = Parameter(converter=pairs, n_tokens=1, accepts_keys=False)
 # Of one that is given an item at a time.
 REPEATED = Parameter(show_default=_shown)
 # Of what --help says nothing more about: no default, or one that goes without saying.
@@ -119,6 +129,8 @@ def _spelt(kind: type, field: Field[Any], value: Any) -> list[str]:
     flag = option(kind, field.name)
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, dict):
+        return [flag, ",".join(f"{theirs}={ours}" for theirs, ours in value.items())]
     if not isinstance(value, tuple):
         return ([flag] if field.kw_only else []) + [_text(value)]
     hint, *more = _hint(kind, field.name)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from emovllm.catalogue import Applied, Catalogue
-from emovllm.emotion import FIELDS, KEY, NESTS, Wire, refuse_misplaced
+from emovllm.emotion import FIELDS, KEY, Wire
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
 from emovllm.errors import EmotionError, Reason
+from emovllm.misplaced import NESTS, refuse_misplaced
 
 # What the plain model is asked for with, so that an operator's default does not come in.
 _PLAIN = Wire("", {}, "generation")

@@ -18,7 +18,7 @@ from emovllm.models import NAME
 from emovllm.progress import stage
 from emovllm_server.options import add_options
 
-_COMMANDS = {
+COMMANDS = {
     "serve": ("vLLM's OpenAI-compatible server with an `emotion` parameter.", "[model]"),
     "run-batch": (
         "Answers an OpenAI Batch file, whose lines may ask for an `emotion`. Given again, the command goes on.",
@@ -73,7 +73,7 @@ def _vllm_parser(command: str, adders: Sequence[Callable[[Any], None]]) -> Any:
     from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    description, usage = _COMMANDS[command]
+    description, usage = COMMANDS[command]
     parser = FlexibleArgumentParser(
         prog=f"emovllm {command}",
         description=f"{description} Without a model, {NAME} with its circuit. Takes every argument of `vllm serve`.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,12 @@ def test_the_pages_of_results_are_dated() -> None:
     pages = sorted((ROOT / "docs/results").glob("*.md"))
     assert len(pages) >= 5
     assert [page.name for page in pages if not re.search(r"20\d\d-\d\d-\d\d", page.read_text())] == []
+
+
+def test_the_reference_of_commands_is_what_they_say() -> None:
+    command = [sys.executable, ROOT / "scripts/cli_reference", "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    for told in ("## `emovllm serve`", "* `--circuit-root DIR`: ", "## `emovllm discover`", "* `--judge-model M`: "):
+        assert told in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,33 @@ def imports() -> list[tuple[str, str]]:
 def layer(module: str) -> int | None:
     part = module.split(".")[1] if "." in module else ""
     return next((number for number, names in enumerate(LAYERS) if part in names), None)
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """A package names what it exports for types alone: it imports that when it is asked for."""
+    known = modules()
+    needed: dict[str, set[str]] = {module: set() for module in known}
+    for module, target in imports():
+        place = target if target in known else target.rpartition(".")[0]
+        if not (known[module].name == "__init__.py" and place.startswith(f"{module}.")):
+            needed[module].add(place)
+    assert len(list(graphlib.TopologicalSorter(needed).static_order())) == len(known)
+
+
+def test_no_function_takes_more_than_eight_parameters_and_no_module_is_long() -> None:
+    long, wide, functions = [], [], 0
+    for module, path in modules().items():
+        source = path.read_text()
+        if len(source.splitlines()) > 300:
+            long.append(module)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions += 1
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if len([one for one in given if one.arg not in ("self", "cls")]) > 8:
+                    wide.append(f"{module}.{node.name}")
+    assert (long, wide) == ([], [])
+    assert functions > 1000
 
 
 def test_emovllm_knows_neither_server_nor_offline_but_in_its_command() -> None:

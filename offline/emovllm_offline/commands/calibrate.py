@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from emovllm.options import COMMAS, FLAT, QUIET, STRENGTHS, Options, published_command
 from emovllm_offline.commands.evaluate import arguments
-from emovllm_offline.commands.shared import JUDGE, MODEL, EvaluationOptions, JudgeName, JudgeOptions
+from emovllm_offline.commands.judging import JUDGE, JudgeOptions
+from emovllm_offline.commands.shared import MODEL, EvaluationOptions
 from emovllm_offline.evaluation.choice import MORE_REPETITION, MOST_FLUENCY
 
 
@@ -54,7 +55,7 @@ class CalibrateOptions(Options):
     ] = MORE_REPETITION
     common: Annotated[EvaluationOptions, FLAT] = field(default_factory=EvaluationOptions)
     out: Annotated[Path | None, Parameter(help="default: calibration in CIRCUIT.work", metavar="DIR")] = None
-    judge: Annotated[JudgeName, JUDGE] = "local"
+    judge: Annotated[str, JUDGE] = "local"
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
 
     @property

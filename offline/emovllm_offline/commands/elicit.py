@@ -10,7 +10,7 @@ from annotated_types import Gt
 from cyclopts import Parameter
 
 from emovllm.options import FLAT, REPEATED, Options
-from emovllm_offline.commands.shared import JUDGE, JudgeName, JudgeOptions
+from emovllm_offline.commands.judging import JUDGE, JudgeOptions
 
 if TYPE_CHECKING:
     from emovllm_offline.model.generate import Backend
@@ -37,7 +37,7 @@ class ElicitOptions(Options):
             help="paper, role, replies, fewshot or a JSON file: the elicitation; repeatable", metavar="NAME|FILE"
         ),
     ] = ("paper",)
-    judge: Annotated[JudgeName, JUDGE] = "lexicon"
+    judge: Annotated[str, JUDGE] = "lexicon"
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
     base_url: Annotated[
         str | None,

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from emovllm.errors import OptionError
 from emovllm.options import COMMAS, FLAT, STRENGTHS, Options, published_command
-from emovllm_offline.commands.shared import JUDGE, EvaluationOptions, JudgeName, JudgeOptions
+from emovllm_offline.commands.judging import JUDGE, JudgeOptions
+from emovllm_offline.commands.shared import EvaluationOptions
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class EvaluateOptions(Options):
         Ge(0),
         Parameter(help="prompts on which the paper's way is timed, 0 for none; local models only", metavar="N"),
     ] = 6
-    judge: Annotated[tuple[JudgeName, ...], COMMAS, JUDGE, Parameter(metavar="NAME[,NAME...]")] = ("local",)
+    judge: Annotated[tuple[str, ...], COMMAS, JUDGE, Parameter(metavar="NAME[,NAME...]")] = ("local",)
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
 
     @property

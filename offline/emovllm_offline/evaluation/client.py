@@ -16,7 +16,7 @@ import openai
 from emovllm.errors import EndpointError, EvaluationError, FilteredByEndpoint
 from emovllm_offline.data.prompts import TEMPLATE_OPTIONS, messages
 from emovllm_offline.evaluation.folder import Reply, Session
-from emovllm_offline.evaluation.plan import DECODING, PLAIN, Task
+from emovllm_offline.evaluation.plan import DECODING, PLAIN, Served, Task
 from emovllm_offline.judges.answer import answer_of
 from emovllm_offline.judges.dialect import Dialect
 from emovllm_offline.judges.endpoint import create_chat, open_client, translated
@@ -39,17 +39,6 @@ class Connection:
     concurrency: int = 64
     retries: int = 6
     timeout: float = 600.0  # seconds of one request, its wait in the server's queue included
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What a server says of itself. strengths: the largest `emotion_strength` of each emotion, by its name in requests:
-    `anger`, or `a/anger` where several circuits have it."""
-
-    model: str
-    circuit: str  # its digest
-    strengths: dict[str, float]
-    methods: tuple[str, ...]
 
 
 class EmotionClient:

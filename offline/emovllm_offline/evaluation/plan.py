@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from emovllm.emotion import SCOPES
 from emovllm.errors import EvaluationError
 from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Frame, Style
-
-if TYPE_CHECKING:
-    from emovllm_offline.evaluation.client import Served
 
 NONE, PROMPTING, STEERING, CIRCUITS, BOTH = METHODS = (
     "none",
@@ -39,6 +36,17 @@ DECODING: dict[str, Any] = {
 
 # Of every request that is to have none: a server may have an emotion of its own for those that name none.
 PLAIN: dict[str, Any] = {"emotion": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server says of itself. strengths: the largest `emotion_strength` of each emotion, by its name in requests:
+    `anger`, or `a/anger` where several circuits have it."""
+
+    model: str
+    circuit: str  # its digest
+    strengths: dict[str, float]
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

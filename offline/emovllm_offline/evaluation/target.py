@@ -13,8 +13,9 @@ from pathlib import Path
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import CircuitError, EvaluationError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
-from emovllm_offline.evaluation.client import Connection, Served, connect
+from emovllm_offline.evaluation.client import Connection, connect
 from emovllm_offline.evaluation.local_server import local_server
+from emovllm_offline.evaluation.plan import Served
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.errors import JudgeError
+from emovllm.errors import UnusableJudge
 from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 from emovllm_offline.judges.text import batches_by_length
 
@@ -82,9 +82,9 @@ class HFJudge:
                 model, output_loading_info=True
             )
         except (OSError, ValueError) as error:
-            raise JudgeError(f"the judge's model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
+            raise UnusableJudge(f"the judge's model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
         if info["missing_keys"]:
-            raise JudgeError(f"{model} is no text-classification model: it lacks {min(info['missing_keys'])}")
+            raise UnusableJudge(f"{model} is no text-classification model: it lacks {min(info['missing_keys'])}")
         self._model = loaded.to(device).eval()
         self._device = device
         self._batch_size = batch_size
@@ -138,7 +138,7 @@ def _choose(
     ours = {column: renamed.get(name.strip().lower(), name.strip().lower()) for column, name in names.items()}
     chosen = [(column, label) for column, label in sorted(ours.items()) if label in wanted]
     if missing := sorted(wanted - {label for _, label in chosen}):
-        raise JudgeError(
+        raise UnusableJudge(
             f"the judge's model has no label for {', '.join(missing)}, only {', '.join(names.values())}: "
             "tell what its labels mean, or use another model"
         )

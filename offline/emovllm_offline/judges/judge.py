@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from emovllm.errors import JudgeError
+from emovllm.errors import JudgeError, UnusableJudge
 from emovllm_offline.storage.journal import Lines
 
 GROUP = "emovllm.judges"
@@ -150,7 +150,7 @@ class OptionField(NamedTuple):
     """An option of one or several judges. flag: on the command line; None where a command has it under its own."""
 
     name: str
-    type: str  # as annotated
+    type: Any  # what it may be where it is given
     default: Any
     help: str
     metavar: str | None
@@ -178,7 +178,7 @@ def judge(
     def register(make: Callable[[Sequence[str], Opts], Judge]) -> Callable[[Sequence[str], Opts], Judge]:
         other = _KINDS.get(name)
         if other is not None and other.make.__module__ != make.__module__:
-            raise JudgeError(f"two judges are called {name!r}, of {other.make.__module__} and of {make.__module__}")
+            raise UnusableJudge(f"two judges are called {name!r}, of {other.make.__module__} and of {make.__module__}")
         _KINDS[name] = Kind(name, about, options, make)
         return make
 
@@ -205,14 +205,21 @@ def option_fields() -> list[OptionField]:
     """The options of all judges, each name once: judges that share a name share its meaning."""
     by_name: dict[str, OptionField] = {}
     for kind in judge_kinds():
+        hints = get_type_hints(kind.options)
         for field in dataclasses.fields(kind.options):
             told = field.metadata
             flag = f"--judge-{field.name.replace('_', '-')}" if told["flag"] == "" else told["flag"]
             by_name.setdefault(
                 field.name,
-                OptionField(field.name, str(field.type), field.default, told["help"], told["metavar"], flag),
+                OptionField(field.name, _given(hints[field.name]), field.default, told["help"], told["metavar"], flag),
             )
     return list(by_name.values())
+
+
+def _given(hint: Any) -> Any:
+    """The type of an option without None, which stands for the judge's default."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if type(None) in get_args(hint) and len(kinds) == 1 else hint
 
 
 def make_judge(name: str, emotions: Sequence[str], *, cache: str | Path | None = None, **values: Any) -> Judge:
@@ -242,13 +249,13 @@ def _kind(name: str) -> Kind:
         return packaged[name]
     point = next((point for point in _points() if point.name == name), None)
     if point is None:
-        raise JudgeError(f"there is no judge {name!r}, only {', '.join(judge_names())}")
+        raise UnusableJudge(f"there is no judge {name!r}, only {', '.join(judge_names())}")
     try:
         point.load()
     except Exception as error:  # what another distribution does wrong is its own
-        raise JudgeError(f"the judge {name!r} of {point.value} cannot be imported: {error}") from error
+        raise UnusableJudge(f"the judge {name!r} of {point.value} cannot be imported: {error}") from error
     if name not in _KINDS:
-        raise JudgeError(f"{point.value} registers no judge {name!r}: its entry point must bear the judge's name")
+        raise UnusableJudge(f"{point.value} registers no judge {name!r}: its entry point must bear the judge's name")
     return _KINDS[name]
 
 

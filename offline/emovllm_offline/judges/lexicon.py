@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from emovllm.circuit import EmotionName
-from emovllm.errors import JudgeError
+from emovllm.errors import UnusableJudge
 from emovllm.files import read_json
 from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 
@@ -60,9 +60,9 @@ class Lexicon(BaseModel):
 def load_lexicon(path: str | Path | None = None) -> Lexicon:
     """A lexicon from a JSON file, or the packaged one.
 
-    Raises: JudgeError, naming the file and what is wrong with it.
+    Raises: UnusableJudge, naming the file and what is wrong with it.
     """
-    return read_json(_PACKAGED if path is None else Path(path), Lexicon, JudgeError)
+    return read_json(_PACKAGED if path is None else Path(path), Lexicon, UnusableJudge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Options:
 
 @judge("lexicon", "a word list", Options)
 def make(emotions: Sequence[str], options: Options) -> LexiconJudge:
-    """Raises: JudgeError."""
+    """Raises: UnusableJudge."""
     return LexiconJudge(emotions, load_lexicon(options.lexicon))
 
 
@@ -88,11 +88,13 @@ class LexiconJudge:
     def __init__(self, emotions: Sequence[str], lexicon: Lexicon | None = None) -> None:
         """emotions: the labels to choose from, besides neutral.
 
-        Raises: JudgeError where the lexicon lacks an emotion.
+        Raises: UnusableJudge where the lexicon lacks an emotion.
         """
         lexicon = lexicon or load_lexicon()
         if missing := [emotion for emotion in emotions if emotion not in lexicon.emotions]:
-            raise JudgeError(f"the lexicon has no words for {', '.join(missing)}: give one that has, or another judge")
+            raise UnusableJudge(
+                f"the lexicon has no words for {', '.join(missing)}: give one that has, or another judge"
+            )
         self.config: Mapping[str, Any] = {
             "emotions": sorted(emotions),
             "lexicon": hashlib.sha256(json.dumps(lexicon.model_dump(), sort_keys=True).encode()).hexdigest(),

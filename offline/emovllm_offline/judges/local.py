@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from emovllm.errors import JudgeError
+from emovllm.errors import UnusableJudge
 from emovllm.files import write_atomically
 from emovllm_offline.judges import softmax
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, shared_embedder
@@ -53,7 +53,7 @@ class LocalJudge:
         Raises: JudgeError where it knows no such emotion, or the head's file cannot be used; EmbeddingError.
         """
         if unknown := [emotion for emotion in emotions if emotion not in LABELS]:
-            raise JudgeError(
+            raise UnusableJudge(
                 f"the local judge does not know {', '.join(unknown)}, only {', '.join(LABELS)}: use another judge"
             )
         self._head, about = load_head()
@@ -112,8 +112,8 @@ def load_head(path: Path = HEAD) -> tuple[Softmax, dict[str, str]]:
             about = dict(file.metadata() or {})
             head = Softmax(file.get_tensor("weight"), file.get_tensor("bias"))
     except (OSError, SafetensorError) as error:
-        raise JudgeError(f"{path}: {error}") from None
+        raise UnusableJudge(f"{path}: {error}") from None
     if about.get("embeddings") != WEIGHTS:
-        raise JudgeError(f"{path}: fitted on other embeddings; `emovllm judge-report --fit` fits it anew")
+        raise UnusableJudge(f"{path}: fitted on other embeddings; `emovllm judge-report --fit` fits it anew")
     about["head"] = head.digest()
     return head, about

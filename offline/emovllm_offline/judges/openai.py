@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint
+from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint, UnusableJudge
 from emovllm_offline.judges.answer import ROOMS, Answer
 from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 
@@ -49,7 +49,7 @@ class Options:
         from emovllm_offline.judges.endpoint import Endpoint
 
         if self.model is None:
-            raise JudgeError(f"--judge {name} needs --judge-model")
+            raise UnusableJudge(f"--judge {name} needs --judge-model")
         return Endpoint(self.model, self.base_url, concurrency=self.concurrency)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from emovllm.catalogue import Catalogue
-from emovllm.emotion import FIELDS, NESTS, looks_ours, nested_field, short
+from emovllm.emotion import FIELDS, short
 from emovllm.engine.requests import Record, current
 from emovllm.errors import EmotionError, Reason
+from emovllm.misplaced import NESTS, looks_ours, nested_field
 from emovllm_server.metrics.collectors import count_refusal
 
 # Where the emotion fields take effect. Everywhere else they are refused: vLLM would drop them without a word.

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from emovllm.emotion import looks_ours
+from emovllm.misplaced import looks_ours
 from emovllm_server.batch.files import Line
 
 # What OpenAI's batches may ask of a model that writes; Azure's files have the same without /v1.

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options, args = parse(argv, "run-batch", _add_options)
+    options, args = parse(argv, "run-batch", add_options)
     if options.input_file is None or options.output_file is None:
         raise BatchFileError("give the requests with -i FILE, and where their replies go with -o FILE")
     source = public_name(options.input_file)
@@ -63,7 +63,7 @@ def _run(argv: Sequence[str]) -> int:
     return _conclude(replies, public_name(options.output_file), model)
 
 
-def _add_options(parser: Any) -> None:
+def add_options(parser: Any) -> None:
     """parser: argparse's, or vLLM's. These are those of `vllm run-batch` that `vllm serve` lacks."""
     add = parser.add_argument
     add("-i", "--input-file", help="The requests: an OpenAI Batch file, or its URL.")

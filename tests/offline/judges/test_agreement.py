@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from cyclopts import CoercionError
 
-from emovllm.errors import JudgeError, OptionError
-from emovllm_offline.commands.shared import JudgeOptions
+from emovllm.cli import app
+from emovllm.errors import JudgeError
+from emovllm_offline.commands.judging import JudgeOptions
 from emovllm_offline.judges.agreement import Agreement, agreement, cohens_kappa
 from emovllm_offline.judges.judge import CachedJudge, Verdict, judge_names, make_judge
 
@@ -74,6 +76,11 @@ def test_agreement_needs_verdicts_on_the_same_texts(a, b):
 # Judges by name
 
 
+def judging(*words):
+    _, bound, _ = app().parse_args(["evaluate", *words], exit_on_error=False, print_error=False)
+    return bound.arguments["options"].judging if words else JudgeOptions()
+
+
 def test_options_make_each_judge(tmp_path):
     for name in judge_names():
         model = "m" if name.startswith("openai") else None
@@ -93,13 +100,13 @@ def test_options_that_do_not_fit_are_told():
 
 @pytest.mark.parametrize("text", ["joy", "joy=", "a=b=c", ""])
 def test_label_names_are_pairs(text):
-    with pytest.raises(OptionError, match="expected THEIRS=OURS"):
-        JudgeOptions(judge_labels=text).labels()
+    with pytest.raises(CoercionError, match="expected THEIRS=OURS"):
+        judging("--judge-labels", text)
 
 
 def test_label_names_are_read():
-    assert JudgeOptions(judge_labels="Joy=happiness, LABEL_1=anger").labels() == {
+    assert judging("--judge-labels", "Joy=happiness, LABEL_1=anger").judge_labels == {
         "joy": "happiness",
         "label_1": "anger",
     }
-    assert JudgeOptions().labels() is None
+    assert judging().judge_labels is None

@@ -243,7 +243,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(command, tmp_path, 
 
 def test_progress_of_another_training_is_refused(command, capsys):
     assert command() == 0
-    assert command("--learning-rate", "0.2") == 1
+    assert command("--learning-rate", "0.2") == 2
     error = capsys.readouterr().err
     assert "made with other settings: training;" in error
     assert "start anew with --fresh" in error

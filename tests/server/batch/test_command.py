@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_told(environment: None) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         arguments = ["--enable-metrics", "--url", "127.0.0.1", "--port", port]
-        options, args = parse(arguments, "run-batch", command._add_options)
+        options, args = parse(arguments, "run-batch", command.add_options)
         with (
             pytest.raises(OptionsError, match=f"at 127.0.0.1:{port}: Address already in use; give another --port"),
             command._metrics(options, args),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ import pytest
 
 from emovllm.errors import JudgeError
 from emovllm_offline.judges import judge as judges
-from emovllm_offline.judges import registry
 from emovllm_offline.judges.judge import Verdict, judge, judge_kinds, judge_names, make_judge, option_fields
 
 PACKAGED = ["hf", "lexicon", "local", "openai", "openai-blind"]
@@ -57,12 +56,6 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     sys.modules.pop("judge_of_theirs", None)
 
 
-def parse(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    registry.add_options(parser, default="lexicon")
-    return parser.parse_args(argv)
-
-
 def test_every_packaged_judge_is_known_with_a_few_words_on_it() -> None:
     assert judge_names() == PACKAGED
     assert all(kind.about for kind in judge_kinds())
@@ -98,10 +91,26 @@ def test_telling_of_judges_imports_neither_models_nor_clients() -> None:
 
 def test_another_distribution_brings_a_judge_with_its_options(distribution: Path) -> None:
     assert judge_names() == [*PACKAGED, "constant"]
-    given = parse("--judge", "constant", "--judge-word", "no")
-    made = registry.from_options(given, ["anger"], distribution / "cache.jsonl", 1)
-    assert made.judge(["no way", "yes"], ["anger"] * 2) == [Verdict(True, None, ""), Verdict(False, None, "")]
+    judge = make_judge("constant", ["anger"], word="no", cache=distribution / "cache.jsonl")
+    assert judge.judge(["no way", "yes"], ["anger"] * 2) == [Verdict(True, None, ""), Verdict(False, None, "")]
     assert make_judge("constant", ["anger"]).judge(["yes"], ["anger"])[0].match
+
+
+def test_commands_have_the_options_of_another_distributions_judge(distribution: Path) -> None:
+    code = """
+from emovllm.cli import app
+from emovllm.options import published_command
+words = "evaluate --judge constant,lexicon --judge-word no --judge-labels Joy=happiness"
+_, bound, _ = app().parse_args(words)
+options = bound.arguments["options"]
+judge = options.judging.make("constant", ["anger"], None, 1)
+print(published_command("evaluate", options), judge.config)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(distribution)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.splitlines() == [
+        "emovllm evaluate --judge constant,lexicon --judge-labels joy=happiness --judge-word no {'word': 'no'}"
+    ], done.stderr
 
 
 def test_a_distribution_that_cannot_be_imported_is_told_where_its_judge_is_asked_for(distribution: Path) -> None:

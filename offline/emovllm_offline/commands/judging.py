@@ -1,0 +1,54 @@
+"""The options of commands that judge replies: those that the judges themselves have, whoever brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
+
+from cyclopts import Parameter
+
+from emovllm.options import PAIRS, Options
+from emovllm_offline.judges.judge import Judge, OptionField, judge_kinds, judge_names, make_judge, option_fields
+
+
+def _known(kind: Any, names: str | tuple[str, ...]) -> None:
+    """Raises: ValueError for what no judge is called."""
+    if unknown := [name for name in ((names,) if isinstance(names, str) else names) if name not in judge_names()]:
+        raise ValueError(f"no judge {', '.join(unknown)}: choose from {', '.join(judge_names())}")
+
+
+JUDGE = Parameter(help=", ".join(f"{kind.name} ({kind.about})" for kind in judge_kinds()), validator=_known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging(Options):
+    """What belongs to --judge: each judge takes its own options, and its defaults where they are not given."""
+
+    def make(self, name: str, emotions: Sequence[str], cache: Path | None, concurrency: int) -> Judge:
+        """The judge of that name. Raises: as `make_judge`."""
+        values = {field.metadata["option"]: getattr(self, field.name) for field in fields(self)}
+        return make_judge(name, emotions, cache=cache, **{**values, "concurrency": concurrency})
+
+
+def _field(option: OptionField) -> tuple[str, Any, Any]:
+    """An option as a field of a command's: its name there, its type and what it stands for."""
+    assert option.flag is not None
+    parameter = Parameter(name=option.flag, help=option.help, metavar=option.metavar, show_default=False)
+    more = (PAIRS, parameter) if get_origin(option.type) is Mapping else (parameter,)
+    name = option.flag.removeprefix("--").replace("-", "_")
+    return name, Annotated[option.type | None, *more], field(default=None, metadata={"option": option.name})
+
+
+if TYPE_CHECKING:
+    JudgeOptions = Judging
+else:
+    JudgeOptions = make_dataclass(
+        "JudgeOptions",
+        [_field(option) for option in option_fields() if option.flag is not None],
+        bases=(Judging,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__module__": __name__},
+    )
