@@ -225,6 +225,15 @@ def test_all_that_we_wrap_is_in_the_list() -> None:
     assert sorted(wrapped - listed) == []
 
 
+def test_the_page_on_the_architecture_names_all_that_we_wrap() -> None:
+    for module in WRAPPING:
+        importlib.import_module(module)
+    page = (ROOT / "docs/internals/architecture.md").read_text()
+    functions = {target.split(".")[-1] for patch in PATCHES for target in patch.targets if target.startswith("vllm.")}
+    assert len(functions) > 15
+    assert [name for name in sorted(functions) if not re.search(rf"\b{name}\b", page)] == []
+
+
 def test_whoever_wraps_is_looked_at() -> None:
     sources = [*ROOT.glob("emovllm/**/*.py"), *ROOT.glob("server/emovllm_server/**/*.py")]
     declaring = [path for path in sources if re.search(r"^@patches\(", path.read_text(), re.MULTILINE)]
