@@ -1,6 +1,6 @@
-"""Finding, validating and plotting emotion circuits with Hugging Face models.
+"""Finding, validating, calibrating and evaluating emotion circuits with Hugging Face models.
 
-`from emovllm_offline import discover, refine, validate, Control, load_style`
+`from emovllm_offline import discover, refine, validate, calibrate, evaluate, Control, load_style`
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 from emovllm.lazy import lazily
 
 if TYPE_CHECKING:
+    from emovllm_offline.api import calibrate as calibrate
     from emovllm_offline.api import discover as discover
+    from emovllm_offline.api import evaluate as evaluate
     from emovllm_offline.api import refine as refine
     from emovllm_offline.api import validate as validate
     from emovllm_offline.data.styles import load_style as load_style
     from emovllm_offline.model.control import Control as Control
 
-__all__ = ["Control", "discover", "load_style", "refine", "validate"]
+__all__ = ["Control", "calibrate", "discover", "evaluate", "load_style", "refine", "validate"]
 
+_FUNCTIONS = ("calibrate", "discover", "evaluate", "refine", "validate")
 # Loaded when they are asked for: they import PyTorch.
 _EXPORTS = {
-    **dict.fromkeys(("discover", "refine", "validate"), "emovllm_offline.api"),
+    **dict.fromkeys(_FUNCTIONS, "emovllm_offline.api"),
     "load_style": "emovllm_offline.data.styles",
     "Control": "emovllm_offline.model.control",
 }

@@ -12,7 +12,7 @@ from emovllm.options import COMMAS, FLAT, QUIET, STRENGTHS, Options, published_c
 from emovllm_offline.commands.evaluate import arguments
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
 from emovllm_offline.commands.shared import MODEL, EvaluationOptions
-from emovllm_offline.evaluation.choice import MORE_REPETITION, MOST_FLUENCY
+from emovllm_offline.evaluation.choice import LAMBDAS, MORE_REPETITION, MOST_FLUENCY
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,7 @@ class CalibrateOptions(Options):
         str,
         Parameter(help="sev, sev-small, a SEV file, or JSON lines with `user`; never the test set", metavar="FILE"),
     ] = "sev"
-    strengths: Annotated[tuple[float, ...], STRENGTHS, Parameter(help="lambdas to try")] = (
-        0.5,
-        0.75,
-        1,
-        1.25,
-        1.5,
-        2,
-        2.5,
-        3,
-    )
+    strengths: Annotated[tuple[float, ...], STRENGTHS, Parameter(help="lambdas to try")] = LAMBDAS
     scopes: Annotated[
         tuple[str, ...],
         COMMAS,

@@ -14,6 +14,7 @@ from emovllm.errors import OptionError
 from emovllm.options import COMMAS, FLAT, STRENGTHS, Options, published_command
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
 from emovllm_offline.commands.shared import EvaluationOptions
+from emovllm_offline.evaluation.choice import USUAL_STRENGTHS
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class EvaluateOptions(Options):
         tuple[float, ...],
         STRENGTHS,
         Parameter(help="1.0 is the recommended strength; of steering, the paper's"),
-    ] = (0.75, 1.0)
+    ] = USUAL_STRENGTHS
     common: Annotated[EvaluationOptions, FLAT] = field(default_factory=EvaluationOptions)
     base_url: Annotated[
         str | None, Parameter(help="a running emovllm server, such as http://localhost:8000/v1", metavar="URL")

@@ -51,7 +51,7 @@ def calibrate(
     make_judges: MakeJudges,
     out: Path,
     *,
-    bounds: Bounds = Bounds(),  # noqa: B008 (frozen)
+    bounds: Bounds = Bounds(),
     seed: int = 0,
     fresh: bool = False,
     command: str = "",
@@ -80,7 +80,7 @@ def calibrate(
     cells = summarise(score(planned, folder, [judge], emotions), emotions, [judge.name], seed)
     made = choose_all(cells, emotions, judge.name, asked.strengths, asked.scopes, bounds)
     provenance = {
-        "command": command,
+        **({"command": command} if command else {}),
         "emovllm": emovllm.__version__,
         "data": {"sha256": messages_digest(asked.messages), "messages": len(asked.messages)},
         "style": {"name": asked.style.name, "sha256": asked.style.digest()},

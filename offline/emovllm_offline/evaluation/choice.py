@@ -6,6 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+# To try in a calibration.
+LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+# To evaluate, of the recommended ones.
+USUAL_STRENGTHS = (0.75, 1.0)
 # Of the median perplexity given the instruction, over the prompted reply's.
 MOST_FLUENCY = 2.0
 # Of the mean share of repeated 3-grams, beyond that of prompted replies.

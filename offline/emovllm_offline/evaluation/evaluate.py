@@ -50,7 +50,7 @@ def evaluate(
     names = [judge.name for judge in judges]
     cells = summarise(scored, emotions, names, seed)
     about = {
-        "command": command,
+        **({"command": command} if command else {}),
         "emovllm": emovllm.__version__,
         # A server's name for its model is often where it lies.
         "model": Path(target.served.model).name if target.model is None else public_model_id(target.model),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from emovllm.errors import EvaluationError
@@ -11,6 +10,7 @@ from emovllm_offline.evaluation.client import Connection, EmotionClient, connect
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Likelihood, Reply, Session
 from emovllm_offline.evaluation.likelihood import Likelihoods, Question
 from emovllm_offline.evaluation.plan import INSTRUCTED, Task
+from emovllm_offline.judges.loops import wait_for
 
 
 def missing_replies(planned: Sequence[Task], folder: Folder) -> list[Task]:
@@ -46,7 +46,7 @@ def run(planned: Sequence[Task], folder: Folder, connection: Connection, max_tok
                 raise EvaluationError("the server's circuit is not the one that this evaluation began with")
             await _replies(missing_replies(planned, folder), folder, client, connection, max_tokens)
 
-    asyncio.run(ask())
+    wait_for(ask())
 
 
 def ask_server(planned: Sequence[Task], folder: Folder, connection: Connection) -> None:
@@ -57,7 +57,7 @@ def ask_server(planned: Sequence[Task], folder: Folder, connection: Connection) 
             await client.describe()
             await _likelihoods(questions(planned, folder), folder, client, connection)
 
-    asyncio.run(ask())
+    wait_for(ask())
 
 
 def ask_model(planned: Sequence[Task], folder: Folder, model: str) -> None:

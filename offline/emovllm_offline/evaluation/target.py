@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm_offline.evaluation.client import Connection, connect
 from emovllm_offline.evaluation.local_server import local_server
 from emovllm_offline.evaluation.plan import Served
+from emovllm_offline.judges.loops import wait_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _describe(base_url: str, where: Where) -> Served:
         async with connect(connection(base_url, where)) as client:
             return await client.describe()
 
-    return asyncio.run(ask())
+    return wait_for(ask())
 
 
 def connection(base_url: str, where: Where) -> Connection:

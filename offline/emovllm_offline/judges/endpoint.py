@@ -15,6 +15,7 @@ from emovllm.environment import reach_loopback_directly
 from emovllm.errors import EmovllmError, EndpointError, FilteredByEndpoint, RefusedByEndpoint
 from emovllm_offline.judges.answer import ROOMS, Answer, answer_of
 from emovllm_offline.judges.dialect import Body, Dialect, is_filter
+from emovllm_offline.judges.loops import wait_for
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -80,7 +81,7 @@ class Endpoint:
                     raise errors.exceptions[0] from None
                 return [task.result() for task in tasks]
 
-        return asyncio.run(all_of_them())
+        return wait_for(all_of_them())
 
 
 def open_client(base_url: str | None, key: str, retries: int, timeout: float) -> openai.AsyncOpenAI:

@@ -18,10 +18,8 @@ from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
-from emovllm_offline.evaluation import generate, paper_way
-from emovllm_offline.evaluation import target as targets
+from emovllm_offline.evaluation import paper_way
 from emovllm_offline.evaluation.choice import Bounds
-from emovllm_offline.evaluation.client import Connection
 from emovllm_offline.evaluation.evaluate import evaluate
 from emovllm_offline.evaluation.plan import METHODS, Asked, Key, tasks
 from emovllm_offline.evaluation.samples import draw_samples
@@ -29,49 +27,13 @@ from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.evaluation.target import Where
 from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
+from support.evaluated import DIGEST, EMOTIONS, SAYS, answer, ids, pages, serve_by
 from support.stub import Stub, filtering, in_turn, newer_openai, stub_server
 
-EMOTIONS = ("anger", "fear")
 MESSAGES = [
     Message("a.positive", "positive", "The bus came early."),
     Message("a.negative", "negative", "The bus came late."),
 ]
-# What the model of these tests says: in an emotion, and beyond strength 1.5 over and over.
-SAYS = {
-    "anger": "I am furious about this outrage.",
-    "fear": "I am terrified and so afraid.",
-    "": "That is good to know.",
-}
-DIGEST = "d" * 64
-
-
-def says(request: dict[str, Any]) -> str:
-    system = request["messages"][0]["content"]
-    prompted = next((name for name in EMOTIONS if name in system), "")
-    # A request that names no emotion would get the server's own.
-    emotion = request.get("emotion", "anger").rpartition("/")[2]
-    if emotion == "none" or request.get("emotion_method") == "steering":
-        emotion = prompted if emotion == "none" else ""
-    text = SAYS[emotion]
-    return " ".join([text] * 5) if request.get("emotion_strength", 0) > 1.5 else text
-
-
-def ids(text: str) -> list[int]:
-    return [sum(map(ord, word)) for word in text.split()]
-
-
-def answer(request: dict[str, Any]) -> bytes:
-    """A token is a word, its id the sum of its letters, and the larger the less likely."""
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-    reply: dict[str, Any] = {"id": "1", "created": 0, "model": request["model"], "choices": [choice]}
-    if "prompt" in request:
-        logprobs = [None, *({str(token): {"logprob": -token / 1000}} for token in request["prompt"][1:])]
-        choice |= {"text": "", "prompt_logprobs": logprobs}
-        return json.dumps({**reply, "object": "text_completion"}).encode()
-    text = says(request)
-    choice |= {"message": {"role": "assistant", "content": text}, "token_ids": [*ids(text), 0]}
-    prompt = ids(json.dumps(request["messages"]))
-    return json.dumps({**reply, "object": "chat.completion", "prompt_token_ids": prompt}).encode()
 
 
 @pytest.fixture
@@ -80,17 +42,6 @@ def stub() -> Iterator[Stub]:
         stub.answer = answer
         stub.pages = pages(DIGEST, 2.0)
         yield stub
-
-
-def pages(digest: str, most: float) -> dict[str, dict[str, Any]]:
-    return {
-        "/v1/models": {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]},
-        "/v1/emotions": {
-            "data": [{"id": name, "max_strength": most} for name in EMOTIONS],
-            "circuits": [{"digest": digest}],
-            "methods": ["circuit", "steering"],
-        },
-    }
 
 
 def lexicon(emotions: Sequence[str]) -> list[Judge]:
@@ -420,20 +371,7 @@ def sweep(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     folder = random_circuit(tiny_model(tmp_path / "model"), tmp_path / "c", names=EMOTIONS)
 
-    class Server:
-        def __init__(self, model: str, circuit: Path, log: Path, **_: Any) -> None:
-            stub.pages = pages(load_circuit(circuit).digest(), 9.0)
-
-        def __enter__(self) -> Connection:
-            return Connection(stub.url, "m")
-
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr(targets, "local_server", Server)
-    # The stub's model is no model of Hugging Face's.
-    monkeypatch.setattr(
-        generate, "ask_model", lambda planned, folder, model: generate.ask_server(planned, folder, Connection(stub.url))
-    )
+    serve_by(stub, monkeypatch)
 
     def calibrate(asked: Asked = replace(ASKED, strengths=(0.5, 1.0, 1.5, 2.0)), **options: Any) -> Any:  # noqa: B008
         where = Where(str(tmp_path / "model"), str(folder))

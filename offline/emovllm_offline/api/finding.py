@@ -1,21 +1,17 @@
-"""The Python API, for notebooks: what the commands do, on a Hugging Face model that is in memory or that is named.
-
-Each function returns what it made together with its figures: `table()` gives rows as dicts, `plot()` a picture that a
-notebook shows and that can be saved.
-"""
+"""Finding, refining and validating a circuit, by Hugging Face."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import ModelError
-from emovllm.files import write_atomically
 from emovllm.models import public_model_id
+from emovllm_offline.api.results import Picture, Row
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
 from emovllm_offline.discovery.findings import Findings
@@ -25,27 +21,6 @@ from emovllm_offline.model.load import LoadedModel, load
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.validation.plan import Plan, Settings
 from emovllm_offline.validation.results import Validation
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure as a PNG file, which notebooks show."""
-
-    png: bytes = field(repr=False)
-
-    def _repr_png_(self) -> bytes:
-        return self.png
-
-    def save(self, path: str | Path) -> None:
-        write_atomically(Path(path), self.png)
-
-
-def _picture(figure: Any) -> Picture:
-    from emovllm_offline.reporting import plots
-
-    return Picture(plots.png(figure))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +49,7 @@ class Discovery:
         from emovllm_offline.validation import figures
 
         source = self.findings if what in ("importance", "similarity") else self.circuit
-        return _picture(getattr(figures, what)(source))
+        return Picture.of(getattr(figures, what)(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +75,7 @@ class Refinement:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set(xlabel="epoch", ylabel="held-out loss (nats per token)")
             axes.legend(frameon=False)
-        return _picture(drawing)
+        return Picture.of(drawing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +110,7 @@ class Validated:
         """mode, kind: which sweep."""
         from emovllm_offline.validation import figures
 
-        return _picture(
+        return Picture.of(
             figures.sweep(self.validation, mode, kind) if what == "sweep" else getattr(figures, what)(self.validation)
         )
 

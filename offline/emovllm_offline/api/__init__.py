@@ -1,0 +1,22 @@
+"""The Python API, for notebooks: what the commands do, on a Hugging Face model that is in memory or that is named.
+
+Each function returns what it made together with its figures: `table()` gives rows as dicts, `plot()` a picture that a
+notebook shows and that can be saved.
+"""
+
+from __future__ import annotations
+
+from emovllm_offline.api.evaluating import Calibration as Calibration
+from emovllm_offline.api.evaluating import Evaluation as Evaluation
+from emovllm_offline.api.evaluating import Server as Server
+from emovllm_offline.api.evaluating import calibrate as calibrate
+from emovllm_offline.api.evaluating import evaluate as evaluate
+from emovllm_offline.api.finding import Discovery as Discovery
+from emovllm_offline.api.finding import Refinement as Refinement
+from emovllm_offline.api.finding import Validated as Validated
+from emovllm_offline.api.finding import discover as discover
+from emovllm_offline.api.finding import refine as refine
+from emovllm_offline.api.finding import validate as validate
+from emovllm_offline.api.results import Picture as Picture
+from emovllm_offline.evaluation.settings import CalibrationSettings as CalibrationSettings
+from emovllm_offline.evaluation.settings import EvaluationSettings as EvaluationSettings

@@ -1,0 +1,38 @@
+"""Asynchronous work, waited for by code that is not asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, also where this thread has a loop that runs, as notebooks do: then in a thread of its own,
+    which an interrupt of this one cancels."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+
+    async def begin() -> T:
+        begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        result = thread.submit(asyncio.run, begin())
+        try:
+            return result.result()
+        except BaseException:
+            if not result.done():
+                loop, task = begun.result()
+                assert task is not None
+                # It may end by itself meanwhile.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -1,0 +1,83 @@
+"""A model that is evaluated without an engine: a server that answers by rule, in two emotions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emovllm.circuit_files import load_circuit
+from emovllm_offline.evaluation import generate
+from emovllm_offline.evaluation import target as targets
+from emovllm_offline.evaluation.client import Connection
+from support.stub import Stub
+
+EMOTIONS = ("anger", "fear")
+# What the model of these tests says: in an emotion, and beyond strength 1.5 over and over.
+SAYS = {
+    "anger": "I am furious about this outrage.",
+    "fear": "I am terrified and so afraid.",
+    "": "That is good to know.",
+}
+DIGEST = "d" * 64
+
+
+def says(request: dict[str, Any]) -> str:
+    system = request["messages"][0]["content"]
+    prompted = next((name for name in EMOTIONS if name in system), "")
+    # A request that names no emotion would get the server's own.
+    emotion = request.get("emotion", "anger").rpartition("/")[2]
+    if emotion == "none" or request.get("emotion_method") == "steering":
+        emotion = prompted if emotion == "none" else ""
+    text = SAYS[emotion]
+    return " ".join([text] * 5) if request.get("emotion_strength", 0) > 1.5 else text
+
+
+def ids(text: str) -> list[int]:
+    return [sum(map(ord, word)) for word in text.split()]
+
+
+def answer(request: dict[str, Any]) -> bytes:
+    """A token is a word, its id the sum of its letters, and the larger the less likely."""
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+    reply: dict[str, Any] = {"id": "1", "created": 0, "model": request["model"], "choices": [choice]}
+    if "prompt" in request:
+        logprobs = [None, *({str(token): {"logprob": -token / 1000}} for token in request["prompt"][1:])]
+        choice |= {"text": "", "prompt_logprobs": logprobs}
+        return json.dumps({**reply, "object": "text_completion"}).encode()
+    text = says(request)
+    choice |= {"message": {"role": "assistant", "content": text}, "token_ids": [*ids(text), 0]}
+    prompt = ids(json.dumps(request["messages"]))
+    return json.dumps({**reply, "object": "chat.completion", "prompt_token_ids": prompt}).encode()
+
+
+def pages(digest: str, most: float) -> dict[str, dict[str, Any]]:
+    return {
+        "/v1/models": {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]},
+        "/v1/emotions": {
+            "data": [{"id": name, "max_strength": most} for name in EMOTIONS],
+            "circuits": [{"digest": digest}],
+            "methods": ["circuit", "steering"],
+        },
+    }
+
+
+def serve_by(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub takes the place of every engine that is started, of whatever circuit."""
+
+    class Server:
+        def __init__(self, model: str, circuit: Path, log: Path, **_: Any) -> None:
+            stub.pages = pages(load_circuit(circuit).digest(), 9.0)
+
+        def __enter__(self) -> Connection:
+            return Connection(stub.url, "m")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(targets, "local_server", Server)
+    # The stub's model is no model of Hugging Face's.
+    monkeypatch.setattr(
+        generate, "ask_model", lambda planned, folder, model: generate.ask_server(planned, folder, Connection(stub.url))
+    )
