@@ -1,0 +1,55 @@
+"""From a model to a refined circuit and its page, by the commands that the README gives, in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emovllm.circuit_files import load_circuit
+from emovllm_offline.validation.results import Validation
+from support.walk import EMOTIONS, Walk
+
+
+def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    walk = Walk(tmp_path)
+    elicited, circuit, refined = (tmp_path / name for name in ("elicited", "circuit", "refined"))
+
+    def printed() -> str:
+        return capsys.readouterr().out
+
+    told = ("--data", walk.data, "--style", walk.style)
+    assert walk("elicit", walk.model, *told, "--minimum", "3", "--out", elicited) == 0
+    # Two scenarios of three events, every other reply of which shows no fear.
+    assert f"{elicited}: 3 of 6 scenario-events are complete" in printed()
+
+    for stage in ("activations", "heads", "importance"):
+        assert walk.discover(circuit, "--replies", elicited, "--stage", stage) == 0
+        assert printed() == f"{circuit}.work: {stage} done\n"
+        assert not circuit.exists()
+    assert walk.discover(circuit, "--replies", elicited, "--stage", "circuit") == 0
+    found = load_circuit(circuit)
+    assert found.names == EMOTIONS
+    assert found.spec.provenance["groups"] == 3
+    counts = [sum(map(len, units.values())) // 2 for units in (found.neurons, found.heads)]
+    assert f"{circuit}: anger, fear; about {counts[0]} neurons and {counts[1]} heads each" in printed()
+
+    assert (
+        walk("validate", circuit, "--model", walk.model, *told, "--neurons", "2", "--heads", "1", "--seeds", "2") == 0
+    )
+    best = max(Validation.load(tmp_path / "circuit.work").macro_f1())
+    assert f"2 scenarios; best probe F1 {best:.3f}; `emovllm report {circuit}` draws it" in printed()
+
+    assert walk("report", circuit) == 0
+    page = Path(printed().strip())
+    assert page == tmp_path / "circuit.work" / "report.html"
+    assert found.digest()[:16] in page.read_text()
+
+    assert walk.refine(circuit, refined) == 0
+    provenance = load_circuit(refined).spec.provenance["refinements"][-1]
+    assert provenance["from"] == found.digest()
+    before, after = ([sum(row.values()) / 2 for row in provenance["held-out loss"]][at] for at in (0, -1))
+    assert f"held-out replies at {before:.2f} nats per token before, {min(before, after):.2f} after" in printed()
+
+    assert walk("show", refined) == 0
+    assert f"digest {load_circuit(refined).digest()[:16]}" in printed()
