@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from os import PathLike
 
 from rich.console import Console
+from rich.json import JSON
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import load_circuit
+
+# The longest part of a name on one line.
+NAME = 16
 
 
 def show(source: str | PathLike[str]) -> None:
@@ -22,63 +29,105 @@ def show(source: str | PathLike[str]) -> None:
     console = Console()
     spec = circuit.spec
     model = spec.model
-    console.print(
-        f"[bold]{model.id}[/] ({model.architecture}): {model.num_hidden_layers} layers, hidden {model.hidden_size}, "
+    about = (
+        f" ({model.architecture}): {model.num_hidden_layers} layers, hidden {model.hidden_size}, "
         f"{model.intermediate_size} neurons and {model.num_attention_heads} heads of {model.head_dim} in each\n"
-        f"scope {spec.scope}, digest {circuit.digest()[:16]}",
-        highlight=False,
+        f"scope {spec.scope}, digest {circuit.digest()[:16]}"
     )
-    console.print(_strengths(circuit))
-    console.print(_layers(circuit))
+    console.print(Text.assemble((model.id, "bold"), about))
+    tables = [_strengths(circuit, console.width), _scores(circuit, console.width), _layers(circuit, console.width)]
     if len(circuit.names) > 1:
-        console.print(_overlaps(circuit, "neurons"))
-        console.print(_overlaps(circuit, "heads"))
+        tables += [_overlaps(circuit, kind, console.width) for kind in ("neurons", "heads")]
+    for table in itertools.chain(*tables):
+        console.print(table)
     if spec.provenance:
         console.print("[bold]provenance[/]")
-        console.print_json(json.dumps(spec.provenance))
+        provenance = JSON.from_data(spec.provenance).text
+        # Its lines may be longer than the terminal's.
+        provenance.no_wrap, provenance.overflow = False, "fold"
+        console.print(provenance)
 
 
-def _strengths(circuit: Circuit) -> Table:
-    table = Table(title="emotions", title_justify="left")
-    for column in ("emotion", "recommended lambda", "maximal lambda", "neurons", "heads", "scores"):
-        table.add_column(column, justify="left" if column in ("emotion", "scores") else "right")
-    for emotion in circuit.spec.emotions:
-        table.add_row(
-            emotion.name,
-            f"{emotion.recommended:g}",
-            f"{emotion.maximal:g}",
-            str(len(circuit.neurons[emotion.name])),
-            str(len(circuit.heads[emotion.name])),
-            ", ".join(f"{name} {value:.3g}" for name, value in emotion.scores.items()) or "-",
-        )
-    return table
+def _strengths(circuit: Circuit, width: int) -> Iterator[Table]:
+    def cell(name: str, column: str) -> str:
+        emotion = circuit.spec.emotion(name)
+        return {
+            "recommended lambda": f"{emotion.recommended:g}",
+            "maximal lambda": f"{emotion.maximal:g}",
+            "neurons": str(len(circuit.neurons[name])),
+            "heads": str(len(circuit.heads[name])),
+        }[column]
+
+    columns = ("recommended lambda", "maximal lambda", "neurons", "heads")
+    return _blocks("emotions", ("emotion", circuit.names), columns, cell, width)
 
 
-def _layers(circuit: Circuit) -> Table:
-    table = Table(title="neurons+heads per layer", title_justify="left")
-    table.add_column("layer", justify="right")
-    for name in circuit.names:
-        table.add_column(name, justify="right")
-    for layer in range(circuit.spec.model.num_hidden_layers):
-        cells = [
-            f"{int((circuit.neurons[name].layer == layer).sum())}+{int((circuit.heads[name].layer == layer).sum())}"
-            for name in circuit.names
-        ]
-        table.add_row(str(layer), *cells)
-    return table
+def _scores(circuit: Circuit, width: int) -> Iterator[Table]:
+    scores = {emotion.name: emotion.scores for emotion in circuit.spec.emotions}
+    columns = list(dict.fromkeys(score for of_emotion in scores.values() for score in of_emotion))
+
+    def cell(name: str, column: str) -> str:
+        return f"{scores[name][column]:.3g}" if column in scores[name] else "-"
+
+    return _blocks("scores", ("emotion", circuit.names), columns, cell, width)
 
 
-def _overlaps(circuit: Circuit, kind: str) -> Table:
+def _layers(circuit: Circuit, width: int) -> Iterator[Table]:
+    def cell(layer: str, name: str) -> str:
+        counts = (int((units[name].layer == int(layer)).sum()) for units in (circuit.neurons, circuit.heads))
+        return "+".join(map(str, counts))
+
+    layers = [str(layer) for layer in range(circuit.spec.model.num_hidden_layers)]
+    return _blocks("neurons+heads per layer", ("layer", layers), circuit.names, cell, width)
+
+
+def _overlaps(circuit: Circuit, kind: str, width: int) -> Iterator[Table]:
     units: dict[str, Components] = dict(getattr(circuit, kind))
     pairs = {name: set(zip(part.layer.tolist(), part.index.tolist(), strict=True)) for name, part in units.items()}
     values = [jaccard(pairs[one], pairs[other]) for one, other in combinations(circuit.names, 2)]
-    table = Table(title=f"overlap of {kind} (Jaccard), mean {sum(values) / len(values):.3f}", title_justify="left")
-    table.add_column("")
-    for name in circuit.names:
-        table.add_column(name, justify="right")
-    for one in circuit.names:
-        table.add_row(one, *(f"{jaccard(pairs[one], pairs[other]):.2f}" for other in circuit.names))
-    return table
+    title = f"overlap of {kind} (Jaccard), mean {sum(values) / len(values):.3f}"
+
+    def cell(one: str, other: str) -> str:
+        return f"{jaccard(pairs[one], pairs[other]):.2f}"
+
+    return _blocks(title, ("", circuit.names), circuit.names, cell, width)
+
+
+def _blocks(
+    title: str,
+    rows: tuple[str, Sequence[str]],
+    columns: Sequence[str],
+    cell: Callable[[str, str], str],
+    width: int,
+) -> Iterator[Table]:
+    """A table, cut into several with the same rows where its columns do not fit side by side; long names are folded.
+
+    rows: what they are, and their names. cell: of a row's and a column's name. width: in characters.
+    """
+    head, names = rows
+    first = min(NAME, max(map(len, (head, *names))))
+    cells = {column: [cell(name, column) for name in names] for column in columns}
+    # Beside its text, a column takes two spaces and a line.
+    widths = {column: max(min(NAME, _longest_word(column)), *map(len, cells[column])) for column in columns}
+    left = list(columns)
+    while left:
+        count, room = 0, width - first - 4
+        while count < len(left) and (count == 0 or widths[left[count]] + 3 <= room):
+            room -= widths[left[count]] + 3
+            count += 1
+        chosen, left = left[:count], left[count:]
+        table = Table(title=title or None, title_justify="left")
+        table.add_column(head, width=first, overflow="fold")
+        for column in chosen:
+            table.add_column(escape(column), width=widths[column], overflow="fold", justify="right")
+        for number, name in enumerate(names):
+            table.add_row(name, *(cells[column][number] for column in chosen))
+        yield table
+        title = ""
+
+
+def _longest_word(name: str) -> int:
+    return max(map(len, name.split()), default=1)
 
 
 def jaccard(one: set[tuple[int, int]], other: set[tuple[int, int]]) -> float:

@@ -6,17 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from emovllm import models
-from emovllm.circuit_files import load_circuit
+from emovllm.circuit_files import load_circuit, replace_spec
 from emovllm.cli import main
 from emovllm.errors import DefaultModelError
 from emovllm.show import jaccard
 from emovllm_server.serve import prepare_environment
+from support.circuits import random_circuit
+from support.models import tiny_model
 
 
 def test_show_prints_counts_overlaps_and_provenance(
@@ -32,6 +35,47 @@ def test_show_prints_counts_overlaps_and_provenance(
         assert name in text
     layers = [line for line in text.splitlines() if line.count("8+2") == len(circuit.names)]
     assert len(layers) == circuit.spec.model.num_hidden_layers
+
+
+def test_show_fits_a_terminal_of_80_columns_and_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = tuple(f"emotion_{number}-{'x' * (8 * (number % 7))}y" for number in range(24))
+    folder = random_circuit(tiny_model(tmp_path / "model"), tmp_path / "circuit", names=names)
+    spec = load_circuit(folder).spec
+    scores = {f"measure {'of what ' * 4}number_{number}[x]": number / 8 for number in range(5)}
+    emotions = tuple(emotion.model_copy(update={"scores": scores}) for emotion in spec.emotions)
+    provenance = {"command": f"emovllm discover {'word ' * 40}", "sha256": "0123456789" * 20}
+    replace_spec(folder, spec.model_copy(update={"emotions": emotions, "provenance": provenance}))
+    assert main(["show", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    tables, told = text.split("provenance\n")
+    columns = list(columns_of(tables))
+    # Each emotion heads a column for its layers and for its overlaps, and a row of its own in all else.
+    for name in names:
+        assert sum(column.startswith((f"{name}8+2", f"{name}0.", f"{name}1.")) for column in columns) == 3
+        heads = [column for column in columns if column.startswith((f"emotion{names[0]}", f"{names[0]}{names[1]}"))]
+        assert len(heads) > 4
+        assert all(name in column for column in heads)
+    for name, value in scores.items():
+        (column,) = [column for column in columns if column.startswith(name.replace(" ", ""))]
+        assert column.removeprefix(name.replace(" ", "")) == f"{value:.3g}" * len(names)
+    assert tables.count("8+2") == spec.model.num_hidden_layers * len(names)
+    unbroken = "".join(told.split())
+    assert all("".join(value.split()) in unbroken for value in provenance.values())
+
+
+def columns_of(tables: str) -> Iterator[str]:
+    """All that is in a column of a table, its lines joined."""
+    lines: list[list[str]] = []
+    for line in tables.splitlines():
+        if line.startswith(("┃", "│")):
+            lines.append([part.strip().replace(" ", "") for part in line.strip("┃│").replace("┃", "│").split("│")])
+        elif line.startswith("└"):
+            yield from map("".join, zip(*lines, strict=True))
+            lines = []
 
 
 def test_a_wrong_circuit_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
