@@ -45,6 +45,9 @@ REFUSED = {
     "opt": "the projections of layer 0 are not run on tokens as the layer is",
 }
 DISCOVERED = [family for family in (*FAMILIES, *VARIANTS) if family not in REFUSED]
+# One of each way in which they differ: plain; normed output, windows, scaled embeddings; the MLP itself reads the
+# residual; a scale; parallel; transposed weights, learnt positions; positions off the mask.
+DIFFERENT = ["llama", "gemma2", "olmo2", "granite", "gpt_neox", "gpt2", "falcon_alibi"]
 
 
 def tiny_model(family: str) -> PreTrainedModel:
@@ -65,6 +68,11 @@ def tiny():
 
 @pytest.fixture(params=DISCOVERED)
 def any_decoder(request) -> Decoder:
+    return find_decoder(tiny_model(request.param))
+
+
+@pytest.fixture(params=DIFFERENT)
+def different_decoder(request) -> Decoder:
     return find_decoder(tiny_model(request.param))
 
 

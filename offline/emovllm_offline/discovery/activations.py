@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emovllm.errors import ActivationError
 from emovllm_offline.data.prompts import Prompt
+from emovllm_offline.discovery.removal import Removals
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.hooks import Hook, before, hooked
 
@@ -33,8 +34,11 @@ class Reading:
 
 
 @contextmanager
-def read(decoder: Decoder, weights: Tensor) -> Iterator[Reading]:
-    """Reads every quantity of every layer during the forward inside the block; weights: [batch, tokens]."""
+def read(decoder: Decoder, weights: Tensor, removals: Removals | None = None, start: int = 0) -> Iterator[Reading]:
+    """Reads every quantity of every layer during the forward inside the block; weights: [batch, tokens].
+
+    removals: reads these too; start: which of their prompts is the batch's first.
+    """
     reading = Reading(weights)
 
     def keep(quantity: str, layer: int) -> Callable[[Tensor], None]:
@@ -50,19 +54,23 @@ def read(decoder: Decoder, weights: Tensor) -> Iterator[Reading]:
         hooks += layer.seen_after_attention(keep("attn", i))
         hooks += layer.seen_after_mlp(keep("mlp", i))
         hooks += [before(layer.o_proj, keep("heads", i)), before(layer.down_proj, keep("neurons", i))]
+    if removals is not None:
+        hooks += removals.hooks(reading.rows, weights, start)
     with hooked(hooks):
         yield reading
 
 
 @torch.no_grad()
-def collect(decoder: Decoder, prompts: Sequence[Prompt], batch_size: int = 32) -> dict[str, Tensor]:
+def collect(
+    decoder: Decoder, prompts: Sequence[Prompt], batch_size: int = 32, removals: Removals | None = None
+) -> dict[str, Tensor]:
     """The activations of each prompt, averaged over the positions that count.
 
     The tokens that all prompts begin with run once (their keys and values are shared), as long as no position that
     counts is among them. Padding is on the right: what follows a token cannot reach it in a causal decoder, so that
     no mask is needed and a batch gives what the prompts give one by one.
 
-    Returns: for each of QUANTITIES float32 [prompts, layers, width].
+    Returns: for each of QUANTITIES, and of what `removals` reads, float32 [prompts, layers, width].
     Raises: ActivationError where an activation is not finite.
     """
     shared = min(_common_prefix([prompt.ids for prompt in prompts]), *(p.positions.start for p in prompts))
@@ -71,11 +79,11 @@ def collect(decoder: Decoder, prompts: Sequence[Prompt], batch_size: int = 32) -
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         ids, weights = _pad([prompt.ids[shared:] for prompt in batch], [p.positions for p in batch], shared)
-        with read(decoder, weights.to(decoder.device)) as reading:
+        with read(decoder, weights.to(decoder.device), removals, start) as reading:
             decoder.forward(ids.to(decoder.device), repeat_cache(cache, len(batch)))
         batches.append(reading.stacked())
-    out = {quantity: torch.cat([batch[quantity] for batch in batches]).cpu() for quantity in QUANTITIES}
-    bad = {quantity: ~values.isfinite().all(2).all(0) for quantity, values in out.items()}
+    out = {quantity: torch.cat([batch[quantity] for batch in batches]).cpu() for quantity in batches[0]}
+    bad = {quantity: ~out[quantity].isfinite().all(2).all(0) for quantity in QUANTITIES}
     for layer in range(len(decoder.layers)):
         for quantity in ("heads", "attn", "neurons", "mlp"):  # in the order of the forward
             if bad[quantity][layer]:
@@ -114,8 +122,10 @@ class GroupMeans:
     of arXiv 2510.11328: d[g, e] = h[g, e] - mean_e h[g, .]). Nothing of a group is kept but its share in the sums.
     """
 
-    def __init__(self, emotions: int) -> None:
+    def __init__(self, emotions: int, only_means: Collection[str] = ()) -> None:
+        """only_means: quantities whose differences nobody needs."""
         self.emotions = emotions
+        self.only_means = only_means
         self.groups = 0
         self._sums: dict[str, np.ndarray] = {}
         self._differences: dict[str, np.ndarray] = {}
@@ -128,7 +138,10 @@ class GroupMeans:
         for quantity, values in activations.items():
             x = values.double().numpy()
             x = np.stack([x[index == e].mean(0) for e in range(self.emotions)])  # [emotions, layers, width]
-            for sums, addend in ((self._sums, x), (self._differences, x - x.mean(0))):
+            kept = [(self._sums, x)]
+            if quantity not in self.only_means:
+                kept.append((self._differences, x - x.mean(0)))
+            for sums, addend in kept:
                 if quantity in sums:
                     sums[quantity] += addend
                 else:

@@ -32,13 +32,14 @@ from emovllm_offline.discovery.importance import gradient_importance, sublayer_i
 from emovllm_offline.discovery.measure import (
     conclude,
     groups,
-    linear_contributions,
     measure_activations,
     measure_importance,
     measure_normed_heads,
     neutral_prompts,
+    unit_contributions,
 )
 from emovllm_offline.discovery.parameters import Measurement, Parameters, Settings, Stage
+from emovllm_offline.discovery.removal import norms_digest
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
 from emovllm_offline.model.load import load, versions
@@ -110,14 +111,19 @@ def measure_until(
     def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint:
         return Checkpoint(None if work is None else work / f"{name}.safetensors", {**inputs, **more})
 
-    means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", {}), progress)
+    # What was measured before contributions went through these norms lacks the entry, and is not taken up.
+    norms = norms_digest(decoder)
+    through = {} if norms is None else {"norms of the sublayers' output": norms}
+    means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", through), progress)
     if stage == "activations":
         return None
     attn = directions.emotion_directions(means.difference("attn"))
     mlp = directions.emotion_directions(means.difference("mlp"))
-    neurons, heads = linear_contributions(decoder, means, attn, mlp)
+    neurons, heads = unit_contributions(decoder, means, attn, mlp)
     if parameters.head_metric == "normed":
-        heads = measure_normed_heads(decoder, tokenizer, steps, attn, batch_size, checkpoint("heads", {}), progress)
+        heads = measure_normed_heads(
+            decoder, tokenizer, steps, attn, batch_size, checkpoint("heads", through), progress
+        )
     if stage == "heads":
         return None
     sublayers = directions.interleave(attn, mlp)
@@ -208,6 +214,7 @@ def run(
         findings = measure_until(until, decoder, tokenizer, records, chosen, parameters, measurement, accepted)
     if findings is None or stage == "importance":
         return None
+    findings.require_norms(decoder)
     if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):
         raise CheckpointError(f"{place}: its findings are of another model or style; start anew with --fresh")
     provenance = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors
@@ -12,6 +13,9 @@ import safetensors.numpy
 
 from emovllm.errors import FindingsError
 from emovllm.files import write_atomically
+
+if TYPE_CHECKING:
+    from emovllm_offline.model.decoder import Decoder  # whoever only reads findings need not wait for PyTorch
 
 FILE = "findings.safetensors"
 
@@ -31,16 +35,18 @@ class Findings:
     sigma: np.ndarray  # [2L]
     importance: np.ndarray  # [E, 2L]
     similarity: np.ndarray  # [2L, 2L]
+    through_norms: bool = True  # whether neurons and heads were measured through norms of a sublayer's output
 
     def save(self, folder: str | Path) -> None:
         """Writes `findings.safetensors`, in the types that were measured; never half of it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("emotions", "groups")}
+        about = {"emotions": self.emotions, "groups": self.groups, "through_norms": self.through_norms}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in about}
         data = safetensors.numpy.save(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()},
             # One entry: safetensors writes several in no fixed order.
-            metadata={"about": json.dumps({"emotions": self.emotions, "groups": self.groups})},
+            metadata={"about": json.dumps(about)},
         )
         write_atomically(folder / FILE, data)
 
@@ -52,8 +58,17 @@ class Findings:
             with safetensors.safe_open(path, framework="numpy") as file:
                 about = json.loads(file.metadata()["about"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return cls(emotions=tuple(about["emotions"]), groups=int(about["groups"]), **arrays)
+            through_norms = bool(about.get("through_norms", False))
+            return cls(tuple(about["emotions"]), int(about["groups"]), **arrays, through_norms=through_norms)
         except FileNotFoundError:
             raise FindingsError(f"{path}: missing; `emovllm discover` writes it") from None
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise FindingsError(f"{path}: {error}") from None
+
+    def require_norms(self, decoder: Decoder) -> None:
+        """Raises: FindingsError where the model norms its sublayers' output, and neurons and heads leave that out."""
+        if not self.through_norms and any(layer.attention_norm or layer.mlp_norm for layer in decoder.layers):
+            raise FindingsError(
+                "the findings are of an older version, which ranked neurons and heads without the norms that this "
+                "model applies to its sublayers' output; measure anew by `emovllm discover --fresh`"
+            )

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Frame, Style, common_emotions
-from emovllm_offline.discovery import contributions, directions
+from emovllm_offline.discovery import contributions, directions, removal
 from emovllm_offline.discovery.activations import GroupMeans, collect
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.importance import gradient_importance, residual_scale, sublayer_importance
 from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.discovery.removal import Removals, normed_sites
 from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, projection_weight
+from emovllm_offline.model.output_norm import OutputNorm
 from emovllm_offline.storage.checkpoint import UNSAVED, Arrays, Checkpoint
 
 
@@ -76,10 +80,23 @@ def measure_activations(
     progress: bool = False,
 ) -> GroupMeans:
     """Sections 2, 3 and 5: the streaming means of every quantity, one group a step."""
-    means = GroupMeans(len(set(steps[0].emotions)))
+    sites = normed_sites(decoder)
+    means = GroupMeans(len(set(steps[0].emotions)), removal.QUANTITIES)
     for group in checkpoint.steps(steps, means, "activations", unit="groups", shown=progress):
-        means.add(collect(decoder, group.prompts(tokenizer), batch_size), group.emotions)
+        removals = Removals(sites, _directions_so_far(decoder, means, group.emotions)) if sites else None
+        means.add(collect(decoder, group.prompts(tokenizer), batch_size, removals), group.emotions)
     return means
+
+
+def _directions_so_far(decoder: Decoder, means: GroupMeans, emotion: Sequence[int]) -> dict[str, Tensor]:
+    """For each prompt of a group its emotion's direction by the groups before: what `Removals` takes."""
+    if not means.groups:
+        zero = torch.zeros(len(emotion), len(decoder.layers), decoder.hidden_size)
+        return {"heads": zero, "neurons": zero}
+    return {
+        units: torch.tensor(directions.emotion_directions(means.difference(state))[emotion], dtype=torch.float32)
+        for units, state in (("heads", "attn"), ("neurons", "mlp"))
+    }
 
 
 def measure_normed_heads(
@@ -97,14 +114,20 @@ def measure_normed_heads(
     Returns: float64 [E, L, heads].
     """
     sums = Arrays(total=np.zeros((len(attn), len(decoder.layers), decoder.num_heads)))
+    sites = [site for site in normed_sites(decoder) if site.units == "heads"]
     for group in checkpoint.steps(steps, sums, "heads", unit="groups", shown=progress):
         emotion = group.emotions
-        state = collect(decoder, group.prompts(tokenizer), batch_size)
+        toward = attn[np.array(emotion)]
+        removals = Removals(sites, {"heads": torch.tensor(toward, dtype=torch.float32)})
+        state = collect(decoder, group.prompts(tokenizer), batch_size, removals)
         share = np.bincount(emotion, minlength=len(attn))
         for i, layer in enumerate(decoder.layers):
-            drop = contributions.normed_head_importance(
-                state["attn"][:, i], state["heads"][:, i], layer, attn[np.array(emotion), i], decoder.num_heads
-            )
+            if layer.attention_norm is None:
+                writes = contributions.head_writes(state["heads"][:, i], layer, decoder.num_heads)
+            else:
+                written, stretch, normed = (state[f"heads {part}"][:, i] for part in removal.PARTS[:3])
+                writes = contributions.normed_head_writes(written, stretch, normed, layer)
+            drop = contributions.normed_head_importance(state["attn"][:, i], layer, toward[:, i], writes)
             for e, of_prompt in zip(emotion, drop, strict=True):
                 sums["total"][e, i] += of_prompt / share[e]
     return sums["total"] / len(steps)
@@ -143,16 +166,33 @@ def neutral_prompts(
     return [render(tokenizer, style.neutral, item.user) for item in chosen]
 
 
-def linear_contributions(
+def unit_contributions(
     decoder: Decoder, means: GroupMeans, attn: np.ndarray, mlp: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sections 3 and 4 from the means: neurons [E, L, m] and heads [E, L, H]."""
+
+    def normed(units: removal.Units, layer: int) -> contributions.NormedMeans:
+        return contributions.NormedMeans(*(means.mean(f"{units} {part}")[:, layer] for part in removal.PARTS))
+
+    def gain(norm: OutputNorm) -> np.ndarray:
+        return norm.gain.double().cpu().numpy()  # type: ignore[no-any-return]
+
     neurons, heads = means.mean("neurons"), means.mean("heads")
     by_neuron, by_head = [], []
     for i, layer in enumerate(decoder.layers):
         down, out = (projection_weight(p).detach().double().cpu().numpy() for p in (layer.down_proj, layer.o_proj))
-        by_neuron.append(contributions.neuron_contributions(neurons[:, i], down, mlp[:, i]))
-        by_head.append(contributions.head_importance(heads[:, i], out, attn[:, i], decoder.num_heads))
+        of_neurons = (
+            contributions.neuron_contributions(neurons[:, i], down, mlp[:, i])
+            if layer.mlp_norm is None
+            else contributions.normed_contributions(normed("neurons", i), down, gain(layer.mlp_norm), mlp[:, i])
+        )
+        of_heads = (
+            contributions.head_importance(heads[:, i], out, attn[:, i], decoder.num_heads)
+            if layer.attention_norm is None
+            else contributions.normed_contributions(normed("heads", i), out, gain(layer.attention_norm), attn[:, i])
+        )
+        by_neuron.append(of_neurons * layer.residual_scale)
+        by_head.append(of_heads * layer.residual_scale)
     return np.stack(by_neuron, 1), np.stack(by_head, 1)
 
 

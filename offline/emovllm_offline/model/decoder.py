@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from emovllm.architectures import Family, candidates, parse_site
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.hooks import Hook, after, before, hooked
+from emovllm_offline.model.output_norm import OutputNorm, read_norm
 
 # What is run once to see that a model is built as its row says, and how many roundings its sums may be off by.
 _CHECKED_TOKENS = 4
@@ -32,6 +33,7 @@ class Layer:
     after_attention: its input is the residual after attention; None where attention and MLP are parallel. Nothing
         reads that residual then: it is the block's input and what attention adds.
     attention_writer, mlp_writer: their outputs, times `residual_scale`, are what the sublayers add to the residual.
+    attention_norm, mlp_norm: what the writers do to the output of o_proj and down_proj where they are norms of it.
     """
 
     block: nn.Module
@@ -41,6 +43,8 @@ class Layer:
     attention_writer: nn.Module
     mlp_writer: nn.Module
     residual_scale: float
+    attention_norm: OutputNorm | None
+    mlp_norm: OutputNorm | None
 
     def seen_after_attention(self, see: Callable[[Tensor], None]) -> list[Hook]:
         """Hooks that hand `see` the residual after attention, [..., hidden]."""
@@ -184,6 +188,9 @@ def _layer(block: nn.Module, family: Family, config: Any, where: str) -> Layer:
                 f"{where} has no {path}, which models built as {family.model_type} have"
             ) from None
 
+    def norm(path: str | None, width: int) -> OutputNorm | None:
+        return None if path is None else read_norm(part(path), width, f"{where}: {path}")
+
     assert family.mlp is not None, "the layers of a mixture of experts were found to lack a down_proj"
     return Layer(
         block=block,
@@ -193,6 +200,8 @@ def _layer(block: nn.Module, family: Family, config: Any, where: str) -> Layer:
         attention_writer=part(family.attn_norm or family.attn),
         mlp_writer=part(family.mlp_norm or family.mlp),
         residual_scale=family.residual_scale(config),
+        attention_norm=norm(family.attn_norm, config.hidden_size),
+        mlp_norm=norm(family.mlp_norm, config.hidden_size),
     )
 
 
@@ -213,12 +222,16 @@ def _check(decoder: Decoder, name: str) -> None:
         hooks += [before(layer.block, keep(i, "input")), *layer.seen_after_attention(keep(i, "after attention"))]
         hooks += [after(layer.attention_writer, keep(i, "attention")), after(layer.mlp_writer, keep(i, "mlp"))]
         hooks += layer.seen_after_mlp(keep(i, "after mlp"))
+        hooks += [
+            after(layer.o_proj, keep(i, "attention's projection")),
+            after(layer.down_proj, keep(i, "mlp's projection")),
+        ]
     with hooked(hooks):
         decoder.forward(torch.arange(_CHECKED_TOKENS, device=decoder.device)[None])
     rounding = _CHECK_ROUNDING * torch.finfo(decoder.model.dtype).eps
     for i, (layer, states) in enumerate(zip(decoder.layers, seen, strict=True)):
         shapes = {tuple(values.shape) for values in states.values()}
-        if len(states) < 5 or len(shapes) > 1:
+        if len(states) < 7 or len(shapes) > 1:
             raise UnsupportedModelError(f"{name}: the projections of layer {i} are not run on tokens as the layer is")
         for writer, start, end in (("attention", "input", "after attention"), ("mlp", "after attention", "after mlp")):
             wrong = (states[start] + states[writer] * layer.residual_scale - states[end]).abs().max()
@@ -228,6 +241,20 @@ def _check(decoder: Decoder, name: str) -> None:
                     f"{name}: what the {writer} of layer {i} adds to the residual is not what its row in "
                     "emovllm/architectures.py says; discovery would measure it wrongly"
                 )
+        _check_norms(layer, states, rounding, f"layer {i} of {name}")
+
+
+def _check_norms(layer: Layer, states: dict[str, Tensor], rounding: float, where: str) -> None:
+    """Raises: UnsupportedModelError where what norms a sublayer's output is given something else (a gated one, say)."""
+    for writer, norm in (("attention", layer.attention_norm), ("mlp", layer.mlp_norm)):
+        if norm is None:
+            continue
+        wrong = (norm(states[f"{writer}'s projection"]) - states[writer]).abs().max()
+        if wrong > rounding * states[writer].abs().max():
+            raise UnsupportedModelError(
+                f"the norm of the {writer}'s output in {where} is given something else than what its projection gives; "
+                "discovery would measure it wrongly"
+            )
 
 
 def _shape(projections: Sequence[nn.Module], what: str) -> tuple[int, int]:

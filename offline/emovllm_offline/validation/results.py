@@ -108,6 +108,6 @@ def findings_digest(findings: Findings) -> str:
     """sha256 over all that findings hold."""
     digest = hashlib.sha256(json.dumps([findings.emotions, findings.groups]).encode())
     for field in fields(findings):
-        if field.name not in ("emotions", "groups"):
+        if field.name not in ("emotions", "groups", "through_norms"):
             digest.update(np.ascontiguousarray(getattr(findings, field.name)).tobytes())
     return digest.hexdigest()

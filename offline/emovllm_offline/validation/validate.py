@@ -97,6 +97,7 @@ def _check(
             raise ResultsError(
                 f"the findings are of another model: {name} are {found} per emotion, the model's would be {shape}"
             )
+    findings.require_norms(decoder)
     if set(common_emotions(styles)) != set(findings.emotions):
         raise ResultsError(
             f"the findings are of {', '.join(findings.emotions)}, "

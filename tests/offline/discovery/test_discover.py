@@ -2,24 +2,23 @@ import json
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import torch
 
 from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
-from emovllm.errors import AssemblyError, DiscoveryError, StyleError
-from emovllm_offline.data.sev import expand
+from emovllm.errors import AssemblyError, CheckpointError, DiscoveryError, FindingsError, StyleError
+from emovllm_offline.discovery import discover as discover_module
 from emovllm_offline.discovery import measure as measure_module
-from emovllm_offline.discovery.activations import collect
 from emovllm_offline.discovery.assembly import assemble
-from emovllm_offline.discovery.contributions import normed_head_importance
-from emovllm_offline.discovery.discover import discover, gradient_agreement, measure
+from emovllm_offline.discovery.discover import discover, gradient_agreement, measure, measure_until
 from emovllm_offline.discovery.findings import Findings
-from emovllm_offline.discovery.measure import groups
-from emovllm_offline.discovery.parameters import Parameters
-from emovllm_offline.model.decoder import projection_weight
+from emovllm_offline.discovery.parameters import Measurement, Parameters
+from emovllm_offline.model.decoder import find_decoder, projection_weight
 from emovllm_offline.storage import checkpoint
-from offline.conftest import DISCOVERED
+from offline.conftest import DIFFERENT
 
 PARAMETERS = Parameters(importance_prompts=2)
 NAMES = ("calm", "pride", "boredom")
@@ -61,7 +60,7 @@ def test_circuit_has_the_best_units_and_their_differences(decoder, findings):
             np.testing.assert_allclose(heads.delta, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", DISCOVERED)
+@pytest.mark.parametrize("architecture", DIFFERENT)
 def test_every_architecture_gives_a_circuit_that_round_trips(architecture, tiny, tokenizer, records, style, tmp_path):
     model = tiny(architecture)
     circuit = discover(model, tokenizer, records, [style], parameters=PARAMETERS, model_id=architecture)
@@ -250,6 +249,36 @@ def test_progress_with_other_inputs_is_refused(command, capsys, change, message)
     assert command("--fresh", *change) == 0
 
 
+@pytest.fixture
+def old_work(tmp_path, monkeypatch, tiny, tokenizer, records, style):
+    """A work folder of a model that norms its sublayers' output, as it was before contributions went through them."""
+    decoder = find_decoder(tiny("gemma2"))
+    with monkeypatch.context() as before:
+        before.setattr(discover_module, "norms_digest", lambda decoder: None)
+        measurement = Measurement(work=tmp_path)
+        findings = measure_until("importance", decoder, tokenizer, records, [style], PARAMETERS, measurement)
+    with safetensors.safe_open(tmp_path / "findings.safetensors", framework="numpy") as file:
+        about = json.loads(file.metadata()["about"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    assert findings.through_norms
+    assert about.pop("through_norms")
+    safetensors.numpy.save_file(arrays, tmp_path / "findings.safetensors", {"about": json.dumps(about)})
+    return tmp_path
+
+
+def test_activations_without_the_norms_of_the_output_are_not_taken_up(old_work, tiny, tokenizer, records, style):
+    decoder, measurement = find_decoder(tiny("gemma2")), Measurement(work=old_work)
+    with pytest.raises(CheckpointError, match=r"made with other settings: norms of the sublayers' output; .*--fresh"):
+        measure_until("activations", decoder, tokenizer, records, [style], PARAMETERS, measurement)
+
+
+def test_findings_without_the_norms_of_the_output_are_not_of_a_model_that_has_them(old_work, decoder, tiny):
+    findings = Findings.load(old_work)
+    with pytest.raises(FindingsError, match=r"older version, .*`emovllm discover --fresh`"):
+        findings.require_norms(find_decoder(tiny("gemma2")))
+    findings.require_norms(decoder)
+
+
 def test_another_neutral_prompt_does_not_take_up_the_old_importance(command, tmp_path, capsys):
     assert command() == 0
     path = next(tmp_path.rglob("told.json"))
@@ -287,36 +316,6 @@ def test_gradient_runs_report_their_agreement(command, tmp_path):
     assert command("--importance", "gradient") == 0
     provenance = load_circuit(tmp_path / "out").spec.provenance
     assert provenance["gradient's rank correlation with exact importance"] > 0.5
-
-
-def test_normed_head_importance_is_the_ablation_seen_after_the_norm(decoder, tokenizer, records, style):
-    group = groups(expand(records), [style])[0]
-    state = collect(decoder, group.prompts(tokenizer), 8)
-    direction = np.random.default_rng(0).standard_normal((len(group.frames), decoder.hidden_size))
-    layer = decoder.layers[1]
-    drop = normed_head_importance(state["attn"][:, 1], state["heads"][:, 1], layer, direction, decoder.num_heads)
-    width = decoder.head_dim
-    for head in range(decoder.num_heads):
-        seen = []
-
-        def ablate(module, args, head=head):
-            zeroed = args[0].clone()
-            zeroed[:, -1, head * width : (head + 1) * width] = 0
-            return (zeroed,)
-
-        def keep(module, args, out, seen=seen):
-            seen.append(out[0, -1].detach())
-
-        for hook in (None, ablate):
-            handles = [layer.after_attention.register_forward_hook(keep)]
-            if hook:
-                handles.append(layer.o_proj.register_forward_pre_hook(hook))
-            with torch.no_grad():
-                decoder.forward(torch.tensor([group.prompts(tokenizer)[0].ids]))
-            for handle in handles:
-                handle.remove()
-        expected = float((seen[0] - seen[1]).double() @ torch.tensor(direction[0]))
-        assert drop[0, head] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from emovllm_offline.model.decoder import find_decoder
 from emovllm_offline.refinement.refine import Prompts, refine
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.storage import checkpoint
-from offline.conftest import DISCOVERED
+from offline.conftest import DIFFERENT
 
 FRAMES = (Frame(system="reply ."), Frame())
 PROMPTS = Prompts(FRAMES)
@@ -70,7 +70,7 @@ def measured(model, tokenizer, circuit, examples):
     }
 
 
-@pytest.mark.parametrize("architecture", DISCOVERED)
+@pytest.mark.parametrize("architecture", DIFFERENT)
 def test_what_is_fitted_is_what_the_hooks_inject(architecture, tiny, tokenizer, records, style):
     model = tiny(architecture)
     circuit = circuit_of(model, tokenizer, records, style)

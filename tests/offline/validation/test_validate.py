@@ -1,3 +1,4 @@
+import itertools
 from contextlib import contextmanager
 from functools import partial
 
@@ -114,22 +115,29 @@ def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndar
     return np.stack([totals[site] for site in SITES])
 
 
-# 90 tokens outgrow the attention window of the tiny Gemma 2.
-@pytest.mark.parametrize("length", [1, 20, 90])
-@pytest.mark.parametrize("mode", MODES)
-def test_every_variant_scores_as_a_full_forward_does(any_decoder, mode, length):
-    findings = made_findings(any_decoder)
-    units = Units(findings, (7,), any_decoder.device, torch.float32)
+def assert_every_variant_scores_as_a_full_forward_does(decoder, mode, length):
+    findings = made_findings(decoder)
+    units = Units(findings, (7,), decoder.device, torch.float32)
     variants = all_variants(4)[:: 1 if length == 20 else 7]
-    scores, _ = sweep(any_decoder, last(length), units, mode, variants, scale=0.7, batch_size=5)
+    scores, _ = sweep(decoder, last(length), units, mode, variants, scale=0.7, batch_size=5)
     assert scores.shape == (len(variants), 2, 3)
     ranks = {
         kind: [*ranking(merit), random_ranking(7, number, *merit.shape[1:])]
         for number, (kind, merit) in enumerate(zip(KINDS, (findings.neurons, findings.heads), strict=True))
     }
     for variant, found in zip(variants, scores, strict=True):
-        expected = full_forward(any_decoder, some_ids(length), findings, ranks[variant.kind], mode, 0.7, variant)
+        expected = full_forward(decoder, some_ids(length), findings, ranks[variant.kind], mode, 0.7, variant)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=str(variant))
+
+
+def test_every_variant_scores_as_a_full_forward_does(any_decoder):
+    assert_every_variant_scores_as_a_full_forward_does(any_decoder, "ablation", 20)
+
+
+# 90 tokens outgrow the attention window of the tiny Gemma 2.
+@pytest.mark.parametrize(("mode", "length"), [*itertools.product(MODES, [1, 90]), ("enhancement", 20)])
+def test_every_variant_scores_as_a_full_forward_does_in_each_mode(different_decoder, mode, length):
+    assert_every_variant_scores_as_a_full_forward_does(different_decoder, mode, length)
 
 
 @pytest.mark.parametrize("mode", MODES)
