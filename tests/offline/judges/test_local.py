@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from emovllm.cli import main
 from emovllm.errors import EmbeddingError, JudgeError
 from emovllm_offline.judges import embeddings
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, relevance, shared_embedder
@@ -278,6 +279,14 @@ def test_report_is_written_and_printed(report, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert f"{report.cross_validation.accuracy:.3f}" in printed
     assert "held out: rows are what was meant" in printed
+
+
+def test_the_command_prints_the_report_and_writes_it(report, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("emovllm_offline.judges.report.judge_report", lambda: report)
+    assert main(["judge-report", "--out", str(tmp_path)]) == 0
+    assert f"{report.held_out.accuracy:.3f}" in capsys.readouterr().out
+    assert JudgeReport.model_validate_json((tmp_path / "judge-report.json").read_text()) == report
 
 
 def test_scores_of_hand_made_answers():
