@@ -86,7 +86,8 @@ def elicit(
 ) -> list[Reply]:
     """Elicits and judges what OUT/replies.jsonl does not hold yet; returns all of it.
 
-    The file of a run that was interrupted is, once finished, the same to the byte as without the interruption.
+    What could not be judged is judged again. The file of a run that was interrupted is, once finished, the same to the
+    byte as without the interruption.
 
     Raises: StoredError where OUT holds a run of other inputs; ElicitError, StyleError, PromptError, EndpointError,
         JudgeError.
@@ -99,6 +100,7 @@ def elicit(
     journal = Journal(out, wanted, name=SETTINGS, files=(REPLIES,), remedy=REMEDY, fresh=False)
     replies = journal.lines(REPLIES, Reply)
     _resume(replies, todo, backend.chunk)
+    _judge_again(replies, judge)
     done = len(replies.rows)
     with Bar("replies", len(todo), done=done, unit="replies", shown=progress) as bar:
         for start in range(done, len(todo), backend.chunk):
@@ -116,15 +118,42 @@ def elicit(
                         reply=text,
                         finish_reason=reason,
                         judge=judge.name,
-                        match=int(verdict.match) if verdict.judged else None,  # type: ignore[arg-type]
-                        label=verdict.label,
-                        reason=verdict.reason,
+                        **_judgement(verdict),
                     )
                     for task, (text, reason), verdict in zip(chunk, texts, verdicts, strict=True)
                 )
             )
             bar.advance(len(chunk))
     return replies.rows
+
+
+def _judge_again(replies: Lines[Reply], judge: Judge) -> None:
+    """Asks for the verdicts that the replies lack: their judge may have been out of reach, or of room."""
+    gaps = [
+        number
+        for number, reply in enumerate(replies.rows)
+        if reply.match is None and reply.finish_reason != FILTERED  # of those there is nothing to judge
+    ]
+    if not gaps:
+        return
+    lacking = [replies.rows[number] for number in gaps]
+    verdicts = judge.judge([reply.reply for reply in lacking], [reply.emotion for reply in lacking])
+    replies.replace(
+        {
+            number: reply.model_copy(update=_judgement(verdict))
+            for number, reply, verdict in zip(gaps, lacking, verdicts, strict=True)
+            if verdict.judged
+        }
+    )
+
+
+def _judgement(verdict: Verdict) -> dict[str, Any]:
+    """The fields of a reply that its judge decides."""
+    return {
+        "match": int(verdict.match) if verdict.judged else None,
+        "label": verdict.label,
+        "reason": verdict.reason,
+    }
 
 
 def _judged(judge: Judge, generations: Sequence[Generation], targets: Sequence[str]) -> list[Verdict]:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from emovllm.errors import StoredError
-from emovllm.files import first_fault, write_json
+from emovllm.files import first_fault, write_atomically, write_json
 from emovllm_offline.storage.settings import read_settings, refuse_others
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -34,6 +34,15 @@ class Lines(Generic[Row]):
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(row.model_dump_json() + "\n" for row in rows))
         self.rows += rows
+
+    def replace(self, rows: Mapping[int, Row]) -> None:
+        """Puts rows in the places of others: readers see the old file or the whole new one. rows: by their number,
+        from 0."""
+        if not rows:
+            return
+        new = [rows.get(number, row) for number, row in enumerate(self.rows)]
+        write_atomically(self.path, "".join(row.model_dump_json() + "\n" for row in new).encode())
+        self.rows = new
 
     def keep(self, count: int) -> None:
         """Cuts the file to its first `count` rows."""

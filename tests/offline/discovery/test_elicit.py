@@ -363,6 +363,40 @@ def test_replies_that_cannot_be_judged_are_told_and_count_as_neither(records, st
     assert "not judged" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("calls", [None, 3])
+def test_what_could_not_be_judged_is_judged_again(records, style, tmp_path, whole, calls):
+    """Of a finished run and of one that was interrupted, without asking the model again."""
+    if calls is None:
+        elicit(Echo(), records, [style], Shy(), tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            elicit(Echo(calls), records, [style], Shy(), tmp_path)
+    path = tmp_path / "replies.jsonl"
+    before = load_replies(path)
+    assert any(reply.match is None for reply in before)
+    # A judge that still cannot changes nothing.
+    if calls is None:
+        elicit(Echo(0), records, [style], Shy(), tmp_path)
+        assert load_replies(path) == before
+    judge, backend = Counting(), Echo()
+    replies = elicit(backend, records, [style], judge, tmp_path)
+    assert path.read_bytes() == whole
+    assert load_replies(path) == replies
+    assert len(backend.asked) == len(replies) - len(before)
+    assert judge.judged == sum(reply.match is None for reply in before) + len(backend.asked)
+
+
+class Counting(Mentions):
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.judged = 0
+
+    def judge(self, texts, targets):
+        self.judged += len(texts)
+        return super().judge(texts, targets)
+
+
 def test_a_run_of_which_nothing_was_judged_is_an_error(records, style, tmp_path):
     replies = elicit(Echo(), records, [style], Shy(), tmp_path)
     with pytest.raises(JudgeError, match="could judge no reply, the first because: filtered"):
@@ -377,6 +411,10 @@ def test_a_reply_that_the_endpoint_keeps_back_is_not_judged(stub, records, style
         ("stop", "calm", False),
         ("content_filter", "", True),
     }
+    # There is nothing to judge again either.
+    judge = Counting()
+    assert elicit(backend, records, [style], judge, tmp_path) == replies
+    assert judge.judged == 0
 
 
 def test_survival_counts_by_style_and_emotion(tmp_path, capsys):

@@ -121,6 +121,20 @@ def test_lines_are_kept_up_to_a_count(tmp_path: Path) -> None:
     assert answers(tmp_path).rows == [row(0), row(1), row(2)]
 
 
+def test_a_line_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+    answers(tmp_path).append(*map(row, range(4)))
+    before = (tmp_path / "answers.jsonl").read_bytes().split(b"\n")
+    lines = answers(tmp_path)
+    lines.replace({})
+    assert (tmp_path / "answers.jsonl").read_bytes().split(b"\n") == before
+    lines.replace({2: row(9)})
+    lines.append(row(4))
+    assert [answer.number for answer in lines.rows] == [0, 1, 9, 3, 4]
+    assert answers(tmp_path).rows == lines.rows
+    after = (tmp_path / "answers.jsonl").read_bytes().split(b"\n")
+    assert [one == other for one, other in zip(before[:4], after, strict=False)] == [True, True, False, True]
+
+
 def test_lines_need_no_journal_and_make_their_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "answers.jsonl"
     lines = Lines(path, Answer)
