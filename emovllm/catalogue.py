@@ -12,9 +12,11 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.baseline import layer_key, steered_layers
-from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, site_key
+from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, Method, Options, Wire, short
 from emovllm.errors import EmotionError
+from emovllm.fingerprint import site_key
+from emovllm.spec import CircuitSpec, EmotionSpec
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 

@@ -6,110 +6,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from emovllm.errors import CircuitError
+from emovllm.fingerprint import FINGERPRINT_SIZE, fingerprint_entries, site_key
+from emovllm.spec import CircuitSpec
 
-FORMAT_VERSION: Literal[1] = 1
-# Entries of W @ delta that are kept per sublayer and emotion to recognise the model by.
-FINGERPRINT_SIZE = 16
 # By how much the norm of a direction may differ from 1.
 _UNIT = 1e-3
-
-Scope = Literal["generation", "prompt_last", "all"]
-# Words that stand where an emotion's name may, and mean something else there.
-RESERVED = {
-    "none": "asks for the plain model",
-    "mix": "counts blends in metrics",
-    "neutral": "is what judges say of a text without an emotion",
-    "all": "is the row of all emotions in tables",
-}
-
-
-def _not_reserved(name: str) -> str:
-    if name in RESERVED:
-        message = "no emotion can be called '{name}', which {meaning}; rename it"
-        raise PydanticCustomError("reserved", message, {"name": name, "meaning": RESERVED[name]})
-    return name
-
-
-EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$"), AfterValidator(_not_reserved)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSpec(_Model):
-    """The model that a circuit belongs to, by its dimensions (names as in a Hugging Face config)."""
-
-    id: str
-    architecture: str
-    num_hidden_layers: Annotated[int, Field(gt=0)]
-    hidden_size: Annotated[int, Field(gt=0)]
-    intermediate_size: Annotated[int, Field(gt=0)]
-    num_attention_heads: Annotated[int, Field(gt=0)]
-    head_dim: Annotated[int, Field(gt=0)]
-    vocab_size: Annotated[int, Field(gt=0)]
-
-
-class EmotionSpec(_Model):
-    """What a client may ask of one emotion.
-
-    `recommended` is the lambda of method section 8 that strength 1.0 stands for; `maximal` is the largest
-    |lambda| that a request may reach. `scores` are the figures by which a calibration chose `recommended`, the best of
-    those it tried: no evaluation.
-    """
-
-    name: EmotionName
-    recommended: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    maximal: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
-    scores: dict[str, Finite] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _recommended_within_maximal(self) -> EmotionSpec:
-        if self.recommended > self.maximal:
-            raise ValueError(f"{self.name}: recommended {self.recommended} is above maximal {self.maximal}")
-        return self
-
-
-class CircuitSpec(_Model):
-    """All of `circuit.json`."""
-
-    format: Literal["emovllm-circuit"] = "emovllm-circuit"
-    format_version: Literal[1] = FORMAT_VERSION
-    model: ModelSpec
-    emotions: Annotated[tuple[EmotionSpec, ...], Field(min_length=1)]
-    scope: Scope = "generation"
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    tensors_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-
-    @model_validator(mode="after")
-    def _unique_names(self) -> CircuitSpec:
-        names = [emotion.name for emotion in self.emotions]
-        if len(set(names)) != len(names):
-            raise ValueError(f"emotions are named twice: {names}")
-        return self
-
-    def emotion(self, name: str) -> EmotionSpec:
-        """Raises: KeyError."""
-        for emotion in self.emotions:
-            if emotion.name == name:
-                return emotion
-        raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Components:
-    """One emotion's units of one kind: `layer` [k], `index` [k], `delta` [k] for neurons, [k, head_dim] for heads."""
+    """One emotion's units of one kind: `layer` [k], `index` [k], `delta` [k] for neurons, [k, head_dim] for heads.
+
+    Where layers' heads differ in size, `delta` is as wide as the largest, and zero beyond a head's own.
+    """
 
     layer: np.ndarray
     index: np.ndarray
@@ -144,14 +59,17 @@ class Circuit:
 
     def __post_init__(self) -> None:
         model = self.spec.model
-        for kind, units, count, shape in (
-            ("neurons", self.neurons, model.intermediate_size, ()),
-            ("heads", self.heads, model.num_attention_heads, (model.head_dim,)),
+        neurons, heads = model.per_layer("neurons"), model.per_layer("heads")
+        for kind, units, counts, shape in (
+            ("neurons", self.neurons, neurons, ()),
+            ("heads", self.heads, heads, (model.head_dim,)),
         ):
             if sorted(units) != sorted(self.names):
                 raise CircuitError(f"{kind} are of {sorted(units)}, but the emotions are {sorted(self.names)}")
             for name in self.names:
-                _check_components(f"{name}.{kind}", units[name], model.num_hidden_layers, count, shape)
+                _check_components(f"{name}.{kind}", units[name], counts, shape)
+        for name in self.names:
+            _check_padding(f"{name}.heads.delta", self.heads[name], model.per_layer("head_dim"))
         self._check_fingerprint()
         self._check_directions()
 
@@ -210,25 +128,25 @@ class Circuit:
     def site_delta(self, kind: str, layer: int) -> np.ndarray:
         """The unfolded injection of one site.
 
-        Returns: float32 [emotions, width], width being that of the projection's input (intermediate_size for
-        `mlp`, heads * head_dim for `attn`), zero outside the circuit's units.
+        Returns: float32 [emotions, width], width being that of the projection's input (the layer's neurons for `mlp`,
+        heads * head_dim for `attn`), zero outside the circuit's units.
         """
-        model = self.spec.model
+        there = self.spec.model.layer(layer)
         if kind == "mlp":
-            out = np.zeros((len(self.names), model.intermediate_size), np.float32)
+            out = np.zeros((len(self.names), there.neurons), np.float32)
             for row, name in zip(out, self.names, strict=True):
                 units = self.neurons[name].at(layer)
                 row[units.index] = units.delta
             return out
-        out = np.zeros((len(self.names), model.num_attention_heads, model.head_dim), np.float32)
+        out = np.zeros((len(self.names), there.heads, there.head_dim), np.float32)
         for row, name in zip(out, self.names, strict=True):
             units = self.heads[name].at(layer)
-            row[units.index] = units.delta
+            row[units.index] = units.delta[:, : there.head_dim]
         return out.reshape(len(self.names), -1)
 
     def digest(self) -> str:
         """Identifies what the circuit does and accepts: sha256 over its JSON (provenance apart) and its tensors."""
-        content = self.spec.model_dump(mode="json", exclude={"provenance", "tensors_sha256"})
+        content = self.spec.model_dump(mode="json", exclude={"provenance", "tensors_sha256"}, exclude_none=True)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name}{tensor.dtype.str}{tensor.shape}".encode())
@@ -252,34 +170,7 @@ def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -
     return sorted(used, key=lambda site: (site[1], site[0]))
 
 
-def site_key(kind: str, layer: int) -> str:
-    return f"{kind}.{layer}"
-
-
-def measure_fingerprint(circuit: Circuit, weight_of: Callable[[str, int], np.ndarray]) -> dict[str, np.ndarray]:
-    """The fingerprint that a circuit has on a model; `weight_of` as for `Circuit.fingerprinted`."""
-    return {
-        site_key(*site): fingerprint_entries(circuit.site_delta(*site) @ weight_of(*site).T) for site in circuit.sites()
-    }
-
-
-def fingerprint_entries(folded: np.ndarray) -> np.ndarray:
-    """The entries of `W @ delta` ([emotions, hidden]) that a fingerprint keeps: [emotions, FINGERPRINT_SIZE]."""
-    picked = np.linspace(0, folded.shape[1] - 1, FINGERPRINT_SIZE).round().astype(np.int64)
-    return np.ascontiguousarray(folded[:, picked], dtype=np.float32)
-
-
-def fingerprint_distance(measured: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """Relative distance ||measured - expected|| / ||expected|| over the sites in `measured`; about 1.4 for
-    unrelated models, below 0.01 for the same weights in another floating-point type."""
-    wrong = sum(float(np.square(np.float64(measured[key]) - expected[key]).sum()) for key in measured)
-    norm = sum(float(np.square(np.float64(expected[key])).sum()) for key in measured)
-    if norm == 0:
-        return 0.0 if wrong == 0 else math.inf
-    return math.sqrt(wrong / norm)
-
-
-def _check_components(what: str, units: Components, layers: int, count: int, shape: tuple[int, ...]) -> None:
+def _check_components(what: str, units: Components, counts: Sequence[int], shape: tuple[int, ...]) -> None:
     for part in ("layer", "index"):
         values = getattr(units, part)
         if values.dtype != np.int32 or values.ndim != 1 or len(values) != len(units.delta):
@@ -291,9 +182,26 @@ def _check_components(what: str, units: Components, layers: int, count: int, sha
         )
     if not np.isfinite(units.delta).all():
         raise CircuitError(f"{what}.delta: has a value that is not finite")
-    for part, limit in (("layer", layers), ("index", count)):
-        values = getattr(units, part)
-        if len(values) and not (values.min() >= 0 and values.max() < limit):
-            raise CircuitError(f"{what}.{part}: outside 0..{limit - 1}")
-    if len(np.unique(units.layer.astype(np.int64) * count + units.index)) != len(units):
+    if not ((units.layer >= 0) & (units.layer < len(counts))).all():
+        raise CircuitError(f"{what}.layer: outside 0..{len(counts) - 1}")
+    limits = np.array(counts)[units.layer]
+    if not ((units.index >= 0) & (units.index < limits)).all():
+        odd = units.layer[(units.index < 0) | (units.index >= limits)][0]
+        raise CircuitError(
+            f"{what}.index: outside 0..{counts[odd] - 1}" if counts[odd] else f"{what}: layer {odd} has none"
+        )
+    if len(np.unique(units.layer.astype(np.int64) * max(counts) + units.index)) != len(units):
         raise CircuitError(f"{what}: a unit is listed twice")
+
+
+def _check_padding(what: str, units: Components, widths: Sequence[int]) -> None:
+    beyond = np.arange(units.delta.shape[1]) >= np.array(widths)[units.layer][:, None]
+    if units.delta[beyond].any():
+        raise CircuitError(f"{what}: has a value beyond the size of its layer's heads")
+
+
+def measure_fingerprint(circuit: Circuit, weight_of: Callable[[str, int], np.ndarray]) -> dict[str, np.ndarray]:
+    """The fingerprint that a circuit has on a model; `weight_of` as for `Circuit.fingerprinted`."""
+    return {
+        site_key(*site): fingerprint_entries(circuit.site_delta(*site) @ weight_of(*site).T) for site in circuit.sites()
+    }

@@ -15,9 +15,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from emovllm.circuit import FORMAT_VERSION, Circuit, CircuitSpec, Components
+from emovllm.circuit import Circuit, Components
 from emovllm.errors import CircuitError
 from emovllm.files import decode, parse_json, read_bytes, write_atomically
+from emovllm.spec import FORMAT_VERSIONS, CircuitSpec
 
 JSON_NAME = "circuit.json"
 TENSORS_NAME = "circuit.safetensors"
@@ -38,7 +39,7 @@ def save_circuit(circuit: Circuit, folder: str | os.PathLike[str]) -> None:
 
 def replace_spec(folder: str | os.PathLike[str], spec: CircuitSpec) -> None:
     """Replaces the JSON of a saved circuit, whose tensors stay: readers see the old circuit or the whole new one."""
-    write_atomically(Path(folder) / JSON_NAME, (spec.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(Path(folder) / JSON_NAME, (spec.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
 
 
 def load_circuit(source: str | os.PathLike[str]) -> Circuit:
@@ -116,8 +117,10 @@ def _read_spec(path: Path) -> CircuitSpec:
         version = json.loads(text).get("format_version")
     except (ValueError, AttributeError, RecursionError):
         raise CircuitError(f"{path}: not a JSON object") from None
-    if version != FORMAT_VERSION:
-        raise CircuitError(f"{path}: format_version {version!r}; this emovllm reads {FORMAT_VERSION}")
+    if version not in FORMAT_VERSIONS:
+        raise CircuitError(
+            f"{path}: format_version {version!r}; this emovllm reads {' and '.join(map(str, FORMAT_VERSIONS))}"
+        )
     return parse_json(str(path), text, CircuitSpec, CircuitError)
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, TypeAdapter
 
-from emovllm.circuit import CircuitSpec, Scope
 from emovllm.errors import EmotionError
+from emovllm.spec import CircuitSpec, Scope
 
 Method = Literal["circuit", "steering"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -121,11 +121,14 @@ def check_model(vllm_config: VllmConfig, name: str, circuit: Circuit) -> None:
     pairs: dict[str, tuple[Any, Any]] = {
         "num_hidden_layers": (served.num_hidden_layers, spec.num_hidden_layers),
         "hidden_size": (served.hidden_size, spec.hidden_size),
-        "num_attention_heads": (served.num_attention_heads, spec.num_attention_heads),
-        "head_dim": (model.get_head_size(), spec.head_dim),
-        # Not all configurations have it, nor by this name.
-        "intermediate_size": (getattr(served, "intermediate_size", None), spec.intermediate_size),
     }
+    if spec.layers is None:
+        pairs |= {
+            "num_attention_heads": (served.num_attention_heads, spec.num_attention_heads),
+            "head_dim": (model.get_head_size(), spec.head_dim),
+            # Not all configurations have it, nor by this name.
+            "intermediate_size": (getattr(served, "intermediate_size", None), spec.intermediate_size),
+        }
     wrong = [
         f"{name} {ours} here, {theirs} there"
         for name, (ours, theirs) in pairs.items()

@@ -18,11 +18,12 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
 from emovllm.architectures import Kind, parse_site
-from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries, site_key
+from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.errors import Unsupported
+from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
 
 # One-hot rows that go through a projection at once while folding.
 _CHUNK = 512
@@ -49,9 +50,14 @@ class Site:
         return site_key(self.kind, self.number)
 
     def shard(self, circuit: Circuit) -> np.ndarray:
-        """The circuit's part for this rank: float32 [emotions, input_size_per_partition]."""
+        """The circuit's part for this rank: float32 [emotions, input_size_per_partition]. Raises: Unsupported."""
         width = self.layer.input_size_per_partition
         delta = circuit.site_delta(self.kind, self.number)
+        if delta.shape[1] != self.layer.input_size:
+            raise Unsupported(
+                f"the circuit was made for {circuit.spec.model.id}, whose {self.key} takes {delta.shape[1]} values; "
+                f"here it takes {self.layer.input_size}"
+            )
         return np.ascontiguousarray(delta[:, self.layer.tp_rank * width : (self.layer.tp_rank + 1) * width])
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import layer_key, steered_layers, steering_vectors
-from emovllm.circuit import Circuit, ModelSpec
+from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import MAX_FUSED
 from emovllm.engine.coefficients import Coefficients
 from emovllm.errors import Unsupported
+from emovllm.spec import ModelSpec
 
 
 @dataclass(slots=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emovllm.circuit import FINGERPRINT_SIZE, Circuit, CircuitSpec, EmotionSpec, ModelSpec
+from emovllm.circuit import Circuit
+from emovllm.fingerprint import FINGERPRINT_SIZE
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from support.circuits import components
 
 MODEL = ModelSpec(

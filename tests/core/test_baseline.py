@@ -8,8 +8,9 @@ import torch
 
 from emovllm.architectures import layer_of
 from emovllm.baseline import steered_layers, steering_vectors
-from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit import Circuit, Components
 from emovllm.engine.residual import add_steering
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from support.circuits import random_directions
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
-from emovllm.circuit import CircuitSpec, EmotionSpec
 from emovllm.emotion import Wire
 from emovllm.errors import EmotionError
+from emovllm.spec import CircuitSpec, EmotionSpec
 from support.specs import ANY_MODEL
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from emovllm.circuit import Circuit, fingerprint_distance, fingerprint_entries
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import CircuitError
+from emovllm.fingerprint import fingerprint_distance, fingerprint_entries
+from emovllm.spec import CircuitSpec, LayerSpec, ModelSpec
 from support.circuits import components
 
 
@@ -68,3 +73,70 @@ def test_the_fingerprint_tells_models_apart_and_floating_point_types_not() -> No
     other = random.standard_normal((64, 300)).astype(np.float32)
     assert fingerprint_distance({"mlp.0": fingerprint_entries(delta @ other.T)}, expected) > 1
     assert fingerprint_distance({"mlp.0": np.full_like(expected["mlp.0"], np.nan)}, expected) != 0
+
+
+LAYERS = (
+    LayerSpec(neurons=10, heads=0, head_dim=0, mlp="mlp.down_proj"),
+    LayerSpec(neurons=0, heads=2, head_dim=4, attn="self_attn.o_proj"),
+    LayerSpec(neurons=6, heads=1, head_dim=2, attn="self_attn.o_proj", mlp="mlp.shared_experts.down_proj"),
+)
+
+
+def uneven(circuit: Circuit, **units: Any) -> Circuit:
+    """A circuit of a model whose layers differ: the second has no neurons, the first no heads."""
+    model = ModelSpec(**circuit.spec.model.model_dump(exclude={"layers"}), layers=LAYERS)
+    spec = CircuitSpec(model=model, emotions=circuit.spec.emotions)
+    narrow = components([1, 2], [1, 0], (4,))
+    narrow.delta[1, 2:] = 0
+    empty = components([], [], (4,))
+    neurons = {"anger": components([0, 2], [9, 5]), "calm": components([], []), **units.get("neurons", {})}
+    heads = {"anger": narrow, "calm": empty, **units.get("heads", {})}
+    return Circuit.fingerprinted(
+        spec, neurons, heads, lambda kind, layer: np.ones((8, {"mlp": (10, 0, 6), "attn": (0, 8, 2)}[kind][layer]))
+    )
+
+
+def test_layers_may_differ_in_what_they_have(circuit: Circuit, tmp_path: Path) -> None:
+    made = uneven(circuit)
+    assert made.sites() == [("mlp", 0), ("attn", 1), ("attn", 2), ("mlp", 2)]
+    assert [made.site_delta(*site).shape for site in made.sites()] == [(2, 10), (2, 8), (2, 2), (2, 6)]
+    assert np.array_equal(made.site_delta("attn", 2)[0], made.heads["anger"].delta[1, :2])
+    save_circuit(made, tmp_path)
+    read = load_circuit(tmp_path)
+    assert (read.spec.format_version, read.spec.model.layers, read.digest()) == (2, LAYERS, made.digest())
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ({"neurons": {"anger": components([1], [0])}}, "anger.neurons: layer 1 has none"),
+        ({"neurons": {"anger": components([2], [6])}}, "anger.neurons.index: outside 0..5"),
+        ({"heads": {"anger": components([0], [0], (4,))}}, "anger.heads: layer 0 has none"),
+        ({"heads": {"anger": components([2], [0], (4,))}}, "anger.heads.delta: has a value beyond the size of its"),
+    ],
+)
+def test_units_that_a_layer_lacks_are_refused(circuit: Circuit, units: dict[str, Any], message: str) -> None:
+    with pytest.raises(CircuitError) as caught:
+        uneven(circuit, **units)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (LAYERS[:2], "layers has 2 entries for 3 layers"),
+        ((*LAYERS[:2], LayerSpec(neurons=11, heads=1, head_dim=4)), "intermediate_size is 10, but a layer has 11"),
+    ],
+)
+def test_layers_agree_with_the_models_sizes(circuit: Circuit, layers: tuple[LayerSpec, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelSpec(**circuit.spec.model.model_dump(exclude={"layers"}), layers=layers)
+
+
+def test_a_circuit_of_equal_layers_is_as_it_was(circuit: Circuit, tmp_path: Path) -> None:
+    """Its file has version 1 and no new field, so that older versions read it, and its digest stays."""
+    save_circuit(circuit, tmp_path)
+    content = json.loads((tmp_path / "circuit.json").read_text())
+    assert content["format_version"] == 1
+    assert "layers" not in content["model"]
+    assert load_circuit(tmp_path).digest() == "b6c4ad721ec2d8a471ed9e7664bd16f3ee16d97e6853baf66e622fd1140419cc"

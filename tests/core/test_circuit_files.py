@@ -16,9 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from emovllm.circuit import (
-    Circuit,
-)
+from emovllm.circuit import Circuit
 from emovllm.circuit_files import (
     MAX_JSON_BYTES,
     MAX_TENSORS_BYTES,
@@ -97,7 +95,8 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=2), "format_version 2; this emovllm reads 1"),
+        (lambda d: d.update(format_version=3), "format_version 3; this emovllm reads 1 and 2"),
+        (lambda d: d.update(format_version=2), "model.layers belongs to format_version 2"),
         (lambda d: d.pop("format_version"), "format_version None"),
         (lambda d: d.pop("model"), "model: Field required"),
         (lambda d: d.update(surprise=1), "surprise: Extra inputs"),

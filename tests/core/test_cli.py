@@ -134,7 +134,7 @@ def test_serving_always_loads_our_plugin(monkeypatch: pytest.MonkeyPatch, given:
 def test_the_shipped_circuit_is_of_the_default_model(default_model: str) -> None:
     from safetensors.torch import load_file
 
-    from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
+    from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
     from emovllm_server.serve import shipped_circuits
 
     circuit = load_circuit(shipped_circuits() / "SmolLM2-135M-Instruct")

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from emovllm.circuit import CircuitSpec, EmotionSpec
 from emovllm.emotion import FIELDS, KEY, METHODS, SCOPES, Emotion, Wire, json_schema, resolve
 from emovllm.errors import EmotionError
+from emovllm.spec import CircuitSpec, EmotionSpec
 from support.specs import ANY_MODEL
 
 SPEC = CircuitSpec(

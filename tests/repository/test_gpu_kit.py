@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from emovllm.circuit import fingerprint_distance
 from emovllm.circuit_files import load_circuit, save_circuit
+from emovllm.fingerprint import fingerprint_distance
 from support.engine import Reply
 
 KIT = Path(__file__).parents[2] / "benchmarks" / "gpu"

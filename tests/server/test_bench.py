@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emovllm.circuit import CircuitSpec
 from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
 from emovllm.emotion import resolve
 from emovllm.errors import BenchError
 from emovllm.options import published_command
+from emovllm.spec import CircuitSpec
 from emovllm_server.bench import command, result
 from emovllm_server.bench.cli import BenchOptions
 from emovllm_server.bench.engine import Engine, Launcher

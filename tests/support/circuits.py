@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from emovllm.architectures import parse_site
-from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 
 SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 

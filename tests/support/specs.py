@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emovllm.circuit import ModelSpec
+from emovllm.spec import ModelSpec
 
 ANY_MODEL = ModelSpec(
     id="m",

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from emovllm.circuit import EmotionName
 from emovllm.errors import ExamplesError
+from emovllm.spec import EmotionName
 from emovllm_offline.storage.json_lines import Id, read_json_lines
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]

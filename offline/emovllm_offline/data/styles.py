@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from emovllm.circuit import EmotionName
 from emovllm.errors import StyleError
 from emovllm.files import read_json
+from emovllm.spec import EmotionName
 
 Text = Annotated[str, Field(min_length=1)]
 DEFAULT_STYLES = ("fewshot",)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit import Circuit, Components
 from emovllm.errors import AssemblyError
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 import emovllm
-from emovllm.circuit import Circuit, CircuitSpec, Components, EmotionSpec, ModelSpec
+from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
 from emovllm.errors import PublishedError
 from emovllm.files import read_text
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm_offline.model.weights import Projections
 
 LLAMA_32_3B = ModelSpec(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import emovllm
-from emovllm.circuit import Circuit, CircuitSpec, EmotionSpec, Scope
+from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, replace_spec, save_circuit
 from emovllm.errors import EvaluationError
 from emovllm.files import write_atomically, write_json
+from emovllm.spec import CircuitSpec, EmotionSpec, Scope
 from emovllm_offline.data.messages import messages_digest, overlaps_test_set
 from emovllm_offline.evaluation import figures
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point, best_scope, choose

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from emovllm.circuit import EmotionName
 from emovllm.errors import UnusableJudge
 from emovllm.files import read_json
+from emovllm.spec import EmotionName
 from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 
 _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "lexicon.json"

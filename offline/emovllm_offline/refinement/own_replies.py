@@ -18,12 +18,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from emovllm import cpu
-from emovllm.circuit import EmotionName
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import OwnRepliesError
 from emovllm.files import write_atomically
 from emovllm.models import public_model_id, resolve_model
 from emovllm.progress import ENGINE_START, ENGINE_START_HINT, Bar, stage
+from emovllm.spec import EmotionName
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.prompts import render

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emovllm.circuit import Circuit, EmotionSpec, fingerprint_distance, measure_fingerprint
+from emovllm.circuit import Circuit, measure_fingerprint
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import RefinementError
+from emovllm.fingerprint import fingerprint_distance
 from emovllm.progress import Bar
+from emovllm.spec import EmotionSpec
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import Frame, Style, load_style

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from emovllm.catalogue import Catalogue, Served
-from emovllm.circuit import Scope
 from emovllm.emotion import Method
 from emovllm.engine.admin import Admin
 from emovllm.engine.registry import served_by
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import AdminError, Unsupported
+from emovllm.spec import Scope
 from emovllm_server import starting
 from emovllm_server.api.middleware import EmotionMiddleware
 from emovllm_server.api.openapi import describe_emotions

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from emovllm.circuit import CircuitSpec
 from emovllm.emotion import resolve
+from emovllm.spec import CircuitSpec
 
 PLAIN_A, PLAIN_B, STEERED, HF = "plain A", "plain B", "steered", "hf"
 NONE, ONE, MIXED, BLENDS = "none", "one", "mixed", "blends"

@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
-from emovllm.circuit import CircuitSpec
 from emovllm.errors import BenchError
 from emovllm.progress import Bar
+from emovllm.spec import CircuitSpec
 from emovllm_server.bench.engine import Measuring
 from emovllm_server.bench.plan import (
     BLENDS,

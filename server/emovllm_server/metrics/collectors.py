@@ -11,9 +11,9 @@ from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from emovllm.circuit import CircuitSpec
 from emovllm.emotion import NONE, Wire
 from emovllm.errors import Reason
+from emovllm.spec import CircuitSpec
 
 # A value of the label `emotion`, beside `none` and the circuits' own names.
 MIX = "mix"

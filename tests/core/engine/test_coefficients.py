@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from emovllm.circuit import Scope
 from emovllm.emotion import Wire
 from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import Coefficients
+from emovllm.spec import Scope
 
 NAMES = ("anger", "fear", "calm")
 

@@ -6,10 +6,10 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
 from emovllm.errors import AssemblyError, CheckpointError, DiscoveryError, FindingsError, StyleError
+from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
 from emovllm_offline.discovery import discover as discover_module
 from emovllm_offline.discovery import measure as measure_module
 from emovllm_offline.discovery.assembly import assemble

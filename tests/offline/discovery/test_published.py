@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from emovllm.circuit import ModelSpec
 from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
 from emovllm.errors import PublishedError, WeightsError
+from emovllm.spec import ModelSpec
 from emovllm_offline.discovery.published import find_run, import_published, load_directions
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.weights import Projections

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from emovllm.circuit import fingerprint_distance, fingerprint_entries, site_key
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
 from emovllm.emotion import Emotion
 from emovllm.errors import ExamplesError, RefinementError
+from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
 from emovllm_offline.data import sev
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.data.prompts import render

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from emovllm.circuit import CircuitSpec
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
+from emovllm.spec import CircuitSpec
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import find_decoder

@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 
 from emovllm.catalogue import Applied, Catalogue, Served
-from emovllm.circuit import CircuitSpec, EmotionSpec
 from emovllm.engine.requests import current
+from emovllm.spec import CircuitSpec, EmotionSpec
 from emovllm_server.api.middleware import EmotionMiddleware
 from support.specs import ANY_MODEL
 

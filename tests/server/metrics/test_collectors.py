@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from emovllm import __version__
 from emovllm.catalogue import Served
-from emovllm.circuit import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm.emotion import Wire
+from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm_server.metrics import collectors, requests
 from emovllm_server.metrics.install import install
 

@@ -1,0 +1,152 @@
+"""What a circuit's `circuit.json` says: of which model it is, which emotions it has, how it may be used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+# 2 where layers differ in what they have; whoever reads 1 alone reads all other circuits.
+FORMAT_VERSIONS = (1, 2)
+
+Scope = Literal["generation", "prompt_last", "all"]
+# Words that stand where an emotion's name may, and mean something else there.
+RESERVED = {
+    "none": "asks for the plain model",
+    "mix": "counts blends in metrics",
+    "neutral": "is what judges say of a text without an emotion",
+    "all": "is the row of all emotions in tables",
+}
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED:
+        message = "no emotion can be called '{name}', which {meaning}; rename it"
+        raise PydanticCustomError("reserved", message, {"name": name, "meaning": RESERVED[name]})
+    return name
+
+
+EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$"), AfterValidator(_not_reserved)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerSpec(_Model):
+    """What one decoder layer has: 0 neurons or heads where a circuit cannot act on its MLP or its mixer.
+
+    attn, mlp: the projections by their paths in the layer, whose inputs hold the heads and the neurons.
+    """
+
+    neurons: Annotated[int, Field(ge=0)]
+    heads: Annotated[int, Field(ge=0)]
+    head_dim: Annotated[int, Field(ge=0)]
+    attn: str = ""
+    mlp: str = ""
+
+
+class ModelSpec(_Model):
+    """The model that a circuit belongs to, by its dimensions (names as in a Hugging Face config).
+
+    layers: each layer's, where they differ; the sizes above it are then the largest of all layers.
+    """
+
+    id: str
+    architecture: str
+    num_hidden_layers: Annotated[int, Field(gt=0)]
+    hidden_size: Annotated[int, Field(gt=0)]
+    intermediate_size: Annotated[int, Field(gt=0)]
+    num_attention_heads: Annotated[int, Field(gt=0)]
+    head_dim: Annotated[int, Field(gt=0)]
+    vocab_size: Annotated[int, Field(gt=0)]
+    layers: tuple[LayerSpec, ...] | None = None
+
+    @model_validator(mode="after")
+    def _sizes_are_those_of_the_layers(self) -> ModelSpec:
+        if self.layers is None:
+            return self
+        if len(self.layers) != self.num_hidden_layers:
+            raise ValueError(f"layers has {len(self.layers)} entries for {self.num_hidden_layers} layers")
+        for name, part in (
+            ("intermediate_size", "neurons"),
+            ("num_attention_heads", "heads"),
+            ("head_dim", "head_dim"),
+        ):
+            largest = max(getattr(layer, part) for layer in self.layers)
+            if getattr(self, name) < largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, but a layer has {largest}")
+        return self
+
+    def layer(self, number: int) -> LayerSpec:
+        """What a layer has."""
+        if self.layers is not None:
+            return self.layers[number]
+        return LayerSpec(neurons=self.intermediate_size, heads=self.num_attention_heads, head_dim=self.head_dim)
+
+    def per_layer(self, part: Literal["neurons", "heads", "head_dim"]) -> list[int]:
+        """A size of each layer."""
+        return [getattr(self.layer(number), part) for number in range(self.num_hidden_layers)]
+
+
+class EmotionSpec(_Model):
+    """What a client may ask of one emotion.
+
+    `recommended` is the lambda of method section 8 that strength 1.0 stands for; `maximal` is the largest
+    |lambda| that a request may reach. `scores` are the figures by which a calibration chose `recommended`, the best of
+    those it tried: no evaluation.
+    """
+
+    name: EmotionName
+    recommended: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    maximal: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    scores: dict[str, Finite] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _recommended_within_maximal(self) -> EmotionSpec:
+        if self.recommended > self.maximal:
+            raise ValueError(f"{self.name}: recommended {self.recommended} is above maximal {self.maximal}")
+        return self
+
+
+class CircuitSpec(_Model):
+    """All of `circuit.json`."""
+
+    format: Literal["emovllm-circuit"] = "emovllm-circuit"
+    format_version: Literal[1, 2] = 1
+    model: ModelSpec
+    emotions: Annotated[tuple[EmotionSpec, ...], Field(min_length=1)]
+    scope: Scope = "generation"
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    tensors_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> CircuitSpec:
+        names = [emotion.name for emotion in self.emotions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"emotions are named twice: {names}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_of_the_content(cls, content: Any) -> Any:
+        """A circuit in the making has the version that it needs; one that is read must have it."""
+        model = content.get("model") if isinstance(content, dict) else None
+        if isinstance(model, ModelSpec) and "format_version" not in content:
+            return {**content, "format_version": 1 if model.layers is None else 2}
+        return content
+
+    @model_validator(mode="after")
+    def _layers_need_version_2(self) -> CircuitSpec:
+        if (self.model.layers is not None) != (self.format_version == 2):
+            raise ValueError("model.layers belongs to format_version 2, and to no other")
+        return self
+
+    def emotion(self, name: str) -> EmotionSpec:
+        """Raises: KeyError."""
+        for emotion in self.emotions:
+            if emotion.name == name:
+                return emotion
+        raise KeyError(name)
