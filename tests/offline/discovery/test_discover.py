@@ -242,7 +242,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(command, tmp_path, monkeypa
 )
 def test_progress_with_other_inputs_is_refused(command, capsys, change, message):
     assert command() == 0
-    assert command(*change) == 1
+    assert command(*change) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "--fresh" in error
@@ -285,7 +285,7 @@ def test_another_neutral_prompt_does_not_take_up_the_old_importance(command, tmp
     style = json.loads(path.read_text())
     style["neutral"]["system"] = "reply now"
     path.write_text(json.dumps(style))
-    assert command() == 1
+    assert command() == 2
     assert "importance.safetensors: made with other settings: neutral prompt" in capsys.readouterr().err
 
 
@@ -293,12 +293,12 @@ def test_a_damaged_checkpoint_is_named(command, tmp_path, capsys):
     assert command("--stage", "activations") == 0
     path = tmp_path / "out.work" / "activations.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    assert command() == 1
+    assert command() == 2
     assert "activations.safetensors: damaged" in capsys.readouterr().err
 
 
 def test_a_circuit_without_measurements_says_what_to_run(command, capsys):
-    assert command("--stage", "circuit") == 1
+    assert command("--stage", "circuit") == 2
     assert "findings.safetensors: missing; `emovllm discover` writes it" in capsys.readouterr().err
 
 
