@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ class Bar:
     def __init__(self, what: str, total: int, *, done: int = 0, unit: str = "", shown: bool = True) -> None:
         """what: told before the bar. done: steps of an earlier run. unit: what is counted, in the plural."""
         console = Console(file=sys.stderr)
-        self._lines = shown and not (console.is_terminal or console.is_jupyter)
+        self._lines = shown and not (console.is_terminal or (console.is_jupyter and _has_widgets()))
         columns = (
             *(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn(unit)),
             *(TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")),
@@ -129,6 +130,11 @@ def stage(what: str, tell: Callable[[str], object] | None = None, hint: str = ""
         begun.end(done=False)
         raise
     begun.end()
+
+
+def _has_widgets() -> bool:
+    """Without them, all that Rich shows of a bar in a notebook is a warning."""
+    return importlib.util.find_spec("ipywidgets") is not None
 
 
 def _say(line: str) -> None:

@@ -41,6 +41,19 @@ def test_quick_steps_share_a_line_and_the_last_has_one(
     ]
 
 
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_has_a_bar_where_it_has_widgets_and_lines_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, widgets: bool
+) -> None:
+    monkeypatch.setattr(progress, "_has_widgets", lambda: widgets)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    bars: list[bool] = []
+    monkeypatch.setattr(progress.Progress, "start", lambda bar: bars.append(not bar.disable))
+    list(track("a", "letters", 1))
+    assert bars == [widgets]
+    assert capsys.readouterr().err == ("" if widgets else "letters: 1 of 1, 0 s\n")
+
+
 def test_a_bar_that_is_not_to_be_shown_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track("ab", "letters", 2, shown=False)) == ["a", "b"]
     assert capsys.readouterr().err == ""

@@ -41,6 +41,13 @@ def test_the_notebook_shows_figures_tables_and_replies(executed: tuple[nbformat.
     assert all(f"{name}: " in text for name in ("none", *load_circuit(executed[1]).names))
 
 
+def test_the_notebook_tells_its_progress_without_widgets(executed: tuple[nbformat.NotebookNode, Path]) -> None:
+    outputs = [output for cell in executed[0].cells for output in cell.get("outputs", ())]
+    told = "".join(output.get("text", "") for output in outputs if output.get("name") == "stderr")
+    assert "activations: 3 of 3 groups" in told
+    assert not any("ipywidgets" in str(output.get("data", "")) for output in outputs)
+
+
 def test_the_notebook_is_kept_without_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)

@@ -33,7 +33,9 @@ def test_a_circuit_is_found_calibrated_served_and_evaluated(
     # A random model shows no emotion at any strength: each is swept, and left as it was.
     calibrate = ("calibrate", walk.model, "--circuit", circuit, "--strengths", "0.5,1", *asked)
     assert walk(*calibrate, "--engine-args", " ".join(ENGINE)) == 1
-    assert f"{circuit}: 0 emotions calibrated; see {tmp_path / 'circuit.work' / 'calibration'}" in printed()
+    output = capsys.readouterr()
+    assert f"{circuit}: 0 emotions calibrated; see {tmp_path / 'circuit.work' / 'calibration'}" in output.out
+    assert "Starting the engine: done in " in output.err
     calibrated = load_circuit(circuit)
     told = calibrated.spec.provenance["calibration"]
     assert (told["lambdas"], told["uncalibrated"], told["data"]["messages"]) == ([0.5, 1.0], list(EMOTIONS), 1)

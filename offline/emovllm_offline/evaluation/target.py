@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import CircuitError, EvaluationError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
+from emovllm.progress import ENGINE_START, ENGINE_START_HINT, stage
 from emovllm_offline.evaluation.client import Connection, connect
 from emovllm_offline.evaluation.local_server import local_server
 from emovllm_offline.evaluation.plan import Served
@@ -90,13 +90,15 @@ def serving(where: Where, target: Target, log: Path, steering: bool) -> Iterator
         assert where.base_url is not None
         yield connection(where.base_url, where)
         return
-    print("starting the engine", file=sys.stderr, flush=True)
-    with local_server(
+    server = local_server(
         target.model,
         target.circuit,
         log,
         steering=steering,
         concurrency=where.concurrency,
         engine_args=where.engine_args,
-    ) as local:
+    )
+    with ExitStack() as stack:
+        with stage(ENGINE_START, hint=ENGINE_START_HINT):
+            local = stack.enter_context(server)
         yield local
