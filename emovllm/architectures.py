@@ -59,13 +59,13 @@ def _holds(rule: bool | tuple[str, ...], config: Any) -> bool:
     return rule if isinstance(rule, bool) else any(getattr(config, setting, False) for setting in rule)
 
 
-def _normed(model_type: str, before_mlp: str) -> Family:
-    return Family(
-        model_type,
-        before_mlp=before_mlp,
-        attn_norm="post_attention_layernorm",
-        mlp_norm="post_feedforward_layernorm",
-    )
+def _normed(
+    model_type: str,
+    before_mlp: str,
+    attn_norm: str = "post_attention_layernorm",
+    mlp_norm: str = "post_feedforward_layernorm",
+) -> Family:
+    return Family(model_type, before_mlp=before_mlp, attn_norm=attn_norm, mlp_norm=mlp_norm)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -79,6 +79,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("granite", scale="residual_multiplier"),
     _normed("olmo2", "mlp"),
     _normed("olmo3", "mlp"),
+    _normed("exaone4", "mlp"),
+    _normed("glm4", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
+    Family("smollm3"),
+    Family("seed_oss"),
+    Family("ernie4_5"),
+    Family("hunyuan_v1_dense"),
+    Family("apertus", before_mlp="feedforward_layernorm"),
+    Family("cohere", parallel=True),
+    Family("cohere2", parallel=True),
     Family("phi", attn="self_attn.dense", mlp="mlp.fc2", parallel=True),
     Family("stablelm", parallel=("use_parallel_residual",)),
     Family("starcoder2", mlp="mlp.c_proj"),

@@ -15,12 +15,16 @@ from support.series import Series, mixed_batch, unsteered
 pytestmark = pytest.mark.engine
 
 EXPERTS = ("mixtral", "qwen3_moe")
+# To the engine these are like others of the table, with the same projections: they were tried by hand (docs/reference/
+# compatibility.md), and are not worth five seconds each of every run.
+TRIED = ("exaone4", "smollm3", "seed_oss", "ernie4_5", "hunyuan_v1_dense", "cohere")
 TOKENS = 12
-# vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart.
-TOLERANCE = {"gemma2": 0.01}
+# vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart. Its xIELU, which
+# Apertus has, keeps its parameters in bfloat16.
+TOLERANCE = {"gemma2": 0.01, "apertus": 0.01}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in TRIED])
 def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
     model = family_model(family, tmp_path / family)
     circuit = random_circuit(model, tmp_path / "circuit", neurons=0 if family in EXPERTS else 8, scale=1.0)
