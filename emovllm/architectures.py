@@ -21,7 +21,11 @@ class Family:
     A layer without output norms computes a = s A(x), x1 = x + a, m = s M(x1), x + a + m; a parallel one m = s M(x).
 
     model_type: its name in config.json.
-    attn, mlp: the projections whose inputs a circuit acts on; no `mlp` in a mixture of experts.
+    attn, mlp: the projections whose inputs a circuit acts on, in layers that have them.
+    shared: the projection that stands for `mlp` in layers of experts, where all tokens go through a shared one.
+    experts: the module of such layers whose output is what their MLP adds; no circuit acts on the experts themselves.
+    mixers: modules in the place of attention in other layers (linear attention, Mamba), on which no circuit acts.
+    attn_in_vllm: what `attn` is called there, where that differs.
     before_mlp: the module whose input is the residual between attention and MLP, where they are sequential.
     attn_norm, mlp_norm: norms of a sublayer's output, where it is the norm's output that reaches the residual.
     parallel: whether attention and MLP read the same residual, or the settings of which any one makes them do so.
@@ -32,6 +36,10 @@ class Family:
     model_type: str
     attn: str = "self_attn.o_proj"
     mlp: str | None = "mlp.down_proj"
+    shared: str | None = None
+    experts: str | None = None
+    mixers: tuple[str, ...] = ()
+    attn_in_vllm: str | None = None
     before_mlp: str = "post_attention_layernorm"
     attn_norm: str | None = None
     mlp_norm: str | None = None
@@ -40,10 +48,12 @@ class Family:
     scale: str | None = None
 
     @property
-    def projections(self) -> dict[Kind, str]:
-        """The path of each site in a layer."""
-        sites: dict[Kind, str] = {"attn": self.attn}
-        return sites if self.mlp is None else {**sites, "mlp": self.mlp}
+    def projections(self) -> dict[Kind, tuple[str, ...]]:
+        """The paths that each kind of site may have in a layer."""
+        return {
+            "attn": tuple(filter(None, (self.attn, self.attn_in_vllm))),
+            "mlp": tuple(filter(None, (self.mlp, self.shared))),
+        }
 
     def is_parallel(self, config: Any) -> bool:
         return _holds(self.parallel, config)
@@ -103,8 +113,18 @@ FAMILIES: tuple[Family, ...] = (
         alibi=("alibi",),
     ),
     Family("bloom", attn="self_attention.dense", mlp="mlp.dense_4h_to_h", alibi=True),
-    Family("mixtral", mlp=None),
-    Family("qwen3_moe", mlp=None),
+    Family("mixtral", mlp=None, experts="mlp"),
+    # Their shared expert is weighed by a gate of its own.
+    Family("qwen2_moe", experts="mlp"),
+    Family("qwen3_moe", experts="mlp"),
+    Family("olmoe", mlp=None, experts="mlp"),
+    Family("glm4_moe", shared="mlp.shared_experts.down_proj", experts="mlp"),
+    Family("deepseek_v3", shared="mlp.shared_experts.down_proj", experts="mlp"),
+    Family("gpt_oss", mlp=None, experts="mlp", attn_in_vllm="attn.o_proj"),
+    Family("qwen3_next", experts="mlp", mixers=("linear_attn",)),
+    Family("qwen3_5_text", mixers=("linear_attn",)),
+    Family("granitemoehybrid", mlp="shared_mlp.output_linear", mixers=("mamba",), scale="residual_multiplier"),
+    Family("lfm2", attn="self_attn.out_proj", mlp="feed_forward.w2", mixers=("conv",), before_mlp="ffn_norm"),
 )
 
 _BY_TYPE = {family.model_type: family for family in FAMILIES}
@@ -141,8 +161,8 @@ def parse_site(module_name: str, families: Iterable[Family] = FAMILIES) -> tuple
     if match is None or not NO_SITES.isdisjoint(module_name[: match.start(1)].split(".")):
         return None
     for family in families:
-        for kind, path in family.projections.items():
-            if match[2] == path:
+        for kind, paths in family.projections.items():
+            if match[2] in paths:
                 return kind, int(match[1])
     return None
 

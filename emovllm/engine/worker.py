@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -226,13 +228,39 @@ class EmotionWorkerMixin:
         # The V2 runner's dummy run drops what a pipeline stage that is not the last hands on.
         runner.execute_model = lambda *args, **kwargs: outputs.append(execute_model(*args, **kwargs))
         try:
-            output = runner._dummy_run(_LIVE_TOKENS, force_attention=True)[0]
+            with self._states_apart():
+                output = runner._dummy_run(_LIVE_TOKENS, force_attention=True)[0]
         finally:
             del runner.execute_model
         output = outputs[-1] if output is None else output
         # A pipeline stage that is not the last hands on several tensors.
         parts = output.tensors.values() if hasattr(output, "tensors") else [output]
         return torch.cat([part.float().flatten() for part in parts])
+
+    @contextmanager
+    def _states_apart(self) -> Iterator[None]:
+        """Lets each dummy request start from a state of zeros, in a block of its own, where layers keep states (Mamba,
+        short convolutions): dummy requests share one block otherwise, with the keys and values of other layers too."""
+        context = self.vllm_config.compilation_config.static_forward_context  # type: ignore[attr-defined]
+        stateful = [layer for layer in context.values() if hasattr(layer, "mamba_type")]
+        batch: Any = getattr(self.model_runner, "input_batch", None)  # type: ignore[attr-defined]
+        if not stateful or not hasattr(batch, "block_table"):
+            yield
+            return
+        tables = batch.block_table.block_tables
+        rows = range(min(_LIVE_TOKENS, batch.max_num_reqs))
+        for layer in stateful:
+            for state in layer.kv_cache:
+                state[: 1 + len(tables) * len(rows)].zero_()
+        for group, table in enumerate(tables):
+            for row in rows:
+                table.add_row([1 + group * len(rows) + row], row)
+        try:
+            yield
+        finally:
+            for table in tables:
+                for row in rows:
+                    table.clear_row(row)
 
 
 class EmotionWorker(EmotionWorkerMixin, Worker):

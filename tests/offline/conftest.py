@@ -40,14 +40,13 @@ SHAPE = {
 }
 # What discovery refuses, and why.
 REFUSED = {
-    "mixtral": "no down_proj was found in 4 of 4 layers",
-    "qwen3_moe": "no down_proj was found in 4 of 4 layers",
     "opt": "the projections of layer 0 are not run on tokens as the layer is",
 }
 DISCOVERED = [family for family in (*FAMILIES, *VARIANTS) if family not in REFUSED]
 # One of each way in which they differ: plain; normed output, windows, scaled embeddings; the MLP itself reads the
-# residual; a scale; parallel; transposed weights, learnt positions; positions off the mask.
-DIFFERENT = ["llama", "gemma2", "olmo2", "granite", "gpt_neox", "gpt2", "falcon_alibi"]
+# residual; a scale; parallel; transposed weights, learnt positions; positions off the mask; experts that share one;
+# layers of another mixer, with a state.
+DIFFERENT = ["llama", "gemma2", "olmo2", "granite", "gpt_neox", "gpt2", "falcon_alibi", "glm4_moe", "lfm2"]
 
 
 def tiny_model(family: str) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from emovllm.architectures import parse_site
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
-from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
+from emovllm.spec import CircuitSpec, EmotionSpec, LayerSpec, ModelSpec
 
 SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 
@@ -29,7 +29,6 @@ def random_circuit(
 ) -> Path:
     """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once."""
     config = AutoConfig.from_pretrained(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
     random = np.random.default_rng(seed)
     projections = {}
@@ -39,13 +38,29 @@ def random_circuit(
             if site is not None and name.endswith(".weight"):
                 # GPT-2's Conv1D holds [in, out].
                 projections[site] = (weight.T if config.model_type == "gpt2" else weight).float().numpy()
-    # A mixture of experts has no such projection.
-    intermediate = projections["mlp", 0].shape[1] if ("mlp", 0) in projections else config.intermediate_size
+    heads_all = config.num_attention_heads
+    sizes = [
+        LayerSpec(
+            neurons=projections["mlp", layer].shape[1] if ("mlp", layer) in projections else 0,
+            heads=heads_all if ("attn", layer) in projections else 0,
+            head_dim=projections["attn", layer].shape[1] // heads_all if ("attn", layer) in projections else 0,
+        )
+        for layer in range(layers)
+    ]
+    intermediate = max(size.neurons for size in sizes) or config.intermediate_size
+    head_dim = max(size.head_dim for size in sizes)
+    # As many neurons as it has are asked of a model without any, to be refused.
+    if not any(size.neurons for size in sizes) and neurons:
+        sizes = [size.model_copy(update={"neurons": intermediate}) for size in sizes]
+    uneven = any((size.neurons, size.heads, size.head_dim) != (intermediate, heads_all, head_dim) for size in sizes)
 
-    def units(count: int, available: int, shape: tuple[int, ...], factor: float) -> Components:
-        layer = np.repeat(np.arange(layers, dtype=np.int32), count)
-        index = np.array([random.choice(available, count, replace=False) for _ in range(layers)]).reshape(-1)
-        delta = random.standard_normal((len(layer), *shape)) * factor
+    def units(count: int, available: list[int], width: int | None, factor: float) -> Components:
+        here = [layer for layer in range(layers) if available[layer]]
+        layer = np.repeat(np.array(here, dtype=np.int32), count)
+        index = np.array([random.choice(available[one], count, replace=False) for one in here]).reshape(-1)
+        delta = random.standard_normal((len(layer), *([] if width is None else [width]))) * factor
+        if width is not None:
+            delta[np.arange(width) >= np.array([sizes[one].head_dim for one in layer])[:, None]] = 0
         return Components(layer, index.astype(np.int32), delta.astype(np.float32))
 
     spec = CircuitSpec(
@@ -55,17 +70,18 @@ def random_circuit(
             num_hidden_layers=layers,
             hidden_size=config.hidden_size,
             intermediate_size=intermediate,
-            num_attention_heads=config.num_attention_heads,
+            num_attention_heads=heads_all,
             head_dim=head_dim,
             vocab_size=config.vocab_size,
+            layers=tuple(sizes) if uneven else None,
         ),
         emotions=tuple(EmotionSpec(name=name, recommended=1.0, maximal=3.0) for name in names),
     )
-    of_neurons = {name: units(neurons, intermediate, (), scale) for name in names}
-    of_heads = {name: units(heads, config.num_attention_heads, (head_dim,), scale / 4) for name in names}
+    of_neurons = {name: units(neurons, [size.neurons for size in sizes], None, scale) for name in names}
+    of_heads = {name: units(heads, [size.heads for size in sizes], head_dim, scale / 4) for name in names}
 
     def weight_of(kind: str, layer: int) -> np.ndarray:
-        width = intermediate if kind == "mlp" else config.num_attention_heads * head_dim
+        width = intermediate if kind == "mlp" else heads_all * head_dim
         return projections.get((kind, layer), np.zeros((config.hidden_size, width), np.float32))
 
     of_emotions = random_directions(spec) if directions else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ _COMMON: dict[str, Any] = {
 _HEAD = {"head_dim": 32}
 _ALL_HEADS = {"num_key_value_heads": 2}
 _EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_LAST_HAS_EXPERTS = {"decoder_sparse_step": 2, "mlp_only_layers": []}
+_ROUTED = {"topk_method": "noaux_tc", "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+_LINEAR = {
+    "pattern": ("linear_attention", "full_attention"),
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
 _WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 
 # What the widths of MLPs are called elsewhere.
@@ -83,7 +93,44 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "initializer_range": 0.5,
     },
     "mixtral": {**_HEAD, **_EXPERTS},
+    "qwen2_moe": {**_HEAD, **_EXPERTS, **_LAST_HAS_EXPERTS, "shared_expert_intermediate_size": 48},
     "qwen3_moe": {**_HEAD, **_EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
+    "olmoe": {**_ALL_HEADS, **_EXPERTS},
+    "glm4_moe": {**_HEAD, **_EXPERTS, **_ROUTED, "first_k_dense_replace": 1},
+    "deepseek_v3": {
+        **_EXPERTS,
+        **_ROUTED,
+        **_ALL_HEADS,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "head_dim": None,
+    },
+    "gpt_oss": {**_HEAD, **_EXPERTS, **_WINDOWS},
+    "qwen3_next": {**_HEAD, **_EXPERTS, **_LAST_HAS_EXPERTS, **_LINEAR, "shared_expert_intermediate_size": 48},
+    "qwen3_5_text": {**_HEAD, **_LINEAR},
+    "granitemoehybrid": {
+        "num_local_experts": 0,
+        "pattern": ("mamba", "attention"),
+        "shared_intermediate_size": 96,
+        "residual_multiplier": 0.5,
+        "mamba_n_heads": 4,
+        "mamba_d_head": "auto",
+        "mamba_expand": 2,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+    },
+    "lfm2": {
+        **_ALL_HEADS,
+        "pattern": ("conv", "full_attention"),
+        "block_dim": 64,
+        "block_auto_adjust_ff_dim": False,
+        "conv_dim": 64,
+        "conv_dim_out": 64,
+    },
 }
 # The same families by other settings, which change how a layer is built: (model_type, changes).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -93,9 +140,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_alibi": ("falcon", {"alibi": True}),
     "falcon_new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
-# A family that the table has no row for: its MLPs have names of their own.
+# What vLLM 0.32 does not compute in float32 on a CPU, with or without emovllm: latent attention takes no such weights,
+# linear attention wants bfloat16, short convolutions mix requests up that are in one batch.
+NOT_ON_A_CPU = ("deepseek_v3", "qwen3_next", "lfm2")
+# Classes of vLLM's that import torchvision, of which there is none for this build of PyTorch.
+NEEDS_TORCHVISION = ("qwen3_5_text",)
+# A family that the table has no row for: attention and Mamba write side by side, each times a factor of its own.
 UNKNOWN: dict[str, dict[str, Any]] = {
-    "lfm2": {**_ALL_HEADS, "layer_types": ["full_attention"] * 2, "block_dim": 64, "block_auto_adjust_ff_dim": False},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1},
 }
 
 
@@ -110,6 +162,12 @@ def family_config(name: str, **shape: Any) -> PreTrainedConfig:
         "intermediate_size": _MLP_WIDTH.get(model_type, "intermediate_size"),
     }
     values = {key: value for key, value in {**usual, **taken}.items() if value is not None}
+    if "pattern" in values:
+        types = itertools.cycle(values.pop("pattern"))
+        values["layer_types"] = list(itertools.islice(types, values["num_hidden_layers"]))
+    if model_type == "deepseek_v3":
+        # Its latent attention has keys and values for every head.
+        values["num_key_value_heads"] = values["num_attention_heads"]
     return AutoConfig.for_model(model_type, **{names.get(key, key): value for key, value in values.items()})
 
 

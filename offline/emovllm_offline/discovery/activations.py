@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from emovllm.errors import ActivationError
 from emovllm_offline.data.prompts import Prompt
@@ -28,9 +29,19 @@ class Reading:
     weights: Tensor  # [batch, tokens]
     rows: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {quantity: {} for quantity in QUANTITIES})
 
-    def stacked(self) -> dict[str, Tensor]:
-        """Each quantity as [batch, layers, width]."""
-        return {name: torch.stack([rows[i] for i in sorted(rows)], 1) for name, rows in self.rows.items()}
+    def stacked(self, decoder: Decoder) -> dict[str, Tensor]:
+        """Each quantity as [batch, layers, width], with zeros where a layer has less than others, or none."""
+        blank = next(iter(self.rows["attn"].values()))[:, :0].float()
+        widths = {"heads": decoder.num_heads * decoder.head_dim, "neurons": decoder.intermediate_size}
+
+        def padded(rows: dict[int, Tensor], width: int) -> Tensor:
+            layers = (rows.get(i, blank) for i in range(len(decoder.layers)))
+            return torch.stack([functional.pad(values, (0, width - values.shape[1])) for values in layers], 1)
+
+        return {
+            name: padded(rows, widths.get(name) or max(values.shape[1] for values in rows.values()))
+            for name, rows in self.rows.items()
+        }
 
 
 @contextmanager
@@ -53,7 +64,8 @@ def read(decoder: Decoder, weights: Tensor, removals: Removals | None = None, st
     for i, layer in enumerate(decoder.layers):
         hooks += layer.seen_after_attention(keep("attn", i))
         hooks += layer.seen_after_mlp(keep("mlp", i))
-        hooks += [before(layer.o_proj, keep("heads", i)), before(layer.down_proj, keep("neurons", i))]
+        units = {"heads": layer.o_proj, "neurons": layer.down_proj}
+        hooks += [before(module, keep(quantity, i)) for quantity, module in units.items() if module is not None]
     if removals is not None:
         hooks += removals.hooks(reading.rows, weights, start)
     with hooked(hooks):
@@ -81,7 +93,7 @@ def collect(
         ids, weights = _pad([prompt.ids[shared:] for prompt in batch], [p.positions for p in batch], shared)
         with read(decoder, weights.to(decoder.device), removals, start) as reading:
             decoder.forward(ids.to(decoder.device), repeat_cache(cache, len(batch)))
-        batches.append(reading.stacked())
+        batches.append(reading.stacked(decoder))
     out = {quantity: torch.cat([batch[quantity] for batch in batches]).cpu() for quantity in batches[0]}
     bad = {quantity: ~out[quantity].isfinite().all(2).all(0) for quantity in QUANTITIES}
     for layer in range(len(decoder.layers)):

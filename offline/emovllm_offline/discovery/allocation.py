@@ -5,6 +5,7 @@ The rule reproduces the published allocation of Llama-3.2-3B exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,8 @@ class Allocation:
 
 def allocate(
     importance: np.ndarray,
-    neurons_per_layer: int,
-    heads_per_layer: int,
+    neurons_per_layer: int | Sequence[int],
+    heads_per_layer: int | Sequence[int],
     per_sublayer: float = PER_SUBLAYER,
     neuron_share: float = NEURON_SHARE,
     least_neurons: int = LEAST_NEURONS,
@@ -32,17 +33,28 @@ def allocate(
 ) -> Allocation:
     """Shares the budget K = per_sublayer * 2L: neuron_share of it over the MLPs, the rest over the attentions.
 
+    Where some layers have no neurons, or no heads, the others share what a model of so many has.
+
     importance: [2L] of one emotion, in the order A0, M0, A1, ...
+    neurons_per_layer, heads_per_layer: of all layers, or of each, 0 where it has none.
     """
-    total = round(per_sublayer * len(importance))
-    neurons = round(neuron_share * total)
+
+    def budgets(available: int | Sequence[int]) -> tuple[int, int]:
+        layers = int(np.count_nonzero(np.broadcast_to(available, len(importance) // 2)))
+        total = round(per_sublayer * 2 * layers)
+        neurons = round(neuron_share * total)
+        return neurons, total - neurons
+
+    neurons, heads = budgets(neurons_per_layer)[0], budgets(heads_per_layer)[1]
     return Allocation(
         neurons=share(importance[1::2], neurons, least_neurons, neurons_per_layer, cap),
-        heads=share(importance[0::2], total - neurons, least_heads, heads_per_layer, cap),
+        heads=share(importance[0::2], heads, least_heads, heads_per_layer, cap),
     )
 
 
-def share(importance: np.ndarray, budget: int, least: int, available: int, cap: float = CAP) -> np.ndarray:
+def share(
+    importance: np.ndarray, budget: int, least: int, available: int | Sequence[int], cap: float = CAP
+) -> np.ndarray:
     """Shares a budget over layers: `least` each, the rest in proportion to max(importance, 0).
 
     Fractions are settled by largest remainder (the earlier layer first where equal). What one layer gets beyond
@@ -50,16 +62,18 @@ def share(importance: np.ndarray, budget: int, least: int, available: int, cap: 
     layers by the same rule, but never to one without importance, so that some of the budget may stay unspent. `least`
     shrinks where the budget or the layer is too small for it. Without any importance the layers share evenly.
 
-    Returns: int64 [layers].
+    available: in each layer, or in all alike. Returns: int64 [layers].
     """
     layers = len(importance)
-    base = min(least, available, budget // layers)
-    room = np.full(layers, min(max(1, int(cap * budget)), available - base), dtype=np.int64)
-    weight = np.maximum(np.asarray(importance, np.float64), 0)
+    limit = np.broadcast_to(np.asarray(available, np.int64), layers)
+    have = int(np.count_nonzero(limit))
+    base = np.minimum(limit, min(least, budget // max(have, 1)))
+    room = np.minimum(max(1, int(cap * budget)), limit - base)
+    weight = np.where(limit > 0, np.maximum(np.asarray(importance, np.float64), 0), 0)
     if not weight.any():
-        weight = np.ones(layers)
+        weight = (limit > 0).astype(np.float64)
     added = np.zeros(layers, dtype=np.int64)
-    rest = budget - base * layers
+    rest = budget - int(base.sum())
     while rest > 0 and (open_ := (added < room) & (weight > 0)).any():
         quota = np.where(open_, weight, 0) / weight[open_].sum() * rest
         step = np.minimum(_largest_remainder(quota, rest), room - added)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from emovllm.circuit import Circuit, Components
 from emovllm.errors import AssemblyError
-from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
+from emovllm.spec import CircuitSpec, EmotionSpec, LayerSpec, ModelSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
@@ -28,21 +28,25 @@ def assemble(
     unknown = sorted(set(strengths) - set(findings.emotions))
     if unknown:
         raise AssemblyError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
+    of_layers = {
+        "neurons": [layer.neurons for layer in decoder.layers],
+        "heads": [layer.heads for layer in decoder.layers],
+    }
     neurons, heads = {}, {}
     for e, name in enumerate(findings.emotions):
         shares = allocate(
             findings.importance[e],
-            decoder.intermediate_size,
-            decoder.num_heads,
+            of_layers["neurons"],
+            of_layers["heads"],
             parameters.per_sublayer,
             parameters.neuron_share,
             parameters.least_neurons,
             parameters.least_heads,
             parameters.cap,
         )
-        neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e])
-        by_head = findings.attn_delta[e].reshape(len(decoder.layers), decoder.num_heads, decoder.head_dim)
-        heads[name] = _units(findings.heads[e], shares.heads, by_head)
+        neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e], of_layers["neurons"])
+        by_head = heads_apart(decoder, findings.attn_delta[e])
+        heads[name] = _units(findings.heads[e], shares.heads, by_head, of_layers["heads"])
     config = decoder.model.config.get_text_config()
     spec = CircuitSpec(
         model=ModelSpec(
@@ -54,6 +58,7 @@ def assemble(
             num_attention_heads=decoder.num_heads,
             head_dim=decoder.head_dim,
             vocab_size=config.vocab_size,
+            layers=layer_specs(decoder),
         ),
         emotions=tuple(_emotion(name, strengths) for name in findings.emotions),
         scope=parameters.scope,
@@ -73,9 +78,34 @@ def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> Emotion
     return EmotionSpec(name=name, recommended=recommended, maximal=maximal)
 
 
-def _units(score: np.ndarray, counts: np.ndarray, delta: np.ndarray) -> Components:
-    """The best `counts[l]` units of each layer by `score` [L, n], with their `delta` [L, n, ...], in index order."""
-    chosen = [np.sort(np.argsort(-of_layer, kind="stable")[:k]) for of_layer, k in zip(score, counts, strict=True)]
+def layer_specs(decoder: Decoder) -> tuple[LayerSpec, ...] | None:
+    """What each layer has, where they differ."""
+    specs = tuple(
+        LayerSpec(neurons=layer.neurons, heads=layer.heads, head_dim=layer.head_dim, attn=layer.attn, mlp=layer.mlp)
+        for layer in decoder.layers
+    )
+    full = (decoder.intermediate_size, decoder.num_heads, decoder.head_dim)
+    return None if all((spec.neurons, spec.heads, spec.head_dim) == full for spec in specs) else specs
+
+
+def heads_apart(decoder: Decoder, of_layers: np.ndarray) -> np.ndarray:
+    """The inputs of o_proj [L, H * head_dim] by head, [L, H, head_dim]: a layer's narrower heads are filled with 0."""
+    apart = np.zeros((len(decoder.layers), decoder.num_heads, decoder.head_dim), of_layers.dtype)
+    for i, layer in enumerate(decoder.layers):
+        own = of_layers[i, : layer.heads * layer.head_dim]
+        apart[i, : layer.heads, : layer.head_dim] = own.reshape(layer.heads, layer.head_dim)
+    return apart
+
+
+def _units(score: np.ndarray, counts: np.ndarray, delta: np.ndarray, available: Sequence[int]) -> Components:
+    """The best `counts[l]` units of each layer by `score` [L, n], with their `delta` [L, n, ...], in index order.
+
+    available: how many of the n a layer has.
+    """
+    chosen = [
+        np.sort(np.argsort(-of_layer[:own], kind="stable")[:k])
+        for of_layer, k, own in zip(score, counts, available, strict=True)
+    ]
     layer = np.repeat(np.arange(len(counts)), counts)
     index = np.concatenate(chosen)
     return Components(layer.astype(np.int32), index.astype(np.int32), delta[layer, index].astype(np.float32))

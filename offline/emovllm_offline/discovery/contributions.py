@@ -73,6 +73,7 @@ def normed_contributions(means: NormedMeans, weight: np.ndarray, gain: np.ndarra
 
 def head_writes(output: Tensor, layer: Layer, heads: int) -> Iterator[Tensor]:
     """What each head adds to the residual, [prompts, hidden]; output: input of o_proj [prompts, heads * head_dim]."""
+    assert layer.o_proj is not None
     weight = projection_weight(layer.o_proj)
     width = output.shape[1] // heads
     for start in range(0, output.shape[1], width):
@@ -83,6 +84,7 @@ def head_writes(output: Tensor, layer: Layer, heads: int) -> Iterator[Tensor]:
 def normed_head_writes(written: Tensor, stretch: Tensor, normed: Tensor, layer: Layer) -> Iterator[Tensor]:
     """The same where attention's output is normed: what the residual loses with each head (`removal`, of prompts)."""
     assert layer.attention_norm is not None
+    assert layer.o_proj is not None
     weight = projection_weight(layer.o_proj)
     for head, write in enumerate(head_writes(written, layer, stretch.shape[1])):
         stretched = stretch[:, head, None].to(weight) * normed.to(weight)
@@ -103,6 +105,7 @@ def normed_head_importance(state: Tensor, layer: Layer, direction: np.ndarray, w
             "the normed head metric needs a norm right after attention, which this architecture lacks; "
             "give --head-metric residual"
         )
+    assert layer.o_proj is not None
     weight = projection_weight(layer.o_proj)
     toward = torch.tensor(direction, dtype=torch.float32, device=weight.device)
     h = state.to(weight)

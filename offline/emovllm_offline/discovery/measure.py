@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import Item
@@ -122,14 +122,17 @@ def measure_normed_heads(
         state = collect(decoder, group.prompts(tokenizer), batch_size, removals)
         share = np.bincount(emotion, minlength=len(attn))
         for i, layer in enumerate(decoder.layers):
+            if layer.o_proj is None:
+                continue
             if layer.attention_norm is None:
-                writes = contributions.head_writes(state["heads"][:, i], layer, decoder.num_heads)
+                output = state["heads"][:, i, : layer.heads * layer.head_dim]
+                writes = contributions.head_writes(output, layer, layer.heads)
             else:
                 written, stretch, normed = (state[f"heads {part}"][:, i] for part in removal.PARTS[:3])
                 writes = contributions.normed_head_writes(written, stretch, normed, layer)
             drop = contributions.normed_head_importance(state["attn"][:, i], layer, toward[:, i], writes)
             for e, of_prompt in zip(emotion, drop, strict=True):
-                sums["total"][e, i] += of_prompt / share[e]
+                sums["total"][e, i, : layer.heads] += of_prompt / share[e]
     return sums["total"] / len(steps)
 
 
@@ -177,23 +180,31 @@ def unit_contributions(
     def gain(norm: OutputNorm) -> np.ndarray:
         return norm.gain.double().cpu().numpy()  # type: ignore[no-any-return]
 
-    neurons, heads = means.mean("neurons"), means.mean("heads")
-    by_neuron, by_head = [], []
+    by_neuron = np.zeros((len(mlp), len(decoder.layers), decoder.intermediate_size))
+    by_head = np.zeros((len(attn), len(decoder.layers), decoder.num_heads))
     for i, layer in enumerate(decoder.layers):
-        down, out = (projection_weight(p).detach().double().cpu().numpy() for p in (layer.down_proj, layer.o_proj))
-        of_neurons = (
-            contributions.neuron_contributions(neurons[:, i], down, mlp[:, i])
-            if layer.mlp_norm is None
-            else contributions.normed_contributions(normed("neurons", i), down, gain(layer.mlp_norm), mlp[:, i])
-        )
-        of_heads = (
-            contributions.head_importance(heads[:, i], out, attn[:, i], decoder.num_heads)
-            if layer.attention_norm is None
-            else contributions.normed_contributions(normed("heads", i), out, gain(layer.attention_norm), attn[:, i])
-        )
-        by_neuron.append(of_neurons * layer.residual_scale)
-        by_head.append(of_heads * layer.residual_scale)
-    return np.stack(by_neuron, 1), np.stack(by_head, 1)
+        if layer.down_proj is not None:
+            down = _float64(layer.down_proj)
+            of_neurons = (
+                contributions.neuron_contributions(means.mean("neurons")[:, i, : layer.neurons], down, mlp[:, i])
+                if layer.mlp_norm is None
+                else contributions.normed_contributions(normed("neurons", i), down, gain(layer.mlp_norm), mlp[:, i])
+            )
+            by_neuron[:, i, : layer.neurons] = of_neurons * layer.residual_scale
+        if layer.o_proj is not None:
+            out = _float64(layer.o_proj)
+            outputs = means.mean("heads")[:, i, : layer.heads * layer.head_dim]
+            of_heads = (
+                contributions.head_importance(outputs, out, attn[:, i], layer.heads)
+                if layer.attention_norm is None
+                else contributions.normed_contributions(normed("heads", i), out, gain(layer.attention_norm), attn[:, i])
+            )
+            by_head[:, i, : layer.heads] = of_heads * layer.residual_scale
+    return by_neuron, by_head
+
+
+def _float64(projection: nn.Module) -> np.ndarray:
+    return projection_weight(projection).detach().double().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def conclude(

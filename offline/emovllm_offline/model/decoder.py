@@ -29,7 +29,9 @@ class Layer:
     """One decoder layer.
 
     block: its output is the residual after the MLP.
-    o_proj, down_proj: their inputs hold the heads' outputs [H * d_h] and the gated activations [m].
+    o_proj, down_proj: their inputs hold the heads' outputs [H * d_h] and the gated activations [m]; None where the
+        layer has another mixer than attention, or experts.
+    heads, head_dim, neurons: how many of them there are, 0 where none. attn, mlp: the projections' paths in the layer.
     after_attention: its input is the residual after attention; None where attention and MLP are parallel. Nothing
         reads that residual then: it is the block's input and what attention adds.
     attention_writer, mlp_writer: their outputs, times `residual_scale`, are what the sublayers add to the residual.
@@ -37,8 +39,13 @@ class Layer:
     """
 
     block: nn.Module
-    o_proj: nn.Module
-    down_proj: nn.Module
+    o_proj: nn.Module | None
+    down_proj: nn.Module | None
+    heads: int
+    head_dim: int
+    neurons: int
+    attn: str
+    mlp: str
     after_attention: nn.Module | None
     attention_writer: nn.Module
     mlp_writer: nn.Module
@@ -64,7 +71,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A causal language model with its layers; `sublayers` is 2L in the order A0, M0, A1, M1, ..."""
+    """A causal language model with its layers; `sublayers` is 2L in the order A0, M0, A1, M1, ...
+
+    intermediate_size, num_heads, head_dim: the largest of all layers.
+    alibi: positions are read off a two-dimensional attention mask.
+    recurrent: some layers keep a state, which depends on the order of the tokens.
+    """
 
     model: Any
     layers: tuple[Layer, ...]
@@ -72,7 +84,8 @@ class Decoder:
     intermediate_size: int
     num_heads: int
     head_dim: int
-    alibi: bool = False  # positions are read off a two-dimensional attention mask
+    alibi: bool = False
+    recurrent: bool = False
 
     @property
     def sublayers(self) -> int:
@@ -85,7 +98,9 @@ class Decoder:
     def projection(self, kind: str, layer: int) -> np.ndarray:
         """The weight of `attn` (o_proj) or `mlp` (down_proj), float32 [hidden, width]."""
         site = self.layers[layer]
-        weight = projection_weight(site.down_proj if kind == "mlp" else site.o_proj)
+        projection = site.down_proj if kind == "mlp" else site.o_proj
+        assert projection is not None, f"layer {layer} has no {kind} projection"
+        weight = projection_weight(projection)
         return weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
@@ -112,7 +127,7 @@ def repeat_cache(cache: DynamicCache, batch: int) -> DynamicCache:
     """A copy of a batch-1 cache for `batch` sequences."""
     repeated = copy.deepcopy(cache)
     if repeated.get_seq_length():
-        repeated.batch_repeat_interleave(batch)
+        repeated.reorder_cache(torch.zeros(batch, dtype=torch.long))  # type: ignore[arg-type]
     return repeated
 
 
@@ -141,27 +156,33 @@ def _decoder(model: Any, family: Family) -> Decoder:
     name = type(model).__name__
     config = model.config.get_text_config()
     sites = _sites(model, family)
-    for kind, projection in (("attn", "o_proj"), ("mlp", "down_proj")):
-        missing = [layer for layer in range(config.num_hidden_layers) if (kind, layer) not in sites]
-        if missing:
-            raise UnsupportedModelError(
-                f"{name}: no {projection} was found in {len(missing)} of {config.num_hidden_layers} layers "
-                f"(the first is layer {missing[0]})"
-            )
+    kinds = {kind for kind, _ in sites}
+    if "attn" not in kinds or (family.mlp is not None and family.experts is None and "mlp" not in kinds):
+        missing = "o_proj" if "attn" not in kinds else "down_proj"
+        raise UnsupportedModelError(f"{name}: no {missing} was found in {config.num_hidden_layers} layers")
+    first = next(iter(sites.values()))
+    stack = first[: first.rindex(f".{_layer_number(sites, first)}.")]
     layers = tuple(
-        _layer(
-            model.get_submodule(sites["attn", i].removesuffix(f".{family.attn}")), family, config, f"{name}: layer {i}"
-        )
+        _layer(model.get_submodule(f"{stack}.{i}"), family, config, f"{name}: layer {i}")
         for i in range(config.num_hidden_layers)
     )
-    heads = config.num_attention_heads
-    hidden_size, width = _shape([layer.o_proj for layer in layers], f"{name}: o_proj")
-    _, intermediate_size = _shape([layer.down_proj for layer in layers], f"{name}: down_proj")
-    if width % heads:
-        raise UnsupportedModelError(f"{name}: o_proj takes {width} values, which {heads} heads do not divide")
-    decoder = Decoder(model, layers, hidden_size, intermediate_size, heads, width // heads, family.has_alibi(config))
+    decoder = Decoder(
+        model,
+        layers,
+        config.hidden_size,
+        # A model without neurons that a circuit acts on has the width of its experts, or of what its settings say.
+        max(layer.neurons for layer in layers) or config.intermediate_size,
+        max(layer.heads for layer in layers),
+        max(layer.head_dim for layer in layers),
+        family.has_alibi(config),
+        any(layer.o_proj is None for layer in layers),
+    )
     _check(decoder, name)
     return decoder
+
+
+def _layer_number(sites: dict[tuple[str, int], str], path: str) -> int:
+    return next(layer for (_, layer), site in sites.items() if site == path)
 
 
 def _sites(model: Any, family: Family) -> dict[tuple[str, int], str]:
@@ -180,29 +201,53 @@ def _sites(model: Any, family: Family) -> dict[tuple[str, int], str]:
 
 
 def _layer(block: nn.Module, family: Family, config: Any, where: str) -> Layer:
-    def part(path: str) -> nn.Module:
-        try:
-            return block.get_submodule(path)
-        except AttributeError:
-            raise UnsupportedModelError(
-                f"{where} has no {path}, which models built as {family.model_type} have"
-            ) from None
+    def find(*paths: str | None) -> tuple[str, nn.Module] | None:
+        for path in filter(None, paths):
+            try:
+                return path, block.get_submodule(path)
+            except AttributeError:
+                continue
+        return None
+
+    def part(*paths: str | None) -> tuple[str, nn.Module]:
+        one = find(*paths)
+        if one is None:
+            names = ", nor ".join(filter(None, paths))
+            raise UnsupportedModelError(f"{where} has no {names}, which models built as {family.model_type} have")
+        return one
 
     def norm(path: str | None, width: int) -> OutputNorm | None:
-        return None if path is None else read_norm(part(path), width, f"{where}: {path}")
+        return None if path is None else read_norm(part(path)[1], width, f"{where}: {path}")
 
-    assert family.mlp is not None, "the layers of a mixture of experts were found to lack a down_proj"
+    o_proj = find(family.attn)
+    down = find(family.mlp, family.shared)
+    heads, head_dim = _heads(o_proj[1], config, where) if o_proj else (0, 0)
+    # What experts write is their module's output, whatever of it a projection that they share has.
+    writes = down[1] if down and down[0] == family.mlp else part(family.experts or family.mlp)[1]
     return Layer(
         block=block,
-        o_proj=part(family.attn),
-        down_proj=part(family.mlp),
-        after_attention=None if family.is_parallel(config) else part(family.before_mlp),
-        attention_writer=part(family.attn_norm or family.attn),
-        mlp_writer=part(family.mlp_norm or family.mlp),
+        o_proj=o_proj[1] if o_proj else None,
+        down_proj=down[1] if down else None,
+        heads=heads,
+        head_dim=head_dim,
+        neurons=_weight(down[1], f"{where}: down_proj").shape[1] if down else 0,
+        attn=o_proj[0] if o_proj else "",
+        mlp=down[0] if down else "",
+        after_attention=None if family.is_parallel(config) else part(family.before_mlp)[1],
+        attention_writer=part(family.attn_norm)[1] if family.attn_norm else part(family.attn, *family.mixers)[1],
+        mlp_writer=part(family.mlp_norm)[1] if family.mlp_norm else writes,
         residual_scale=family.residual_scale(config),
         attention_norm=norm(family.attn_norm, config.hidden_size),
         mlp_norm=norm(family.mlp_norm, config.hidden_size),
     )
+
+
+def _heads(o_proj: nn.Module, config: Any, where: str) -> tuple[int, int]:
+    """How many heads a projection takes, and how wide each is."""
+    heads, width = config.num_attention_heads, _weight(o_proj, f"{where}: o_proj").shape[1]
+    if width % heads:
+        raise UnsupportedModelError(f"{where}: o_proj takes {width} values, which {heads} heads do not divide")
+    return heads, width // heads
 
 
 @torch.no_grad()
@@ -222,16 +267,15 @@ def _check(decoder: Decoder, name: str) -> None:
         hooks += [before(layer.block, keep(i, "input")), *layer.seen_after_attention(keep(i, "after attention"))]
         hooks += [after(layer.attention_writer, keep(i, "attention")), after(layer.mlp_writer, keep(i, "mlp"))]
         hooks += layer.seen_after_mlp(keep(i, "after mlp"))
-        hooks += [
-            after(layer.o_proj, keep(i, "attention's projection")),
-            after(layer.down_proj, keep(i, "mlp's projection")),
-        ]
+        projections = {"attention's projection": layer.o_proj, "mlp's projection": layer.down_proj}
+        hooks += [after(module, keep(i, what)) for what, module in projections.items() if module is not None]
     with hooked(hooks):
         decoder.forward(torch.arange(_CHECKED_TOKENS, device=decoder.device)[None])
     rounding = _CHECK_ROUNDING * torch.finfo(decoder.model.dtype).eps
     for i, (layer, states) in enumerate(zip(decoder.layers, seen, strict=True)):
         shapes = {tuple(values.shape) for values in states.values()}
-        if len(states) < 7 or len(shapes) > 1:
+        expected = 5 + (layer.o_proj is not None) + (layer.down_proj is not None)
+        if len(states) < expected or len(shapes) > 1:
             raise UnsupportedModelError(f"{name}: the projections of layer {i} are not run on tokens as the layer is")
         for writer, start, end in (("attention", "input", "after attention"), ("mlp", "after attention", "after mlp")):
             wrong = (states[start] + states[writer] * layer.residual_scale - states[end]).abs().max()
@@ -257,16 +301,12 @@ def _check_norms(layer: Layer, states: dict[str, Tensor], rounding: float, where
             )
 
 
-def _shape(projections: Sequence[nn.Module], what: str) -> tuple[int, int]:
-    """The [out, in] that the projections of all layers share."""
-    weights = [projection_weight(projection) for projection in projections]
-    if not all(weight.is_floating_point() for weight in weights):
+def _weight(projection: nn.Module, what: str) -> Tensor:
+    """The weight of a projection as [out, in]. Raises: UnsupportedModelError where it is packed."""
+    weight = projection_weight(projection)
+    if not weight.is_floating_point():
         raise UnsupportedModelError(f"{what} is quantised: discovery needs the plain weights")
-    shapes = sorted({tuple(weight.shape) for weight in weights})
-    if len(shapes) > 1:
-        raise UnsupportedModelError(f"{what} differs in shape from layer to layer: {shapes[0]}, {shapes[1]}")
-    out_features, in_features = shapes[0]
-    return out_features, in_features
+    return weight
 
 
 def projection_weight(module: nn.Module) -> Tensor:
@@ -280,7 +320,7 @@ def weights_digest(decoder: Decoder) -> str:
     """Tells models apart: sha256 over evenly spaced entries of every o_proj and down_proj, their shapes and types."""
     digest = hashlib.sha256()
     for layer in decoder.layers:
-        for projection in (layer.o_proj, layer.down_proj):
+        for projection in filter(None, (layer.o_proj, layer.down_proj)):
             weight = projection_weight(projection).detach()
             entries = weight.flatten()
             picked = torch.linspace(0, len(entries) - 1, 64).long()

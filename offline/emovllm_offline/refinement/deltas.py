@@ -67,13 +67,15 @@ class Deltas:
         def taken(kind: str, units: Components, e: int) -> Components:
             if not len(units):
                 return units
-            width = model.head_dim if kind == "attn" else 1
-            rows = [
-                dense[kind, int(layer)][e].reshape(-1, width)[index]
-                for layer, index in zip(units.layer, units.index, strict=True)
-            ]
-            delta = np.stack(rows).astype(np.float32)
-            return Components(units.layer, units.index, delta if kind == "attn" else delta[:, 0])
+            delta = np.zeros_like(units.delta)
+            for row, (layer, index) in enumerate(zip(units.layer.tolist(), units.index.tolist(), strict=True)):
+                own = dense[kind, layer][e]
+                if kind == "mlp":
+                    delta[row] = own[index]
+                else:
+                    width = model.layer(layer).head_dim
+                    delta[row, :width] = own[index * width : (index + 1) * width]
+            return Components(units.layer, units.index, delta)
 
         names = list(enumerate(circuit.names))
         neurons = {name: taken("mlp", circuit.neurons[name], e) for e, name in names}

@@ -228,9 +228,9 @@ def run(
 def _agree(circuit: Circuit, decoder: Decoder) -> None:
     """Raises: RefinementError where the circuit is of another model."""
     model = circuit.spec.model
-    shape = (model.num_hidden_layers, model.intermediate_size, model.num_attention_heads, model.head_dim)
-    theirs = (len(decoder.layers), decoder.intermediate_size, decoder.num_heads, decoder.head_dim)
-    if shape == theirs:
+    sizes = [model.layer(number) for number in range(model.num_hidden_layers)]
+    here = [(layer.neurons, layer.heads, layer.head_dim) for layer in decoder.layers]
+    if [(layer.neurons, layer.heads, layer.head_dim) for layer in sizes] == here:
         measured = measure_fingerprint(circuit, decoder.projection)
         if fingerprint_distance(measured, circuit.fingerprint) < FINGERPRINT_TOLERANCE:
             return

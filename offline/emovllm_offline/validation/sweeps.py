@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.findings import Findings
-from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.hooks import Hook, before, hooked
 
 Mode = Literal["ablation", "enhancement"]
@@ -46,32 +46,45 @@ class Units:
     """The rankings and difference vectors of all units, on a device.
 
     `rank[kind]`: a unit's place in its layer, [sources, layers, units]; `delta[kind]`: [E, layers, width];
-    `directions[site]`: float32 [E, layers, hidden].
+    `directions[site]`: float32 [E, layers, hidden]; `count[kind]`, `width[kind]`: how many units a layer has, and how
+    many inputs of its projection are of each.
     """
 
-    def __init__(self, findings: Findings, seeds: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: Decoder, findings: Findings, seeds: Sequence[int]) -> None:
+        device, dtype = decoder.device, decoder.model.dtype
+        self.count = {
+            "neurons": [layer.neurons for layer in decoder.layers],
+            "heads": [layer.heads for layer in decoder.layers],
+        }
+        self.width = {"neurons": [1] * len(decoder.layers), "heads": [layer.head_dim for layer in decoder.layers]}
         self.rank = {}
         for number, (kind, merit) in enumerate(zip(KINDS, (findings.neurons, findings.heads), strict=True)):
-            _, layers, count = merit.shape
-            drawn = [random_ranking(seed, number, layers, count) for seed in seeds]
-            ranks = np.concatenate([ranking(merit), *(draw[None] for draw in drawn)])
+            drawn = [random_ranking(seed, number, self.count[kind], merit.shape[2]) for seed in seeds]
+            ranks = np.concatenate([ranking(merit, self.count[kind]), *(draw[None] for draw in drawn)])
             self.rank[kind] = torch.from_numpy(ranks.astype(np.int32)).to(device)
-        self.width = {"neurons": 1, "heads": findings.attn_delta.shape[2] // findings.heads.shape[2]}
         deltas = {"neurons": findings.mlp_delta, "heads": findings.attn_delta}
         self.delta = {kind: torch.from_numpy(delta).to(device, dtype) for kind, delta in deltas.items()}
         along = {"attn": findings.attn_directions, "mlp": findings.mlp_directions}
         self.directions = {site: torch.from_numpy(vectors).to(device, torch.float32) for site, vectors in along.items()}
 
 
-def ranking(merit: np.ndarray) -> np.ndarray:
-    """The place of each unit in its layer, 0 for the greatest merit: [..., units] to the same shape."""
+def ranking(merit: np.ndarray, count: Sequence[int] | None = None) -> np.ndarray:
+    """The place of each unit in its layer, 0 for the greatest merit: [..., layers, units] to the same shape.
+
+    count: how many units each layer has; those beyond come last.
+    """
+    if count is not None:
+        merit = np.where(np.arange(merit.shape[-1]) < np.array(count)[:, None], merit, -np.inf)
     return np.argsort(np.argsort(-merit, axis=-1, kind="stable"), axis=-1, kind="stable")
 
 
-def random_ranking(seed: int, stream: int, layers: int, count: int) -> np.ndarray:
-    """A uniformly drawn ranking of each layer's units, [layers, count]; depends on nothing but the arguments."""
+def random_ranking(seed: int, stream: int, count: Sequence[int], width: int) -> np.ndarray:
+    """A uniformly drawn ranking of each layer's `count` units, [layers, width]; those that a layer lacks come last.
+
+    Depends on nothing but the arguments.
+    """
     rng = np.random.default_rng([seed, stream])
-    return np.stack([rng.permutation(count) for _ in range(layers)])
+    return np.stack([np.concatenate([rng.permutation(own), np.arange(own, width)]) for own in count])
 
 
 @contextmanager
@@ -90,20 +103,21 @@ def changed(decoder: Decoder, units: Units, mode: Mode, scale: float, variants: 
 
         def switch(values: Tensor) -> Tensor:
             rows = values.reshape(len(variants), -1)  # [variants, width]
-            chosen = units.rank[kind][source, layer] < k[:, None]  # [variants, units]
-            if units.width[kind] > 1:
-                chosen = chosen.repeat_interleave(units.width[kind], 1)
+            chosen = units.rank[kind][source, layer, : units.count[kind][layer]] < k[:, None]  # [variants, units]
+            if units.width[kind][layer] > 1:
+                chosen = chosen.repeat_interleave(units.width[kind][layer], 1)
             if mode == "ablation":
                 rows = rows.masked_fill(chosen, 0)
             else:
-                rows = rows + chosen * (scale * units.delta[kind][emotion, layer])
+                rows = rows + chosen * (scale * units.delta[kind][emotion, layer, : rows.shape[1]])
             return rows.reshape(values.shape)
 
         return switch
 
     hooks: list[Hook] = []
     for i, layer in enumerate(decoder.layers):
-        hooks += [before(layer.down_proj, change("neurons", i)), before(layer.o_proj, change("heads", i))]
+        projections = {"neurons": layer.down_proj, "heads": layer.o_proj}
+        hooks += [before(module, change(kind, i)) for kind, module in projections.items() if module is not None]
     with hooked(hooks):
         yield
 
@@ -170,11 +184,19 @@ def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int
     The rows are one sequence of tokens that all have the same position and see the prefix and themselves: so the
     prefix is neither copied nor read once per row, which costs more than the token itself. A prefix that outgrew an
     attention window has its oldest tokens hidden by rules of the architecture; then the rows are a batch, as they are
-    where the architecture reads positions off the mask.
+    where the architecture reads positions off the mask, or where layers keep a state, of which each row has its own.
     """
     base = decoder.model.base_model
     if not position:
         base(input_ids=torch.full((rows, 1), token, device=decoder.device), use_cache=False)
+        return
+    if decoder.recurrent:
+        base(
+            input_ids=torch.full((rows, 1), token, device=decoder.device),
+            position_ids=torch.full((1, 1), position, device=decoder.device),
+            past_key_values=repeat_cache(cache, rows),
+            use_cache=True,
+        )
         return
     if decoder.alibi or any(
         getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers

@@ -36,7 +36,7 @@ class Protocol:
             "neurons": sorted({min(k, decoder.intermediate_size) for k in plan.neurons if k}),
             "heads": sorted({min(k, decoder.num_heads) for k in plan.heads if k}),
         }
-        self.units = Units(findings, range(plan.seeds), decoder.device, decoder.model.dtype)
+        self.units = Units(decoder, findings, range(plan.seeds))
         count = len(self.emotions)
         # Per item: the changes [E, SITES, variants] of both modes; the scores [E, SITES, E] and [SITES, E] of the
         # prompts themselves; the states [E, L, hidden].

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from torch.nn import functional
 
 from emovllm.architectures import candidates
 from emovllm.errors import UnsupportedModelError
@@ -54,7 +55,7 @@ def ablated(decoder: Decoder, groups: list[Words], attn: np.ndarray, mlp: np.nda
     prompts = [prompt for group in groups for prompt in group.prompts(None)]  # an emotion's are EMOTIONS apart
     (counted,) = {prompt.positions for prompt in prompts}
     given: dict[torch.nn.Module, torch.Tensor] = {}
-    projections = [module for layer in decoder.layers for module in (layer.o_proj, layer.down_proj)]
+    projections = [module for layer in decoder.layers for module in (layer.o_proj, layer.down_proj) if module]
 
     def keep(module: torch.nn.Module) -> Hook:
         return before(module, lambda values: given.__setitem__(module, values[:, counted.start : counted.stop]))
@@ -62,23 +63,37 @@ def ablated(decoder: Decoder, groups: list[Words], attn: np.ndarray, mlp: np.nda
     with hooked([keep(module) for module in projections]):
         decoder.forward(torch.tensor([prompt.ids for prompt in prompts]))
 
-    def drops(projection: torch.nn.Module, writer: torch.nn.Module, count: int, toward: np.ndarray) -> torch.Tensor:
+    def drops(
+        projection: torch.nn.Module | None, norm: torch.nn.Module | None, count: int, toward: np.ndarray
+    ) -> torch.Tensor:
+        if projection is None:
+            return torch.zeros(EMOTIONS, 0)
         z = given[projection]  # [prompts, positions, width]
         off = torch.eye(count).repeat_interleave(z.shape[-1] // count, 1).bool()  # [units, width]
         y = projection(torch.cat([z[None], z[None].masked_fill(off[:, None, None], 0)]))
-        written = y if writer is projection else writer(y)
+        written = y if norm is None else norm(y)
         groupwise = written.double().mean(2).unflatten(1, (-1, EMOTIONS))  # [1 + units, groups, E, hidden]
         along = torch.einsum("ugeh,eh->eu", groupwise, torch.tensor(toward)) / len(groups)
         return along[:, :1] - along[:, 1:]
 
     by_layer = [
         (
-            drops(layer.down_proj, layer.mlp_writer, decoder.intermediate_size, mlp[:, i]) * layer.residual_scale,
-            drops(layer.o_proj, layer.attention_writer, decoder.num_heads, attn[:, i]) * layer.residual_scale,
+            drops(layer.down_proj, layer.mlp_norm and layer.mlp_writer, layer.neurons, mlp[:, i]),
+            drops(layer.o_proj, layer.attention_norm and layer.attention_writer, layer.heads, attn[:, i]),
         )
         for i, layer in enumerate(decoder.layers)
     ]
-    return [torch.stack(units, 1).numpy() for units in zip(*by_layer, strict=True)]
+    widths = (decoder.intermediate_size, decoder.num_heads)
+    return [
+        torch.stack(
+            [
+                functional.pad(units, (0, width - units.shape[1])) * layer.residual_scale
+                for units, layer in zip(of_layers, decoder.layers, strict=True)
+            ],
+            1,
+        ).numpy()
+        for of_layers, width in zip(zip(*by_layer, strict=True), widths, strict=True)
+    ]
 
 
 def without(head: int, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -101,7 +116,14 @@ def both_ways(decoder: Decoder, groups: list[Words]) -> list[tuple[np.ndarray, n
 def test_contributions_rank_units_as_switching_each_off_does(family):
     decoder = random_decoder(family)
     normed = decoder.layers[0].mlp_norm is not None
-    for measured, real in both_ways(decoder, [Words(number, counted=3) for number in range(24)]):
+    both = both_ways(decoder, [Words(number, counted=3) for number in range(24)])
+    for (measured, real), count in zip(both, ("neurons", "heads"), strict=True):
+        counts = [getattr(layer, count) for layer in decoder.layers]
+        there = np.arange(measured.shape[2]) < np.array(counts)[:, None]
+        assert not measured[:, ~there].any()
+        if not there.any():
+            continue
+        measured, real = measured[:, there], real[:, there]
         assert spearmanr(measured.ravel(), real.ravel()).statistic > (0.99 if normed else 0.9999)
         # Where nothing norms what a unit writes, its contribution is exact.
         assert np.abs(measured - real).max() < (0.1 if normed else 1e-5) * np.abs(real).max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from emovllm.errors import UnsupportedModelError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import collect
 from emovllm_offline.model.decoder import find_decoder
-from emovllm_offline.model.hooks import before, hooked
+from emovllm_offline.model.hooks import after, hooked
 from offline.conftest import REFUSED, SHAPE
 from support.families import FAMILIES, VARIANTS, family_network
 
@@ -27,19 +28,32 @@ def row_of(decoder):
     return row
 
 
+@contextmanager
+def read_mlp(decoder):
+    """What the second layer's MLP writes."""
+    written = []
+    with hooked([after(decoder.layers[1].mlp_writer, lambda values: written.append(values.clone()))]):
+        yield written
+
+
 def test_dimensions_are_those_of_the_config(any_decoder):
-    # Bloom's MLPs have four times the hidden size, always.
-    width = 128 if any_decoder.model.config.model_type == "bloom" else 64
+    # Bloom's MLPs have four times the hidden size, always; Granite's shared ones have a setting of their own.
+    width = {"bloom": 128, "granitemoehybrid": 96}.get(any_decoder.model.config.model_type, 64)
     assert (any_decoder.hidden_size, any_decoder.intermediate_size) == (32, width)
-    assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (4, 8, 8)
+    assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (
+        4,
+        32 if any_decoder.model.config.model_type == "deepseek_v3" else 8,
+        8,
+    )
 
 
 def test_what_parallel_sublayers_write_does_not_depend_on_each_other(any_decoder):
     row, config = row_of(any_decoder), any_decoder.model.config
-    plain = collect(any_decoder, [PROMPT])
-    with hooked([before(any_decoder.layers[1].o_proj, torch.zeros_like)]):
-        without = collect(any_decoder, [PROMPT])
-    changed = not torch.allclose(plain["neurons"][0, 1], without["neurons"][0, 1])
+    with read_mlp(any_decoder) as given:
+        collect(any_decoder, [PROMPT])
+    with hooked([after(any_decoder.layers[1].attention_writer, torch.zeros_like)]), read_mlp(any_decoder) as without:
+        collect(any_decoder, [PROMPT])
+    changed = not torch.allclose(given[-1], without[-1])
     assert changed != row.is_parallel(config)
     assert (any_decoder.layers[1].after_attention is None) == row.is_parallel(config)
 
@@ -127,9 +141,7 @@ def test_missing_projection_is_named(tiny):
     mlp = model.model.layers[2].mlp
     mlp.experts = nn.ModuleList([mlp.down_proj])
     del mlp.down_proj
-    with pytest.raises(
-        UnsupportedModelError, match=r"no down_proj was found in 1 of 4 layers \(the first is layer 2\)"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 has no mlp.down_proj, which models built as llama have"):
         find_decoder(model)
 
 
@@ -142,8 +154,11 @@ def test_quantised_weights_are_refused(tiny):
         find_decoder(model)
 
 
-def test_layers_of_different_width_are_refused(tiny):
+def test_layers_of_different_width_have_units_of_their_own(tiny):
     model = tiny("llama")
-    model.model.layers[1].mlp.down_proj = nn.Linear(48, 32, bias=False)
-    with pytest.raises(UnsupportedModelError, match=r"down_proj differs in shape .* \(32, 48\), \(32, 64\)"):
-        find_decoder(model)
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = (nn.Linear(32, 48, bias=False) for _ in range(2))
+    mlp.down_proj = nn.Linear(48, 32, bias=False)
+    decoder = find_decoder(model)
+    assert [layer.neurons for layer in decoder.layers] == [64, 48, 64, 64]
+    assert decoder.projection("mlp", 1).shape == (32, 48)

@@ -91,7 +91,8 @@ def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndar
     totals = {site: np.zeros(len(findings.emotions)) for site in SITES}
     hooks = []
     for i, layer in enumerate(decoder.layers):
-        chosen = torch.from_numpy(np.flatnonzero(ranks[variant.source][i] < variant.k))
+        count = layer.heads if variant.kind == "heads" else layer.neurons
+        chosen = torch.from_numpy(np.flatnonzero(ranks[variant.source][i][:count] < variant.k))
         if variant.kind == "heads":
             chosen = (chosen[:, None] * decoder.head_dim + torch.arange(decoder.head_dim)).flatten()
         deltas = {"neurons": findings.mlp_delta, "heads": findings.attn_delta}[variant.kind]
@@ -107,7 +108,8 @@ def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndar
             totals[site] += along[:, i] @ hidden[0, -1].double().numpy()
 
         site = layer.down_proj if variant.kind == "neurons" else layer.o_proj
-        hooks.append(before(site, change))
+        if site is not None:
+            hooks.append(before(site, change))
         hooks += layer.seen_after_attention(partial(score, "attn"))
         hooks += layer.seen_after_mlp(partial(score, "mlp"))
     with hooked(hooks):
@@ -117,12 +119,12 @@ def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndar
 
 def assert_every_variant_scores_as_a_full_forward_does(decoder, mode, length):
     findings = made_findings(decoder)
-    units = Units(findings, (7,), decoder.device, torch.float32)
+    units = Units(decoder, findings, (7,))
     variants = all_variants(4)[:: 1 if length == 20 else 7]
     scores, _ = sweep(decoder, last(length), units, mode, variants, scale=0.7, batch_size=5)
     assert scores.shape == (len(variants), 2, 3)
     ranks = {
-        kind: [*ranking(merit), random_ranking(7, number, *merit.shape[1:])]
+        kind: [*ranking(merit, units.count[kind]), random_ranking(7, number, units.count[kind], merit.shape[2])]
         for number, (kind, merit) in enumerate(zip(KINDS, (findings.neurons, findings.heads), strict=True))
     }
     for variant, found in zip(variants, scores, strict=True):
@@ -142,7 +144,7 @@ def test_every_variant_scores_as_a_full_forward_does_in_each_mode(different_deco
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_unit_changes_nothing(decoder, findings, mode):
-    units = Units(findings, (0, 1), decoder.device, torch.float32)
+    units = Units(decoder, findings, (0, 1))
     variants = [Variant(kind, source, 0, 1) for kind in KINDS for source in range(5)]
     scores, _ = sweep(decoder, last(20), units, mode, variants)
     np.testing.assert_allclose(scores, scores[:1].repeat(10, 0), rtol=1e-5, atol=3e-5)
@@ -151,7 +153,7 @@ def test_no_unit_changes_nothing(decoder, findings, mode):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_with_all_units_no_ranking_matters(decoder, findings, kind, mode):
-    units = Units(findings, (0, 1), decoder.device, torch.float32)
+    units = Units(decoder, findings, (0, 1))
     scores, _ = sweep(decoder, last(20), units, mode, [Variant(kind, source, 64, 1) for source in range(5)])
     np.testing.assert_allclose(scores, scores[:1].repeat(5, 0), atol=1e-4)
     baseline, _ = sweep(decoder, last(20), units, mode, [Variant(kind, 0, 0, 1)])
@@ -159,7 +161,7 @@ def test_with_all_units_no_ranking_matters(decoder, findings, kind, mode):
 
 
 def test_without_heads_attention_adds_nothing(decoder, findings):
-    units = Units(findings, (), decoder.device, torch.float32)
+    units = Units(decoder, findings, ())
     ablated, _ = sweep(decoder, last(20), units, "ablation", [Variant("heads", 0, 4, 0)])
     for layer in decoder.layers:
         layer.o_proj.weight.data.zero_()
@@ -171,16 +173,24 @@ def test_ranking_puts_the_greatest_first():
     assert ranking(np.array([[0.1, 3.0, -2.0, 0.5]])).tolist() == [[2, 0, 3, 1]]
 
 
+def test_units_that_a_layer_lacks_come_last():
+    merit = np.array([[0.1, -3.0, 9.0, 9.0], [0.1, 3.0, -2.0, 0.5]])
+    assert ranking(merit, [2, 4]).tolist() == [[0, 1, 2, 3], [2, 0, 3, 1]]
+    drawn = random_ranking(3, 0, [2, 4, 0], 4)
+    assert [sorted(row.tolist()) for row in drawn] == [[0, 1, 2, 3]] * 3
+    assert drawn[0, 2:].tolist() == [2, 3]
+
+
 def test_random_rankings_depend_on_their_seed_only():
-    first = random_ranking(3, 0, 5, 40)
-    np.testing.assert_array_equal(first, random_ranking(3, 0, 5, 40))
+    first = random_ranking(3, 0, [40] * 5, 40)
+    np.testing.assert_array_equal(first, random_ranking(3, 0, [40] * 5, 40))
     assert all(sorted(of_layer) == list(range(40)) for of_layer in first)
-    others = [random_ranking(4, 0, 5, 40), random_ranking(3, 1, 5, 40), np.roll(first, 1, axis=0)]
+    others = [random_ranking(4, 0, [40] * 5, 40), random_ranking(3, 1, [40] * 5, 40), np.roll(first, 1, axis=0)]
     assert not any((other == first).all() for other in others)
 
 
 def test_states_are_those_that_discovery_reads(decoder, findings, tokenizer, records, style, reply_style):
-    units = Units(findings, (), decoder.device, torch.float32)
+    units = Units(decoder, findings, ())
     user = expand(records)[0].user
     for chosen in (style, reply_style):
         for frame in chosen.frames("pride", 1):
@@ -191,7 +201,7 @@ def test_states_are_those_that_discovery_reads(decoder, findings, tokenizer, rec
 
 def test_curves_are_means_against_no_units(decoder, tokenizer, findings, records, reply_style, validated):
     result = validated(styles=[reply_style])
-    units = Units(findings, range(2), decoder.device, torch.float32)
+    units = Units(decoder, findings, range(2))
     targeted, control = [], []
     for index, item in enumerate(expand(records)):
         prompts = [

@@ -1,0 +1,33 @@
+"""Families that vLLM cannot compute in float32 on a CPU: their sites, at least, are found in its own classes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import support.meta_sites
+from emovllm.architectures import parse_site
+from support.families import NOT_ON_A_CPU, family_model, family_network
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("family", NOT_ON_A_CPU)
+def test_the_sites_in_vllms_class_are_those_of_the_model(tmp_path: Path, family: str) -> None:
+    command = [sys.executable, support.meta_sites.__file__, family_model(family, tmp_path / family)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "VLLM_LOGGING_LEVEL": "ERROR"}
+    built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert built.returncode == 0, built.stderr[-3000:]
+    line = next(line for line in built.stdout.splitlines() if line.startswith("SITES"))
+    expected = [
+        [*site, module.weight.shape[1]]
+        for name, module in family_network(family).named_modules()
+        if (site := parse_site(name)) is not None
+    ]
+    assert json.loads(line.removeprefix("SITES")) == sorted(expected)
+    assert {kind for kind, _, _ in expected} == {"attn", "mlp"}
