@@ -56,7 +56,9 @@ def read(decoder: Decoder, weights: Tensor, removals: Removals | None = None, st
         def reduce(hidden: Tensor) -> None:
             # Reduced at once: what is kept does not grow with the length of the prompts.
             # hidden: [batch, tokens, width]
-            reading.rows[quantity][layer] = torch.einsum("bt,btw->bw", reading.weights, hidden.float())
+            weights = reading.weights
+            rows = torch.einsum("bt,btw->bw", weights.to(hidden.device), hidden.float())
+            reading.rows[quantity][layer] = rows.to(weights.device)
 
         return reduce
 

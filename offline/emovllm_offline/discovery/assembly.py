@@ -47,7 +47,6 @@ def assemble(
         neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e], of_layers["neurons"])
         by_head = heads_apart(decoder, findings.attn_delta[e])
         heads[name] = _units(findings.heads[e], shares.heads, by_head, of_layers["heads"])
-    config = decoder.model.config.get_text_config()
     spec = CircuitSpec(
         model=ModelSpec(
             id=model_id or type(decoder.model).__name__,
@@ -57,7 +56,7 @@ def assemble(
             intermediate_size=decoder.intermediate_size,
             num_attention_heads=decoder.num_heads,
             head_dim=decoder.head_dim,
-            vocab_size=config.vocab_size,
+            vocab_size=decoder.config.vocab_size,
             layers=layer_specs(decoder),
         ),
         emotions=tuple(_emotion(name, strengths) for name in findings.emotions),

@@ -28,7 +28,7 @@ def pushed(decoder: Decoder, pushes: dict[int, tuple[Tensor, Tensor]]) -> Iterat
     def push(rows: Tensor, vectors: Tensor) -> Callable[[Tensor], Tensor]:
         def change(hidden: Tensor) -> Tensor:
             hidden = hidden.clone()
-            hidden[rows, -1] += vectors.to(hidden.dtype)
+            hidden[rows.to(hidden.device), -1] += vectors.to(hidden)
             return hidden
 
         return change

@@ -19,6 +19,7 @@ from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, resolve
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
+from emovllm_offline.model.decoder import trunk_of
 from emovllm_offline.model.generate import stop_tokens
 from emovllm_offline.model.hooks import after, before, hooked
 
@@ -30,24 +31,24 @@ class Control:
         """Raises: ValueError where the model lacks one of the circuit's sites."""
         self.model = model
         self.circuit = circuit
-        parameter = next(model.parameters())
+        self._trunk = trunk_of(model)
         wanted = set(circuit.sites())
         self._sites: list[tuple[nn.Module, Tensor]] = []
-        for name, module in model.named_modules():
+        for name, module in self._trunk.named_modules():
             site = parse_site(name)
             if site in wanted:
                 delta = torch.from_numpy(circuit.site_delta(*site))  # [emotions, width]
-                self._sites.append((module, delta.to(parameter.device, parameter.dtype)))
+                self._sites.append((module, delta.to(module.weight)))
         if len(self._sites) != len(wanted):
             raise ValueError(f"the model has {len(self._sites)} of the circuit's {len(wanted)} sites")
         self._layers = self._steered() if circuit.directions else []
 
     def _steered(self) -> list[tuple[nn.Module, Tensor]]:
         """The layers that the method `steering` acts on, and its vectors there, [emotions, hidden]."""
-        names = {site[1]: layer_of(name) for name, _ in self.model.named_modules() if (site := parse_site(name))}
-        device = next(self.model.parameters()).device
+        names = {site[1]: layer_of(name) for name, _ in self._trunk.named_modules() if (site := parse_site(name))}
+        layers = {number: self._trunk.get_submodule(name or "") for number, name in names.items()}
         return [
-            (self.model.get_submodule(names[number] or ""), torch.from_numpy(vectors).to(device))
+            (layers[number], torch.from_numpy(vectors).to(next(layers[number].parameters()).device))
             for number in steered_layers(self.circuit.spec.model.num_hidden_layers)
             for vectors in [steering_vectors(self.circuit, number)]
         ]
@@ -83,7 +84,7 @@ class Control:
 
         def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(delta) @ delta
-            return lambda values: values + mask(delta.device) * vector
+            return lambda values: values + mask(values.device) * vector
 
         def push(vectors: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(vectors) @ vectors
@@ -113,7 +114,7 @@ class Control:
         tokens: list[int] = []
         logprobs: list[float] = []
         cache = None
-        device = next(self.model.parameters()).device
+        device = self._trunk.get_input_embeddings().weight.device
         ids = torch.tensor([list(prompt)], device=device)
         with self.emotion(emotion, len(prompt)):
             while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in stop):

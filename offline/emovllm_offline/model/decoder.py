@@ -60,7 +60,8 @@ class Layer:
         into: list[Tensor] = []
 
         def add(written: Tensor) -> None:
-            see(into.pop() + written * self.residual_scale)
+            # What a layer is given may lie on the device of the one before.
+            see(into.pop().to(written.device) + written * self.residual_scale)
 
         return [before(self.block, into.append), after(self.attention_writer, add)]
 
@@ -73,12 +74,15 @@ class Layer:
 class Decoder:
     """A causal language model with its layers; `sublayers` is 2L in the order A0, M0, A1, M1, ...
 
+    model: as it was loaded; its forward, on text alone, gives the scores of tokens.
+    trunk: the language model in it without the head. In a model of several modalities it stands beside their towers.
     intermediate_size, num_heads, head_dim: the largest of all layers.
     alibi: positions are read off a two-dimensional attention mask.
     recurrent: some layers keep a state, which depends on the order of the tokens.
     """
 
     model: Any
+    trunk: Any
     layers: tuple[Layer, ...]
     hidden_size: int
     intermediate_size: int
@@ -92,8 +96,18 @@ class Decoder:
         return 2 * len(self.layers)
 
     @property
+    def config(self) -> Any:
+        """The language model's own."""
+        return self.model.config.get_text_config()
+
+    @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where token ids go, and where results come back to. Layers may lie on others."""
+        return self.trunk.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.trunk.dtype  # type: ignore[no-any-return]
 
     def projection(self, kind: str, layer: int) -> np.ndarray:
         """The weight of `attn` (o_proj) or `mlp` (down_proj), float32 [hidden, width]."""
@@ -104,16 +118,16 @@ class Decoder:
         return weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Runs the decoder without the language model's head; ids: [batch, tokens].
+        """Runs the language model without its head; ids: [batch, tokens].
 
         Returns: the hidden states after the final norm, [batch, tokens, hidden].
         """
-        past = 0 if cache is None else cache.get_seq_length()
-        positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
-        out = self.model.base_model(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=cache is not None
-        )
-        return out.last_hidden_state
+        out = self.trunk(**_inputs(ids, cache))
+        return out.last_hidden_state.to(ids.device)
+
+    def scores(self, ids: Tensor, cache: DynamicCache | None = None, last: int = 0) -> Tensor:
+        """The scores of the next token, [batch, tokens, vocabulary]; of the `last` tokens alone where it is given."""
+        return self.model(**_inputs(ids, cache), logits_to_keep=last).logits.to(ids.device)
 
     def prefix_cache(self, ids: Sequence[int]) -> DynamicCache:
         """The keys and values of a prefix that several sequences share (batch 1)."""
@@ -121,6 +135,12 @@ class Decoder:
         if ids:
             self.forward(torch.tensor([list(ids)], device=self.device), cache)
         return cache
+
+
+def _inputs(ids: Tensor, cache: DynamicCache | None) -> dict[str, Any]:
+    past = 0 if cache is None else cache.get_seq_length()
+    positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+    return {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "use_cache": cache is not None}
 
 
 def repeat_cache(cache: DynamicCache, batch: int) -> DynamicCache:
@@ -152,10 +172,16 @@ def find_decoder(model: Any) -> Decoder:
     )
 
 
+def trunk_of(model: Any) -> Any:
+    """The language model in a model, without its head."""
+    return model.get_decoder()
+
+
 def _decoder(model: Any, family: Family) -> Decoder:
     name = type(model).__name__
     config = model.config.get_text_config()
-    sites = _sites(model, family)
+    trunk = trunk_of(model)
+    sites = _sites(trunk, family)
     kinds = {kind for kind, _ in sites}
     if "attn" not in kinds or (family.mlp is not None and family.experts is None and "mlp" not in kinds):
         missing = "o_proj" if "attn" not in kinds else "down_proj"
@@ -163,11 +189,12 @@ def _decoder(model: Any, family: Family) -> Decoder:
     first = next(iter(sites.values()))
     stack = first[: first.rindex(f".{_layer_number(sites, first)}.")]
     layers = tuple(
-        _layer(model.get_submodule(f"{stack}.{i}"), family, config, f"{name}: layer {i}")
+        _layer(trunk.get_submodule(f"{stack}.{i}"), family, config, f"{name}: layer {i}")
         for i in range(config.num_hidden_layers)
     )
     decoder = Decoder(
         model,
+        trunk,
         layers,
         config.hidden_size,
         # A model without neurons that a circuit acts on has the width of its experts, or of what its settings say.
@@ -185,16 +212,19 @@ def _layer_number(sites: dict[tuple[str, int], str], path: str) -> int:
     return next(layer for (_, layer), site in sites.items() if site == path)
 
 
-def _sites(model: Any, family: Family) -> dict[tuple[str, int], str]:
-    """The paths of a family's projections. Raises: UnsupportedModelError where two answer to one name."""
+def _sites(trunk: Any, family: Family) -> dict[tuple[str, int], str]:
+    """The paths of a family's projections in the language model.
+
+    Raises: UnsupportedModelError where two answer to one name.
+    """
     sites: dict[tuple[str, int], str] = {}
-    for path, _ in model.named_modules():
+    for path, _ in trunk.named_modules():
         site = parse_site(path, [family])
         if site is None:
             continue
         if site in sites:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: both {sites[site]} and {path} are the {site[0]} projection of a layer"
+                f"{type(trunk).__name__}: both {sites[site]} and {path} are the {site[0]} projection of a layer"
             )
         sites[site] = path
     return sites
@@ -260,7 +290,7 @@ def _check(decoder: Decoder, name: str) -> None:
 
     def keep(layer: int, what: str) -> Callable[[Tensor], None]:
         # A copy: Falcon adds to what its MLP gave in place.
-        return lambda values: seen[layer].__setitem__(what, values.float().clone())
+        return lambda values: seen[layer].__setitem__(what, values.float().clone().to(decoder.device))
 
     hooks = []
     for i, layer in enumerate(decoder.layers):
@@ -271,7 +301,7 @@ def _check(decoder: Decoder, name: str) -> None:
         hooks += [after(module, keep(i, what)) for what, module in projections.items() if module is not None]
     with hooked(hooks):
         decoder.forward(torch.arange(_CHECKED_TOKENS, device=decoder.device)[None])
-    rounding = _CHECK_ROUNDING * torch.finfo(decoder.model.dtype).eps
+    rounding = _CHECK_ROUNDING * torch.finfo(decoder.dtype).eps
     for i, (layer, states) in enumerate(zip(decoder.layers, seen, strict=True)):
         shapes = {tuple(values.shape) for values in states.values()}
         expected = 5 + (layer.o_proj is not None) + (layer.down_proj is not None)

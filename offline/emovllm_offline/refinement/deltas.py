@@ -52,7 +52,7 @@ class Deltas:
 
         def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
             rows = delta[emotions][:, None]  # [rows, 1, width]
-            return lambda values: values + rows.to(values.dtype)
+            return lambda values: values + rows.to(values)
 
         with hooked([before(module, inject(delta)) for module, delta in self.by_module()]):
             yield

@@ -46,7 +46,7 @@ class Anchor:
         frame = self._style.frames(name, self._numbers[example.id])[0].model_copy(update={"reply": None})
         prompt = render(self._tokenizer, frame, example.user).ids
         ids = torch.tensor([[*prompt, *reply[:-1]]], device=self._decoder.device)
-        logits = self._decoder.model(input_ids=ids, use_cache=False, logits_to_keep=len(reply)).logits[0]
+        logits = self._decoder.scores(ids, last=len(reply))[0]
         values, tokens = logits.float().topk(min(ANCHOR_TOKENS, logits.shape[-1]))
         return tokens, values.softmax(-1)
 
@@ -89,14 +89,8 @@ class Loss:
         )
         with torch.no_grad():
             cache = self._decoder.prefix_cache(prompt[:-1])
-        positions = torch.arange(len(prompt) - 1, len(prompt) - 1 + longest, device=device)[None]
         with self._deltas.injected(torch.arange(len(replies), device=device)):
-            logits = self._decoder.model(
-                input_ids=ids,
-                position_ids=positions,
-                past_key_values=repeat_cache(cache, len(replies)),
-                use_cache=True,
-            ).logits
+            logits = self._decoder.scores(ids, repeat_cache(cache, len(replies)))
         anchors = self._anchor(example, replies) if self._anchor else [None] * len(replies)
         losses = [self._of(row, reply, anchor) for row, reply, anchor in zip(logits, replies, anchors, strict=True)]
         return torch.stack(losses)

@@ -51,7 +51,7 @@ class Units:
     """
 
     def __init__(self, decoder: Decoder, findings: Findings, seeds: Sequence[int]) -> None:
-        device, dtype = decoder.device, decoder.model.dtype
+        device, dtype = decoder.device, decoder.dtype
         self.count = {
             "neurons": [layer.neurons for layer in decoder.layers],
             "heads": [layer.heads for layer in decoder.layers],
@@ -103,13 +103,14 @@ def changed(decoder: Decoder, units: Units, mode: Mode, scale: float, variants: 
 
         def switch(values: Tensor) -> Tensor:
             rows = values.reshape(len(variants), -1)  # [variants, width]
-            chosen = units.rank[kind][source, layer, : units.count[kind][layer]] < k[:, None]  # [variants, units]
+            chosen = units.rank[kind][source, layer, : units.count[kind][layer]] < k[:, None]
+            chosen = chosen.to(values.device)  # [variants, units]
             if units.width[kind][layer] > 1:
                 chosen = chosen.repeat_interleave(units.width[kind][layer], 1)
             if mode == "ablation":
                 rows = rows.masked_fill(chosen, 0)
             else:
-                rows = rows + chosen * (scale * units.delta[kind][emotion, layer, : rows.shape[1]])
+                rows = rows + chosen * (scale * units.delta[kind][emotion, layer, : rows.shape[1]]).to(values.device)
             return rows.reshape(values.shape)
 
         return switch
@@ -157,10 +158,10 @@ def sweep(
 
     def keep(site: str, layer: int, hidden: Tensor) -> None:
         if site == "mlp":
-            states[layer] += hidden[0, prompt.positions.start :].float().sum(0)
+            states[layer] += hidden[0, prompt.positions.start :].float().sum(0).to(states.device)
 
     def score(site: str, layer: int, hidden: Tensor) -> None:
-        rows = hidden.reshape(-1, hidden.shape[-1]).float()  # [variants, hidden]
+        rows = hidden.reshape(-1, hidden.shape[-1]).float().to(states.device)  # [variants, hidden]
         along = (rows @ units.directions[site][:, layer].T).double()
         totals[site] = totals[site] + along if site in totals else along
         if site == "mlp" and not batches:
@@ -186,12 +187,12 @@ def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int
     attention window has its oldest tokens hidden by rules of the architecture; then the rows are a batch, as they are
     where the architecture reads positions off the mask, or where layers keep a state, of which each row has its own.
     """
-    base = decoder.model.base_model
+    trunk = decoder.trunk
     if not position:
-        base(input_ids=torch.full((rows, 1), token, device=decoder.device), use_cache=False)
+        trunk(input_ids=torch.full((rows, 1), token, device=decoder.device), use_cache=False)
         return
     if decoder.recurrent:
-        base(
+        trunk(
             input_ids=torch.full((rows, 1), token, device=decoder.device),
             position_ids=torch.full((1, 1), position, device=decoder.device),
             past_key_values=repeat_cache(cache, rows),
@@ -201,17 +202,17 @@ def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int
     if decoder.alibi or any(
         getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers
     ):
-        base(
+        trunk(
             input_ids=torch.full((rows, 1), token, device=decoder.device),
             position_ids=torch.full((1, 1), position, device=decoder.device),
             past_key_values=_frozen(cache),
             use_cache=True,
         )
         return
-    dtype = decoder.model.dtype
+    dtype = decoder.dtype
     hidden = torch.full((rows, rows), torch.finfo(dtype).min, dtype=dtype, device=decoder.device).fill_diagonal_(0)
     seen = torch.zeros(rows, position, dtype=dtype, device=decoder.device)
-    base(
+    trunk(
         input_ids=torch.full((1, rows), token, device=decoder.device),
         position_ids=torch.full((1, rows), position, device=decoder.device),
         attention_mask=torch.cat([seen, hidden], 1)[None, None],

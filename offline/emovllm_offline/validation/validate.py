@@ -127,7 +127,7 @@ def _inputs(
         "styles": [{"name": style.name, "sha256": style.digest()} for style in styles],
         "plan": asdict(plan),
         "batch_size": batch_size,
-        "dtype": str(decoder.model.dtype).removeprefix("torch."),
+        "dtype": str(decoder.dtype).removeprefix("torch."),
         "device": decoder.device.type,
     }
 
