@@ -40,9 +40,11 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -
     import transformers
 
     transformers.logging.disable_progress_bar()
-    network = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-    )
+    config = transformers.AutoConfig.from_pretrained(folder)
+    # Some models of text and images are known to the second alone; their towers are not run.
+    is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    kind = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForImageTextToText
+    network = kind.from_pretrained(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     return network.to(device).eval()
 
 

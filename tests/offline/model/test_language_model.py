@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from emovllm_offline.discovery.discover import discover
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.load import load_network
 from offline.conftest import SHAPE
 
 TEXT = {key: value for key, value in SHAPE.items() if value is not None and key != "rotary_dim"}
@@ -47,6 +48,14 @@ def test_scores_are_those_of_the_language_model_alone(wrapped_and_bare):
         wrapped, bare = (find_decoder(model).scores(ids) for model in wrapped_and_bare)
     torch.testing.assert_close(wrapped, bare)
     assert wrapped.std() > 0
+
+
+def test_it_is_loaded_from_its_folder(wrapped_and_bare, tmp_path):
+    wrapped, _ = wrapped_and_bare
+    wrapped.save_pretrained(tmp_path)
+    network = load_network(tmp_path)
+    assert type(network) is type(wrapped)
+    assert len(find_decoder(network).layers) == 4
 
 
 def test_the_circuit_is_that_of_the_language_model_alone(wrapped_and_bare, tokenizer, records, style):
