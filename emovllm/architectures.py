@@ -133,14 +133,21 @@ _BY_TYPE = {family.model_type: family for family in FAMILIES}
 # that predict further tokens.
 NO_SITES = frozenset(
     {
+        "apm",
+        "audio_encoder",
         "audio_tower",
         "embed_audio",
         "embed_vision",
         "mtp",
         "multi_modal_projector",
+        "vision_backbone",
+        "vision_encoder",
         "vision_model",
         "vision_tower",
         "visual",
+        "visual_tokenizer",
+        "vpm",
+        "whisper_encoder",
     }
 )
 

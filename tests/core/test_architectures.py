@@ -32,6 +32,8 @@ def test_the_sites_of_every_row_are_found_without_knowing_the_family():
         "model.visual.layers.3.mlp.down_proj",
         "model.audio_tower.layers.1.fc2",
         "mtp.layers.0.self_attn.o_proj",
+        "vision_encoder.transformer.layers.0.attention.o_proj",
+        "vpm.encoder.layers.0.self_attn.out_proj",
     ],
 )
 def test_towers_and_heads_of_further_tokens_are_no_sites(name):
