@@ -36,7 +36,8 @@ from emovllm_offline.evaluation.likelihood import Likelihoods
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
 from emovllm_offline.judges.text import text_metrics
-from emovllm_offline.model.decoder import Decoder, find_decoder, repeat_cache
+from emovllm_offline.model.decoder import Decoder, repeat_cache
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.generate import stop_tokens
 from emovllm_offline.model.hooks import Hook, before, hooked
 from emovllm_offline.model.load import load

@@ -29,7 +29,8 @@ from emovllm_offline.discovery.importance import (
     sublayer_importance,
 )
 from emovllm_offline.discovery.parameters import Parameters
-from emovllm_offline.model.decoder import Decoder, find_decoder
+from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load
 
 

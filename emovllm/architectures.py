@@ -121,6 +121,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("glm4_moe", shared="mlp.shared_experts.down_proj", experts="mlp"),
     Family("deepseek_v3", shared="mlp.shared_experts.down_proj", experts="mlp"),
     Family("gpt_oss", mlp=None, experts="mlp", attn_in_vllm="attn.o_proj"),
+    Family("llama4_text", mlp="feed_forward.down_proj", experts="feed_forward"),
     Family("qwen3_next", experts="mlp", mixers=("linear_attn",)),
     Family("qwen3_5_text", mixers=("linear_attn",)),
     Family("granitemoehybrid", mlp="shared_mlp.output_linear", mixers=("mamba",), scale="residual_multiplier"),

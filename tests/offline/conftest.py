@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from emovllm_offline.data.sev import Events, Record
 from emovllm_offline.data.styles import Style
-from emovllm_offline.model.decoder import Decoder, find_decoder
+from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.find import find_decoder
 from support.families import FAMILIES, VARIANTS, family_network
 
 VOCABULARY = 128

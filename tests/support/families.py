@@ -110,6 +110,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": None,
     },
     "gpt_oss": {**_HEAD, **_EXPERTS, **_WINDOWS},
+    "llama4_text": {
+        **_HEAD,
+        **_EXPERTS,
+        "intermediate_size_mlp": 96,
+        "interleave_moe_layer_step": 2,
+        "num_experts_per_tok": 1,
+    },
     "qwen3_next": {**_HEAD, **_EXPERTS, **_LAST_HAS_EXPERTS, **_LINEAR, "shared_expert_intermediate_size": 48},
     "qwen3_5_text": {**_HEAD, **_LINEAR},
     "granitemoehybrid": {

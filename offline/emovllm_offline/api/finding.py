@@ -16,7 +16,7 @@ from emovllm_offline.data import examples, sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Measurement, Parameters
-from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import LoadedModel, load
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.validation.plan import Plan, Settings

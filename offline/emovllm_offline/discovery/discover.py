@@ -41,7 +41,8 @@ from emovllm_offline.discovery.measure import (
 from emovllm_offline.discovery.parameters import Measurement, Parameters, Settings, Stage
 from emovllm_offline.discovery.removal import norms_digest
 from emovllm_offline.discovery.survival import Accepted
-from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.model.decoder import Decoder, weights_digest
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.storage.checkpoint import Checkpoint
 from emovllm_offline.storage.places import work_folder

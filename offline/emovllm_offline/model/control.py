@@ -19,7 +19,7 @@ from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, resolve
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
-from emovllm_offline.model.decoder import trunk_of
+from emovllm_offline.model.find import trunk_of
 from emovllm_offline.model.generate import stop_tokens
 from emovllm_offline.model.hooks import after, before, hooked
 

@@ -27,7 +27,8 @@ from emovllm.spec import EmotionSpec
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import Frame, Style, load_style
-from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.model.decoder import Decoder, weights_digest
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.refinement.deltas import Deltas
 from emovllm_offline.refinement.loss import Anchor, Loss

@@ -20,7 +20,8 @@ from emovllm_offline.data import sev
 from emovllm_offline.data.styles import Style, common_emotions, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.intervals import mean_interval
-from emovllm_offline.model.decoder import Decoder, find_decoder, weights_digest
+from emovllm_offline.model.decoder import Decoder, weights_digest
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.rows import Rows

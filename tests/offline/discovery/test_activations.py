@@ -50,7 +50,7 @@ def test_residuals_are_those_of_the_model(any_decoder):
     # hidden_states[i + 1] is the output of layer i, save that of the last layer, which is normed.
     for layer in range(len(any_decoder.layers) - 1):
         torch.testing.assert_close(got["mlp"][0, layer], out.hidden_states[layer + 1][0, -1], rtol=1e-5, atol=1e-4)
-    base = any_decoder.model.base_model
+    base = any_decoder.trunk
     final_norm = [child for name, child in base.named_children() if "norm" in name or name == "ln_f"][-1]
     final = final_norm(got["mlp"][0, -1])
     torch.testing.assert_close(final, out.hidden_states[-1][0, -1], rtol=1e-4, atol=1e-4)

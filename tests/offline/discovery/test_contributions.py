@@ -15,7 +15,8 @@ from emovllm.errors import UnsupportedModelError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.measure import measure_activations, measure_normed_heads, unit_contributions
-from emovllm_offline.model.decoder import Decoder, find_decoder
+from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.hooks import Hook, after, before, hooked
 from emovllm_offline.storage.checkpoint import Checkpoint
 from offline.conftest import DISCOVERED, tiny_model

@@ -16,7 +16,8 @@ from emovllm_offline.discovery.assembly import assemble
 from emovllm_offline.discovery.discover import discover, gradient_agreement, measure, measure_until
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Measurement, Parameters
-from emovllm_offline.model.decoder import find_decoder, projection_weight
+from emovllm_offline.model.decoder import projection_weight
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.storage import checkpoint
 from offline.conftest import DIFFERENT
 

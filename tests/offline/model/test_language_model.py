@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from emovllm_offline.discovery.discover import discover
 from emovllm_offline.discovery.parameters import Parameters
-from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load_network
 from offline.conftest import SHAPE
 

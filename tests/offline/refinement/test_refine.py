@@ -17,7 +17,7 @@ from emovllm_offline.data.styles import Frame
 from emovllm_offline.discovery.discover import discover
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.control import Control
-from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.refinement.refine import Prompts, refine
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.storage import checkpoint

@@ -10,7 +10,7 @@ from emovllm.cli import main
 from emovllm.spec import CircuitSpec
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
-from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.reporting import plots
 from emovllm_offline.validation import figures, report
 from emovllm_offline.validation.plan import Plan, Settings

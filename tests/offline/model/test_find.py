@@ -15,7 +15,7 @@ from emovllm.architectures import candidates
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import collect
-from emovllm_offline.model.decoder import find_decoder
+from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.hooks import after, hooked
 from offline.conftest import REFUSED, SHAPE
 from support.families import FAMILIES, VARIANTS, family_network
@@ -38,7 +38,7 @@ def read_mlp(decoder):
 
 def test_dimensions_are_those_of_the_config(any_decoder):
     # Bloom's MLPs have four times the hidden size, always; Granite's shared ones have a setting of their own.
-    width = {"bloom": 128, "granitemoehybrid": 96}.get(any_decoder.model.config.model_type, 64)
+    width = {"bloom": 128, "granitemoehybrid": 96, "llama4_text": 96}.get(any_decoder.model.config.model_type, 64)
     assert (any_decoder.hidden_size, any_decoder.intermediate_size) == (32, width)
     assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (
         4,
