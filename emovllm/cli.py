@@ -24,6 +24,7 @@ _OF_VLLM = {
     ),
 }
 _COMMANDS = {
+    "models": ("emovllm.known_models", "which models are known, and what can be done with one"),
     "top": ("emovllm_server.top.cli", "watch a server: rates, latencies and running requests by emotion"),
     "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
     "elicit": ("emovllm_offline.commands.elicit", "generate and judge replies in each emotion"),

@@ -16,7 +16,7 @@ def test_each_row_has_an_example_and_each_example_a_row():
 
 def test_a_known_model_has_its_row_and_another_all():
     assert [family.model_type for family in candidates("gpt_neox")] == ["gpt_neox"]
-    assert candidates("falcon_h1") == FAMILIES
+    assert candidates("gemma") == FAMILIES
 
 
 def test_the_sites_of_every_row_are_found_without_knowing_the_family():

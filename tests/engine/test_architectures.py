@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from emovllm.architectures import FAMILIES
 from support.circuits import random_circuit
 from support.engine import EngineError
-from support.families import FAMILIES, NEEDS_TORCHVISION, NOT_ON_A_CPU, family_model
+from support.families import family_model
 from support.oracle import Oracle
 from support.series import Series, mixed_batch, unsteered
 
@@ -16,19 +17,13 @@ pytestmark = pytest.mark.engine
 
 # Every layer has experts: circuits are of heads alone.
 EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
-# To the engine these are like others of the table, with the same projections: they were tried by hand (docs/reference/
-# compatibility.md), and are not worth five seconds each of every run.
-TRIED = ("exaone4", "smollm3", "seed_oss", "ernie4_5", "hunyuan_v1_dense", "cohere")
-LEFT_OUT = {*TRIED, *NOT_ON_A_CPU, *NEEDS_TORCHVISION}
 TOKENS = 12
 # vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart. Its xIELU, which
 # Apertus has, keeps its parameters in bfloat16.
 TOLERANCE = {"gemma2": 0.01, "apertus": 0.01}
 
 
-@pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family not in (*TRIED, *NOT_ON_A_CPU, *NEEDS_TORCHVISION)]
-)
+@pytest.mark.parametrize("family", [family.model_type for family in FAMILIES if family.served == "tests"])
 def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
     model = family_model(family, tmp_path / family)
     circuit = random_circuit(model, tmp_path / "circuit", neurons=0 if family in EXPERTS else 8, scale=1.0)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import support.meta_sites
-from emovllm.architectures import parse_site
-from support.families import NOT_ON_A_CPU, family_model, family_network
+from emovllm.architectures import FAMILIES, parse_site
+from support.families import family_model, family_network
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("family", NOT_ON_A_CPU)
+@pytest.mark.parametrize("family", [family.model_type for family in FAMILIES if family.served == "sites"])
 def test_the_sites_in_vllms_class_are_those_of_the_model(tmp_path: Path, family: str) -> None:
     command = [sys.executable, support.meta_sites.__file__, family_model(family, tmp_path / family)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "VLLM_LOGGING_LEVEL": "ERROR"}

@@ -147,14 +147,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_alibi": ("falcon", {"alibi": True}),
     "falcon_new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
-# What vLLM 0.32 does not compute in float32 on a CPU, with or without emovllm: latent attention takes no such weights,
-# linear attention wants bfloat16, short convolutions mix requests up that are in one batch.
-NOT_ON_A_CPU = ("deepseek_v3", "qwen3_next", "lfm2")
-# Classes of vLLM's that import torchvision, of which there is none for this build of PyTorch.
-NEEDS_TORCHVISION = ("qwen3_5_text",)
-# A family that the table has no row for: attention and Mamba write side by side, each times a factor of its own.
+# A family that the table has no row for, and that is not known to be built otherwise.
 UNKNOWN: dict[str, dict[str, Any]] = {
-    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1},
+    "gemma": _HEAD,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emovllm.architectures import Family, candidates, parse_site
+from emovllm.architectures import REFUSED, Family, candidates, parse_site
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.decoder import Decoder, Layer, projection_weight
 from emovllm_offline.model.hooks import after, before, hooked
@@ -26,6 +26,9 @@ def find_decoder(model: Any) -> Decoder:
         what the model does otherwise than its row of the table says.
     """
     model_type = model.config.get_text_config().model_type
+    if model_type in REFUSED:
+        name, reason = REFUSED[model_type]
+        raise UnsupportedModelError(f"{name} is not supported: {reason}")
     families = candidates(model_type)
     errors = []
     for family in families:

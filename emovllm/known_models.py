@@ -1,0 +1,242 @@
+"""`emovllm models`: which models are known, and what can be done with one, by its configuration alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from emovllm.architectures import FAMILIES, REFUSED, Family, candidates
+from emovllm.errors import ModelError
+from emovllm.models import resolve_model
+from emovllm.options import FLAT, Options
+
+_SERVED = {
+    "tests": "exact (tests)",
+    "once": "exact (tried)",
+    "sites": "not on a CPU",
+    "unseen": "not tried",
+}
+# What GPT-2 and its like call them.
+_OLDER = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd"}
+# What configurations call the width of an MLP, the more particular first.
+_WIDTHS = (
+    "shared_intermediate_size",
+    "intermediate_size_mlp",
+    "intermediate_size",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "n_inner",
+)
+# Packages of vLLM's that compute a whole model with kernels of their own.
+_FUSED = re.compile(r"deepseek_v(32|4)|glm_moe_dsa|glm5|kimi_k3|minimax_m3|qwen4|hy_v4|inkling|dots3")
+
+
+@dataclass(frozen=True)
+class ModelsOptions(Options):
+    model: Annotated[str | None, Parameter(help="folder or Hugging Face id; none: all families that are known")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What a circuit of a model can act on, by layer: 0 where it cannot."""
+
+    neurons: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+def main(options: Annotated[ModelsOptions, FLAT] = ModelsOptions()) -> None:
+    """Which families of models are known; or of one model, by its configuration alone, what a circuit can act on, what
+    discovery and the engine do with it, and what is refused and why.
+    """
+    print(table() if options.model is None else describe(options.model))
+
+
+def table() -> str:
+    """All families, as a Markdown table."""
+    rows = [("models", "model_type", "heads at", "neurons at", "discovery", "served")]
+    for family in FAMILIES:
+        neurons = ", ".join(family.projections["mlp"]) or "-"
+        heads = family.attn + (" (not in all layers)" if family.mixers else "")
+        discovery = "refused" if family.not_discovered else "yes"
+        rows.append(
+            (
+                family.name,
+                family.model_type,
+                heads,
+                neurons + (" (dense layers)" if _mixed(family) else ""),
+                discovery,
+                _SERVED[family.served],
+            )
+        )
+    rows += [(name, model_type, "-", "-", "refused", "refused") for model_type, (name, _) in REFUSED.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    why = [f"{name}: {reason}." for name, reason in REFUSED.values()]
+    return "\n".join([lines[0], rule, *lines[1:], "", "Refused, for", *(f"- {line}" for line in why)])
+
+
+def describe(model: str) -> str:
+    """What can be done with one model. Raises: ModelError."""
+    whole = read_config(model)
+    config = whole.get("text_config") or whole
+    model_type = str(config.get("model_type") or whole.get("model_type"))
+    rows = candidates(model_type)
+    name = (whole.get("architectures") or ["an unnamed architecture"])[0]
+    lines = [f"{model}: {name}, {model_type}"]
+    if config is not whole:
+        lines.append("text        the language model in it alone; other modalities have no sites")
+    if model_type in REFUSED:
+        return "\n".join([*lines, f"refused     {REFUSED[model_type][1]}"])
+    if len(rows) > 1:
+        lines.append("table       no row: discovery looks whether a row fits, and refuses it otherwise")
+        return "\n".join([*lines, *_engine(model_type, None, whole)])
+    (family,) = rows
+    units = units_of(family, config)
+    lines += [
+        f"table       {family.name}",
+        f"neurons     {_told(units.neurons)}"
+        + (f", inputs of {family.projections['mlp'][0]}" if any(units.neurons) else ""),
+        f"heads       {_told(units.heads)}, inputs of {family.attn}",
+        f"discovery   {f'refused: {family.not_discovered}' if family.not_discovered else _discovery(whole)}",
+        *_engine(model_type, family, whole),
+    ]
+    sites = sum(map(bool, units.neurons)) + sum(map(bool, units.heads))
+    size = 6 * sites * _size(config, "hidden_size") * 4
+    lines.append(f"memory      {size / 2**20:.3g} MiB for a circuit of six emotions, beside the model")
+    return "\n".join(lines)
+
+
+def units_of(family: Family, config: Mapping[str, Any]) -> Units:
+    """By a text configuration alone. Raises: ModelError where it lacks a size."""
+    layers, heads = _size(config, "num_hidden_layers"), _size(config, "num_attention_heads")
+    attention = [not _other_mixer(family, config, layer) for layer in range(layers)]
+    experts = [_has_experts(family, config, layer) for layer in range(layers)]
+    neurons = [
+        (_shared_width(config) if family.shared else 0) if of_experts else (_dense_width(config) if family.mlp else 0)
+        for of_experts in experts
+    ]
+    return Units(tuple(neurons), tuple(heads if has else 0 for has in attention))
+
+
+def read_config(model: str) -> dict[str, Any]:
+    """A model's config.json; nothing else is downloaded. Raises: ModelError."""
+    place = Path(resolve_model(model) if model == "default" else model).expanduser()
+    if not place.is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            place = Path(hf_hub_download(model, "config.json")).parent
+        except Exception as error:
+            raise ModelError(f"{model}: neither a folder nor a model that could be fetched ({error})") from None
+    try:
+        config = json.loads((place / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{place / 'config.json'}: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{place / 'config.json'}: not a JSON object")
+    return config
+
+
+def _inputs_of(family: Family) -> str:
+    return f", inputs of {' or '.join(family.projections['mlp'])}"
+
+
+def _mixed(family: Family) -> bool:
+    return family.experts is not None and family.mlp is not None
+
+
+def _other_mixer(family: Family, config: Mapping[str, Any], layer: int) -> bool:
+    if not family.mixers:
+        return False
+    types = config.get("layer_types") or config.get("layers_block_type")
+    if types:
+        return "attention" not in types[layer] or types[layer] == "linear_attention"
+    every = config.get("full_attention_interval") or 4
+    return (layer + 1) % int(every) != 0
+
+
+def _has_experts(family: Family, config: Mapping[str, Any], layer: int) -> bool:
+    if family.experts is None:
+        return False
+    if family.mlp is None:
+        return True
+    if (dense := config.get("first_k_dense_replace")) is not None:
+        return layer >= int(dense)
+    if (interval := config.get("interleave_moe_layer_step")) is not None:
+        return layer in config["moe_layers"] if config.get("moe_layers") else (layer + 1) % int(interval) == 0
+    if layer in (config.get("mlp_only_layers") or ()):
+        return False
+    return (layer + 1) % int(config.get("decoder_sparse_step") or 1) == 0
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    """Raises: ModelError."""
+    for each in (name, _OLDER[name]):
+        if isinstance(config.get(each), int):
+            return int(config[each])
+    raise ModelError(f"the configuration has no {name}")
+
+
+def _dense_width(config: Mapping[str, Any]) -> int:
+    names = (
+        "shared_intermediate_size",
+        "intermediate_size_mlp",
+        "intermediate_size",
+        "ffn_dim",
+        "ffn_hidden_size",
+        "n_inner",
+    )
+    for name in names:
+        if config.get(name):
+            return int(config[name])
+    return 4 * _size(config, "hidden_size")
+
+
+def _shared_width(config: Mapping[str, Any]) -> int:
+    return int(config["moe_intermediate_size"]) * int(config.get("n_shared_experts") or 0)
+
+
+def _told(counts: tuple[int, ...]) -> str:
+    have = [count for count in counts if count]
+    if not have:
+        return "none: its MLPs are experts"
+    sizes = " or ".join(str(size) for size in sorted(set(have)))
+    return f"{sizes} in {'each of' if len(have) == len(counts) else f'{len(have)} of'} {len(counts)} layers"
+
+
+def _discovery(whole: Mapping[str, Any]) -> str:
+    method = (whole.get("quantization_config") or {}).get("quant_method")
+    if method is None:
+        return "yes"
+    return f"needs the plain weights, which this {method} checkpoint lacks: discover on the original, serve this one"
+
+
+def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) -> list[str]:
+    if _FUSED.match(model_type):
+        return ["engine      refused: vLLM computes it with fused kernels, which go past the projections"]
+    known = (
+        "served if vLLM has its projections as row-parallel layers; start-up tells"
+        if family is None
+        else {
+            "tests": "served, equal to Hugging Face with hooks in the tests",
+            "once": "served, equal to Hugging Face with hooks when tried",
+            "sites": "its sites are found; vLLM computes it on a GPU alone, where it was not run",
+            "unseen": "not tried: its class needs packages that a CPU's environment lacks",
+        }[family.served]
+    )
+    method = (whole.get("quantization_config") or {}).get("quant_method")
+    return [
+        f"engine      {known}",
+        f"weights     {method}: served, the circuit's fingerprint within 0.3"
+        if method
+        else f"weights     {whole.get('dtype') or whole.get('torch_dtype') or 'float32'}",
+    ]
