@@ -42,7 +42,7 @@ def split_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def replicated_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One KV head, which both ranks hold."""
-    return tiny_model(tmp_path_factory.mktemp("replicated"), initializer_range=0.2)
+    return tiny_model(tmp_path_factory.mktemp("replicated"), num_hidden_layers=4, initializer_range=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,20 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
     def start(
         model: str, circuit: Path, env: dict[str, str] | None = None, kind: type[Engine] = Engine, **config: Any
     ) -> Engine:
-        defaults = {"dtype": "float32", "max_model_len": 128, "block_size": BLOCK, "seed": 0, "enforce_eager": True}
+        defaults = {
+            "dtype": "float32",
+            "max_model_len": 128,
+            "block_size": BLOCK,
+            "seed": 0,
+            "enforce_eager": True,
+            "additional_config": {"emovllm": {"circuit": str(circuit)}},
+        }
         return kind(
             root / f"{len(list(root.iterdir()))}.log",
             {"VLLM_CACHE_ROOT": str(root / "cache"), **(env or {})},
             model=model,
             skip_tokenizer_init=True,
             disable_log_stats=False,
-            additional_config={"emovllm": {"circuit": str(circuit)}},
             **{**defaults, **config},
         )
 
@@ -110,7 +116,7 @@ def of_second_rank(whole: Path, model: str, out: Path) -> Path:
     spec = circuit.spec
     neurons = {name: kept(units, spec.model.intermediate_size) for name, units in circuit.neurons.items()}
     heads = {name: kept(units, spec.model.num_attention_heads) for name, units in circuit.heads.items()}
-    save_circuit(Circuit.fingerprinted(spec, neurons, heads, weight_of), out)
+    save_circuit(Circuit.fingerprinted(spec, neurons, heads, weight_of, circuit.directions), out)
     return out
 
 
@@ -150,16 +156,24 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
     assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
 
 
-def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_when_compiled(
+def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_compiled_and_by_both_methods(
     replicated_model: str, mixed: list[Ask], start: Callable[..., Engine], tmp_path: Path
 ) -> None:
-    whole = random_circuit(replicated_model, tmp_path / "whole")
+    whole = random_circuit(replicated_model, tmp_path / "whole", directions=True)
     second = of_second_rank(whole, replicated_model, tmp_path / "second")
+    # The steering baseline is added on each rank alone, for it is no part of what ranks sum.
+    steered = [Ask(ask.prompt, {**ask.fields, "emotion_method": "steering"}) for ask in mixed if ask.fields]
     # Compiled by Dynamo alone, which is quick.
     env = {"VLLM_CPU_CI_ENV": "1"}
-    with start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False) as engine:
-        replies = engine.generate(mixed, MAX_TOKENS)
-    assert_same(replies, Oracle(replicated_model, second).generate(mixed, MAX_TOKENS))
+    config = {"additional_config": {"emovllm": {"circuit": str(second), "steering": True}}}
+    with start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False, **config) as engine:
+        replies = engine.generate([*mixed, *steered], MAX_TOKENS)
+    expected = Oracle(replicated_model, second).generate([*mixed, *steered], MAX_TOKENS)
+    by_circuit = [reply for ask, reply in zip(mixed, expected, strict=False) if ask.fields]
+    assert (
+        sum(a.tokens != b.tokens for a, b in zip(by_circuit, expected[len(mixed) :], strict=True)) >= len(steered) - 4
+    )
+    assert_same(replies, expected)
 
 
 def test_two_pipeline_stages_equal_the_oracle(

@@ -164,14 +164,6 @@ def test_the_compiled_model_equals_the_oracle(model: str, circuit: Path, oracle:
         assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
 
 
-def test_two_tensor_parallel_ranks_equal_the_oracle(model: str, circuit: Path, oracle: Oracle, tmp_path: Path) -> None:
-    # Compiled by Dynamo alone, which is quick.
-    env = {"VLLM_CACHE_ROOT": str(tmp_path), "VLLM_CPU_CI_ENV": "1"}
-    asks = by_both_methods()
-    with Engine(tmp_path / "log", env, **config(model, tensor_parallel_size=2, **settings(circuit))) as engine:
-        assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
-
-
 @pytest.mark.xdist_group("V2")
 def test_the_v2_model_runner_equals_the_oracle(series_v2: Series, model: str, circuit: Path, oracle: Oracle) -> None:
     asks = by_both_methods()
