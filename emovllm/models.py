@@ -19,6 +19,8 @@ from emovllm.progress import stage
 NAME = "SmolLM2-135M-Instruct"
 DEFAULT_MODEL_ID = f"HuggingFaceTB/{NAME}"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Of the weights in it, of which the folder holds what they stand for.
+QUANTIZATION = "Q4_1"
 # Part of the folder's name: a change of the conversion must not meet an older cached result.
 _CONVERSION = 1
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
 from emovllm.architectures import Kind, parse_site
@@ -24,6 +25,9 @@ from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.errors import Unsupported
 from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
+from emovllm.spec import CircuitSpec
+
+logger = init_logger(__name__)
 
 # One-hot rows that go through a projection at once while folding.
 _CHUNK = 512
@@ -109,12 +113,31 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
         measured[site.key] = fingerprint_entries(whole.cpu().numpy())
     quantized = any(not isinstance(site.layer.quant_method, UnquantizedLinearMethod) for site in sites)
     distance = fingerprint_distance(measured, circuit.fingerprint) if measured else 0.0
-    limit = _TOLERANCE_QUANTIZED if quantized else _TOLERANCE
+    if warning := check_distance(distance, circuit.spec, quantized):
+        logger.warning(warning)
+
+
+def check_distance(distance: float, spec: CircuitSpec, quantized: bool) -> str | None:
+    """Whether weights are those that a circuit was made for, by the relative distance of its fingerprint.
+
+    quantized: whether those served are; the circuit's provenance says whether those that it was made on were.
+    Returns: what there is to know of weights that are the same but for their precision.
+    Raises: Unsupported.
+    """
+    made_on = spec.provenance.get("quantization")
+    limit = _TOLERANCE_QUANTIZED if quantized or made_on else _TOLERANCE
     if not distance <= limit:
         raise Unsupported(
-            f"the circuit was made for {circuit.spec.model.id}, and the weights served here are not that model's: "
+            f"the circuit was made for {spec.model.id}, and the weights served here are not that model's: "
             f"the folded circuit differs by {distance:.3g} (relative), the limit is {limit}"
         )
+    if distance <= _TOLERANCE:
+        return None
+    origin = f"{made_on} weights" if made_on else "other precision"
+    return (
+        f"the circuit was made on {origin} of {spec.model.id}: through the weights served here it differs by "
+        f"{distance:.3g} (relative); what was measured with it holds for those that it was made on"
+    )
 
 
 def clear(sites: list[Site], columns: slice) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from emovllm.circuit import Circuit, Components
 from emovllm.errors import AssemblyError
+from emovllm.models import QUANTIZATION, is_default
 from emovllm.spec import CircuitSpec, EmotionSpec, LayerSpec, ModelSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
@@ -61,13 +62,24 @@ def assemble(
         ),
         emotions=tuple(_emotion(name, strengths) for name in findings.emotions),
         scope=parameters.scope,
-        provenance={**provenance, "groups": findings.groups},
+        provenance={**provenance, **_precision(decoder, model_id), "groups": findings.groups},
     )
 
     directions = dict(zip(findings.emotions, findings.mlp_directions.astype(np.float32), strict=True))
     return Circuit.fingerprinted(
         spec, neurons, heads, decoder.projection, directions if parameters.directions else None
     )
+
+
+def _precision(decoder: Decoder, model_id: str) -> dict[str, str]:
+    """Of which quantisation the weights are, where they are of one: a server then expects others to differ."""
+    config = getattr(decoder.config, "quantization_config", None)
+    if is_default(model_id):
+        return {"quantization": QUANTIZATION}
+    if config is None:
+        return {}
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return {"quantization": str(getattr(method, "value", method))}
 
 
 def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:

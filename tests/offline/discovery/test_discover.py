@@ -10,6 +10,7 @@ from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
 from emovllm.errors import AssemblyError, CheckpointError, DiscoveryError, FindingsError, StyleError
 from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
+from emovllm.models import DEFAULT_MODEL_ID
 from emovllm_offline.discovery import discover as discover_module
 from emovllm_offline.discovery import measure as measure_module
 from emovllm_offline.discovery.assembly import assemble
@@ -70,6 +71,14 @@ def test_every_architecture_gives_a_circuit_that_round_trips(architecture, tiny,
     assert loaded.digest() == circuit.digest()
     assert loaded.names == NAMES
     assert loaded.spec.model.id == architecture
+
+
+def test_a_circuit_says_of_which_quantisation_its_weights_were(decoder, findings):
+    assert "quantization" not in assemble(decoder, findings, "tiny", {}, PARAMETERS, {}).spec.provenance
+    decoder.model.config.quantization_config = {"quant_method": "fp8"}
+    assert assemble(decoder, findings, "tiny", {}, PARAMETERS, {}).spec.provenance["quantization"] == "fp8"
+    made = assemble(decoder, findings, DEFAULT_MODEL_ID, {}, PARAMETERS, {})
+    assert made.spec.provenance["quantization"] == "Q4_1"
 
 
 def test_fingerprint_is_that_of_the_injection(decoder, findings):
