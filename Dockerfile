@@ -39,7 +39,7 @@ COPY offline offline
 COPY circuits circuits
 # Compiled here, for its user may not write beside the packages: each start would compile 3,000 modules anew.
 RUN uv pip install --system --no-cache --compile-bytecode --torch-backend cpu \
-    --constraints scripts/constraints-cpu.txt --overrides scripts/overrides.txt ".[cpu,smollm2,offline,evaluate]"
+    --constraints scripts/constraints-cpu.txt --overrides scripts/overrides.txt --overrides scripts/overrides-cpu.txt ".[cpu,smollm2,offline,evaluate]"
 # By number, which Kubernetes asks for to know that it is not root.
 USER 10001
 # The default model is converted while the image is built, so that the first start is quick.

@@ -96,3 +96,21 @@ def test_help_answers_in_half_a_second(command: str | None) -> None:
 )
 def test_sites_are_known_by_name(name: str, site: tuple[str, int] | None) -> None:
     assert parse_site(name) == site
+
+
+def test_an_environment_with_a_gpu_has_what_models_of_text_and_images_import() -> None:
+    scripts = Path(__file__).parents[2] / "scripts"
+    pinned = dict(line.split("==") for line in (scripts / "constraints-gpu.txt").read_text().split() if "==" in line)
+    left_out = {
+        platform: [
+            line.split(" ;")[0]
+            for name in ("overrides.txt", f"overrides-{platform}.txt")
+            for line in (scripts / name).read_text().splitlines()
+            if line and not line.startswith("#")
+        ]
+        for platform in ("cpu", "gpu")
+    }
+    # Builds for another PyTorch break Transformers: 0.28 is that of 2.13.
+    assert (pinned["torch"], pinned["torchvision"]) == ("2.13.0", "0.28.0")
+    assert "torchvision" not in left_out["gpu"]
+    assert {"torchvision", "torchaudio", *left_out["gpu"]} == set(left_out["cpu"])
