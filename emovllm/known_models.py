@@ -15,6 +15,7 @@ from emovllm.architectures import FAMILIES, REFUSED, Family, candidates
 from emovllm.errors import ModelError
 from emovllm.models import resolve_model
 from emovllm.options import FLAT, Options
+from emovllm.spec import in_layers
 
 _SERVED = {
     "tests": "exact (tests)",
@@ -22,6 +23,7 @@ _SERVED = {
     "sites": "not on a CPU",
     "unseen": "not tried",
 }
+_EXPERTS = ": its MLPs are experts"
 # What GPT-2 and its like call them.
 _OLDER = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd"}
 # What configurations call the width of an MLP, the more particular first.
@@ -103,9 +105,8 @@ def describe(model: str) -> str:
     units = units_of(family, config)
     lines += [
         f"table       {family.name}",
-        f"neurons     {_told(units.neurons)}"
-        + (f", inputs of {family.projections['mlp'][0]}" if any(units.neurons) else ""),
-        f"heads       {_told(units.heads)}, inputs of {family.attn}",
+        f"neurons     {in_layers(units.neurons)}{_inputs_of(family) if any(units.neurons) else _EXPERTS}",
+        f"heads       {in_layers(units.heads)}, inputs of {family.attn}",
         f"discovery   {f'refused: {family.not_discovered}' if family.not_discovered else _discovery(whole)}",
         *_engine(model_type, family, whole),
     ]
@@ -203,14 +204,6 @@ def _dense_width(config: Mapping[str, Any]) -> int:
 
 def _shared_width(config: Mapping[str, Any]) -> int:
     return int(config["moe_intermediate_size"]) * int(config.get("n_shared_experts") or 0)
-
-
-def _told(counts: tuple[int, ...]) -> str:
-    have = [count for count in counts if count]
-    if not have:
-        return "none: its MLPs are experts"
-    sizes = " or ".join(str(size) for size in sorted(set(have)))
-    return f"{sizes} in {'each of' if len(have) == len(counts) else f'{len(have)} of'} {len(counts)} layers"
 
 
 def _discovery(whole: Mapping[str, Any]) -> str:

@@ -30,8 +30,7 @@ def show(source: str | PathLike[str]) -> None:
     spec = circuit.spec
     model = spec.model
     about = (
-        f" ({model.architecture}): {model.num_hidden_layers} layers, hidden {model.hidden_size}, "
-        f"{model.intermediate_size} neurons and {model.num_attention_heads} heads of {model.head_dim} in each\n"
+        f" ({model.architecture}): {model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.units}\n"
         f"scope {spec.scope}, digest {circuit.digest()[:16]}"
     )
     console.print(Text.assemble((model.id, "bold"), about))

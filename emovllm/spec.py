@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -86,9 +87,27 @@ class ModelSpec(_Model):
             return self.layers[number]
         return LayerSpec(neurons=self.intermediate_size, heads=self.num_attention_heads, head_dim=self.head_dim)
 
+    @property
+    def units(self) -> str:
+        """What a circuit can act on, in words."""
+        if self.layers is None:
+            heads = f"{self.num_attention_heads} heads of {self.head_dim}"
+            return f"{self.intermediate_size} neurons and {heads} in each layer"
+        return f"neurons: {in_layers(self.per_layer('neurons'))}; heads: {in_layers(self.per_layer('heads'))}"
+
     def per_layer(self, part: Literal["neurons", "heads", "head_dim"]) -> list[int]:
         """A size of each layer."""
         return [getattr(self.layer(number), part) for number in range(self.num_hidden_layers)]
+
+
+def in_layers(counts: Sequence[int]) -> str:
+    """How many units there are in how many layers, in words."""
+    sizes = sorted({count for count in counts if count})
+    have = sum(count > 0 for count in counts)
+    if not have:
+        return "none"
+    where = "each of" if have == len(counts) else f"{have} of"
+    return f"{' or '.join(map(str, sizes))} in {where} {len(counts)} layers"
 
 
 class EmotionSpec(_Model):

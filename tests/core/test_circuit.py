@@ -101,6 +101,8 @@ def test_layers_may_differ_in_what_they_have(circuit: Circuit, tmp_path: Path) -
     assert made.sites() == [("mlp", 0), ("attn", 1), ("attn", 2), ("mlp", 2)]
     assert [made.site_delta(*site).shape for site in made.sites()] == [(2, 10), (2, 8), (2, 2), (2, 6)]
     assert np.array_equal(made.site_delta("attn", 2)[0], made.heads["anger"].delta[1, :2])
+    assert made.spec.model.units == "neurons: 6 or 10 in 2 of 3 layers; heads: 1 or 2 in 2 of 3 layers"
+    assert circuit.spec.model.units == "10 neurons and 2 heads of 4 in each layer"
     save_circuit(made, tmp_path)
     read = load_circuit(tmp_path)
     assert (read.spec.format_version, read.spec.model.layers, read.digest()) == (2, LAYERS, made.digest())

@@ -81,9 +81,8 @@ def _page(evidence: Evidence, images: Mapping[str, bytes]) -> str:
         "circuit.j2",
         title=f"Emotion circuit of {model.id}",
         size=(
-            f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.intermediate_size} neurons and "
-            f"{model.num_attention_heads} heads of {model.head_dim} in each layer; scope {circuit.spec.scope}; "
-            f"digest {circuit.digest()[:16]}."
+            f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.units}; "
+            f"scope {circuit.spec.scope}; digest {circuit.digest()[:16]}."
         ),
         emotions=_emotions(circuit),
         notes=list(_notes(evidence)),
