@@ -326,6 +326,7 @@ class PretendWorker(EmotionWorkerMixin):
         self.emotion_coefficients = Coefficients(1, 8, torch.device("cpu"), max_requests=4)
         self.model_runner = self
         self.steered_layers = []
+        self.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
         self._ignored = ignored
 
     def execute_model(self) -> None:
@@ -344,6 +345,47 @@ def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
     assert all((site.layer.emotion_vectors == 0.5).all() for site in alive.emotion_sites)
     with pytest.raises(Unsupported, match=r"ignores the emotion circuit at 3 of 3 sites \(mlp\.0, attn\.0, mlp\.1\)"):
         PretendWorker(ignored=("mlp.0", "attn.0", "mlp.1"))._check_live()
+
+
+class Rows:
+    """A block table: of each request, its blocks."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[int]] = {}
+
+    def add_row(self, blocks: list[int], row: int) -> None:
+        self.of[row] = blocks
+
+    def clear_row(self, row: int) -> None:
+        del self.of[row]
+
+
+class StatefulWorker(PretendWorker):
+    """One with a layer whose state each run adds to; a request reads its block's, and block 0 was never written."""
+
+    def __init__(self, ignored: tuple[str, ...] = ()) -> None:
+        super().__init__(ignored)
+        self._state = torch.full((40, 3), float("nan"))
+        layer = SimpleNamespace(mamba_type="mamba2", kv_cache=(self._state,))
+        self.vllm_config.compilation_config.static_forward_context["layers.0.mamba"] = layer
+        self.tables = [Rows(), Rows()]
+        table = SimpleNamespace(block_tables=self.tables)
+        self.input_batch = SimpleNamespace(block_table=table, max_num_reqs=8)
+
+    def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
+        blocks = [self.tables[1].of[row][0] for row in range(tokens)]
+        assert not {0, *(one for rows in self.tables[0].of.values() for one in rows)} & set(blocks)
+        (output,) = super()._dummy_run(tokens, force_attention)
+        self._state[blocks] += torch.rand(tokens, 3)
+        return (output + self._state[blocks] * 0.001,)
+
+
+def test_layers_with_a_state_do_not_hide_which_sites_are_live() -> None:
+    alive = StatefulWorker()
+    alive._check_live()
+    assert [rows.of for rows in alive.tables] == [{}, {}]
+    with pytest.raises(Unsupported, match=r"at 2 of 3 sites \(attn\.0, mlp\.1\)"):
+        StatefulWorker(ignored=("attn.0", "mlp.1"))._check_live()
 
 
 def test_a_model_that_goes_past_one_projection_is_refused() -> None:
