@@ -25,7 +25,10 @@ def assemble(
     parameters: Parameters,
     provenance: Mapping[str, Any],
 ) -> Circuit:
-    """Chooses the units by the allocation (section 7) and makes the circuit."""
+    """Chooses the units by the allocation (section 7) and makes the circuit.
+
+    Raises: AssemblyError, also where the circuit would change nothing.
+    """
     unknown = sorted(set(strengths) - set(findings.emotions))
     if unknown:
         raise AssemblyError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
@@ -48,6 +51,11 @@ def assemble(
         neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e], of_layers["neurons"])
         by_head = heads_apart(decoder, findings.attn_delta[e])
         heads[name] = _units(findings.heads[e], shares.heads, by_head, of_layers["heads"])
+    if not any(units.delta.any() for units in (*neurons.values(), *heads.values())):
+        raise AssemblyError(
+            "every delta of the circuit is zero, it would change nothing: the prompts of all emotions were the same to "
+            "the model; see what the style's frames and the tokenizer's chat template make of them"
+        )
     spec = CircuitSpec(
         model=ModelSpec(
             id=model_id or type(decoder.model).__name__,

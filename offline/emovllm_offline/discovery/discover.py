@@ -23,6 +23,7 @@ from emovllm.circuit import Circuit
 from emovllm.circuit_files import save_circuit
 from emovllm.errors import CheckpointError, DiscoveryError, OptionError
 from emovllm_offline.data import sev
+from emovllm_offline.data.prompts import has_template
 from emovllm_offline.data.styles import Style, common_emotions, load_style
 from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.assembly import assemble
@@ -227,6 +228,8 @@ def run(
         "seed": measurement.seed,
         "versions": versions(),
     }
+    if not has_template(tokenizer):
+        provenance["prompts"] = "plain text, without a chat template"
     if accepted is not None:
         provenance["filtered by a judge"] = True
     if parameters.importance == "gradient":

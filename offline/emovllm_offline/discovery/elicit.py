@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from emovllm.errors import ElicitError, StoredError
 from emovllm.progress import Bar
 from emovllm_offline.data import sev
-from emovllm_offline.data.prompts import messages
+from emovllm_offline.data.prompts import messages, require_different
 from emovllm_offline.data.styles import Style, common_emotions
 from emovllm_offline.discovery.survival import Accepted, Reply, accepted
 from emovllm_offline.judges.judge import FILTERED, Judge, Verdict
@@ -96,6 +96,7 @@ def elicit(
     if len({style.name for style in styles}) < len(styles):
         raise ElicitError("two styles have the same name")
     todo = tasks(records, styles)
+    _require_different(backend, todo, styles)
     wanted = settings(backend, records, styles, judge, max_new_tokens)
     journal = Journal(out, wanted, name=SETTINGS, files=(REPLIES,), remedy=REMEDY, fresh=False)
     replies = journal.lines(REPLIES, Reply)
@@ -125,6 +126,18 @@ def elicit(
             )
             bar.advance(len(chunk))
     return replies.rows
+
+
+def _require_different(backend: Backend, todo: Sequence[Task], styles: Sequence[Style]) -> None:
+    """Looks at each style's first item, as all have its frames. Raises: PromptError."""
+    for style in styles:
+        of_style = [task for task in todo if task.style == style.name and task.given is None]
+        prompts: dict[str, tuple[Hashable, ...]] = {}
+        for task in of_style:
+            if task.item == of_style[0].item:
+                prompts[task.emotion] = (*prompts.get(task.emotion, ()), backend.given(task.question))
+        if len(prompts) > 1:
+            require_different(list(prompts.values()), style.name)
 
 
 def _judge_again(replies: Lines[Reply], judge: Judge) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emovllm_offline.data.prompts import Prompt, render
+from emovllm_offline.data.prompts import Prompt, render, require_different
 from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Frame, Style, common_emotions
 from emovllm_offline.discovery import contributions, directions, removal
@@ -38,7 +38,13 @@ class Group:
     frames: tuple[tuple[int, Frame], ...]  # (emotion, one of its frames)
 
     def prompts(self, tokenizer: Any) -> list[Prompt]:
-        return [render(tokenizer, frame, self.item.user, self.style.reply_tokens) for _, frame in self.frames]
+        """Raises: PromptError, also where those of all emotions are the same."""
+        prompts = [render(tokenizer, frame, self.item.user, self.style.reply_tokens) for _, frame in self.frames]
+        of_emotions: dict[int, tuple[Prompt, ...]] = {}
+        for emotion, prompt in zip(self.emotions, prompts, strict=True):
+            of_emotions[emotion] = (*of_emotions.get(emotion, ()), prompt)
+        require_different(list(of_emotions.values()), self.style.name)
+        return prompts
 
     @property
     def emotions(self) -> list[int]:

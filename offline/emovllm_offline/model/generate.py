@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from emovllm.errors import FilteredByEndpoint
-from emovllm_offline.data.prompts import messages, render
+from emovllm_offline.data.prompts import PLAIN_STOP, has_template, messages, render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.judges.judge import FILTERED
 
@@ -35,6 +36,9 @@ class Backend(Protocol):
     config: Mapping[str, Any]
     chunk: int
 
+    def given(self, question: Question) -> Hashable:
+        """What the model is given for a question, as far as it is known here."""
+
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]: ...
 
 
@@ -49,6 +53,11 @@ class ModelBackend:
         self._stops = stop_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self._pad = pad if pad is not None else min(self._stops, default=0)
+        self._plain = not has_template(tokenizer)
+
+    def given(self, question: Question) -> Hashable:
+        """Raises: PromptError."""
+        return render(self._tokenizer, question.frame, question.user).ids
 
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
         """One batch, padded on the left: what generates are the last positions.
@@ -78,8 +87,10 @@ class ModelBackend:
 
     def _generation(self, tokens: list[int]) -> Generation:
         end = next((i for i, token in enumerate(tokens) if token in self._stops), None)
-        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
-        return Generation(text, "length" if end is None else "stop")
+        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        # A model without a chat template goes on with its user's next turn.
+        reply, stopped, _ = text.partition(PLAIN_STOP) if self._plain else (text, "", "")
+        return Generation(reply.strip(), "stop" if stopped or end is not None else "length")
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -99,6 +110,9 @@ class EndpointBackend:
         self.config: Mapping[str, Any] = {"model": endpoint.model, "through": "endpoint"}
         self.chunk = 8 * endpoint.concurrency
         self._endpoint = endpoint
+
+    def given(self, question: Question) -> Hashable:
+        return json.dumps(messages(question.frame, question.user))
 
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
         """A reply that a content filter keeps back is empty. Raises: EndpointError."""

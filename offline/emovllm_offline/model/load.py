@@ -5,16 +5,21 @@ Transformers takes seconds to import, and is imported where something is loaded.
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import emovllm
+from emovllm.errors import PromptError
 from emovllm.models import public_model_id, resolve_model
+from emovllm_offline.data.prompts import has_template
 
 # Exact, and on most CPUs faster than half precision.
 DTYPE = "float32"
 DEVICE = "cpu"
+
+logger = logging.getLogger(__name__)
 
 
 class LoadedModel(NamedTuple):
@@ -28,10 +33,12 @@ class LoadedModel(NamedTuple):
 def load(model: str | None, dtype: str = DTYPE, device: str = DEVICE) -> LoadedModel:
     """model: as the command line takes it, see `emovllm.models.resolve_model`.
 
-    Raises: DefaultModelError, OSError.
+    Raises: DefaultModelError, PromptError, OSError.
     """
     folder = resolve_model(model)
-    return LoadedModel(load_network(folder, dtype, device), load_tokenizer(folder), public_model_id(folder))
+    # First what fails at once.
+    tokenizer = load_tokenizer(folder)
+    return LoadedModel(load_network(folder, dtype, device), tokenizer, public_model_id(folder))
 
 
 def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -> Any:
@@ -60,10 +67,30 @@ def random_network(folder: str | Path, dtype: str = "auto", device: str = DEVICE
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Raises: OSError."""
+    """Raises: OSError; PromptError, where prompts cannot be made with it."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        # Mistral-common's own takes no templates; the usual one beside it has the same tokens.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PromptError(
+            f"the tokenizer of {folder} cannot be loaded ({reason}): take a model folder with tokenizer.json"
+        ) from None
+    if has_template(tokenizer):
+        return tokenizer
+    if "tekken" in Path(getattr(tokenizer, "vocab_file", None) or "").name:
+        raise PromptError(
+            f"{folder} has Mistral's own tokenizer alone (tekken.json): take a model folder with tokenizer.json and "
+            "chat_template.jinja, as conversions for Transformers have"
+        )
+    logger.warning(
+        "the tokenizer of %s has no chat template: the model is asked in plain text, as fits a base model; one that "
+        "was trained to chat needs its chat_template.jinja in its folder",
+        folder,
+    )
+    return tokenizer
 
 
 def fastest_device() -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emovllm_offline.data.examples import Example
-from emovllm_offline.data.prompts import messages, render
+from emovllm_offline.data.prompts import has_template, messages, render, require_different
 from emovllm_offline.data.styles import Frame, Style
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.generate import stop_tokens
@@ -36,15 +36,19 @@ class Anchor:
     def __call__(self, example: Example, replies: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         """For each reply the likeliest tokens, [tokens, k], and their share of the probability of these k."""
         if example.id not in self._known:
+            prompts = [self._prompt(example, name) for name in self._emotions]
+            require_different(prompts, self._style.name)
             self._known[example.id] = [
-                self._predict(example, name, reply) for name, reply in zip(self._emotions, replies, strict=True)
+                self._predict(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)
             ]
         return self._known[example.id]
 
-    @torch.no_grad()
-    def _predict(self, example: Example, name: str, reply: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _prompt(self, example: Example, name: str) -> tuple[int, ...]:
         frame = self._style.frames(name, self._numbers[example.id])[0].model_copy(update={"reply": None})
-        prompt = render(self._tokenizer, frame, example.user).ids
+        return render(self._tokenizer, frame, example.user).ids
+
+    @torch.no_grad()
+    def _predict(self, prompt: Sequence[int], reply: Sequence[int]) -> tuple[Tensor, Tensor]:
         ids = torch.tensor([[*prompt, *reply[:-1]]], device=self._decoder.device)
         logits = self._decoder.scores(ids, last=len(reply))[0]
         values, tokens = logits.float().topk(min(ANCHOR_TOKENS, logits.shape[-1]))
@@ -106,8 +110,13 @@ class Loss:
 
 
 def end_of_turn(model: Any, tokenizer: Any, frame: Frame, user: str) -> list[int]:
-    """The token with which the chat template ends a reply; empty where none of the model's stop tokens does."""
+    """The token with which the chat template ends a reply; empty where none of the model's stop tokens does.
+
+    Without a template, the tokenizer's end of text.
+    """
+    stops = stop_tokens(model, tokenizer)
+    if not has_template(tokenizer):
+        return [tokenizer.eos_token_id] if tokenizer.eos_token_id in stops else []
     chat = [*messages(frame, user, merge_system=True), {"role": "assistant", "content": "Yes."}]
     ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
-    stops = stop_tokens(model, tokenizer)
     return next(([token] for token in reversed(ids) if token in stops), [])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emovllm.errors import ResultsError
-from emovllm_offline.data.prompts import render
+from emovllm_offline.data.prompts import Prompt, render, require_different
 from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Style
 from emovllm_offline.discovery.findings import Findings
@@ -76,20 +76,34 @@ class Protocol:
             start = stop
         return out
 
+    def _elicitation(self, item: Item, index: int) -> list[list[Prompt]]:
+        """The prompts of each emotion, in all styles. Raises: PromptError."""
+        prompts: list[list[Prompt]] = [[] for _ in self.emotions]
+        for style in self.styles:
+            of_style = [
+                tuple(
+                    render(self.tokenizer, frame, item.user, style.reply_tokens)
+                    for frame in style.frames(emotion, index)
+                )
+                for emotion in self.emotions
+            ]
+            require_different(of_style, style.name)
+            for of_emotion, more in zip(prompts, of_style, strict=True):
+                of_emotion += more
+        return prompts
+
     def measure(self, item: Item, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The scores of one item as one row, and the states of its elicitation prompts."""
         rows = {name: np.zeros(shape) for name, shape in self.shapes.items()}
         states = np.zeros(self.states_shape)
-        for e, emotion in enumerate(self.emotions):
-            frames = [(style, frame) for style in self.styles for frame in style.frames(emotion, index)]
-            for style, frame in frames:
-                prompt = render(self.tokenizer, frame, item.user, style.reply_tokens)
+        for e, prompts in enumerate(self._elicitation(item, index)):
+            for prompt in prompts:
                 scores, state = sweep(
                     self.decoder, prompt, self.units, "ablation", self.variants(e), batch_size=self.batch_size
                 )
-                rows["elicited"][e] += scores[0] / len(frames)
-                rows["ablation"][e] += (scores[1:, :, e] - scores[0, :, e]).T / len(frames)
-                states[e] += state / len(frames)
+                rows["elicited"][e] += scores[0] / len(prompts)
+                rows["ablation"][e] += (scores[1:, :, e] - scores[0, :, e]).T / len(prompts)
+                states[e] += state / len(prompts)
         neutral = render(self.tokenizer, self.styles[0].neutral, item.user)
         variants = [variant for e in range(len(self.emotions)) for variant in self.variants(e)[1:]]
         scores, _ = sweep(

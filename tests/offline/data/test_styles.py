@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from emovllm.errors import PromptError, StyleError
-from emovllm_offline.data.prompts import render
-from emovllm_offline.data.styles import Frame, Span, Style, Turn, common_emotions, load_style, packaged_styles
+from emovllm.errors import StyleError
+from emovllm_offline.data.styles import Style, common_emotions, load_style, packaged_styles
 
 
 def test_packaged_styles_agree_on_their_emotions():
@@ -66,42 +65,6 @@ def test_faulty_style_file_is_explained(tmp_path, style, change, message):
     with pytest.raises(StyleError, match=r"mine\.json") as caught:
         load_style(path)
     assert message in str(caught.value)
-
-
-def test_prompt_has_one_bos_and_ends_with_the_generation_prompt(tokenizer):
-    frame = Frame(system="reply .", turns=(Turn(user="cat", assistant="yes"),))
-    prompt = render(tokenizer, frame, "dog")
-    assert " ".join(tokenizer.convert_ids_to_tokens(list(prompt.ids))) == (
-        "<s> <system> reply . </s> <user> cat </s> <assistant> yes </s> <user> dog </s> <assistant>"
-    )
-    assert list(prompt.positions) == [len(prompt.ids) - 1]
-
-
-def test_reply_tokens_follow_the_prompt(tokenizer):
-    plain = render(tokenizer, Frame(system="reply ."), "dog")
-    forced = render(tokenizer, Frame(system="reply .", reply="it is very dull ."), "dog", Span(first=1, last=4))
-    assert tokenizer.convert_ids_to_tokens(list(forced.ids[len(plain.ids) :])) == ["it", "is", "very", "dull"]
-    assert [forced.ids[i] for i in forced.positions] == tokenizer.convert_tokens_to_ids(["is", "very", "dull"])
-
-
-def test_reply_shorter_than_its_span_is_refused(tokenizer):
-    with pytest.raises(PromptError, match="a reply of 1 tokens has none from 2 on"):
-        render(tokenizer, Frame(reply="no"), "dog", Span(first=2, last=4))
-
-
-def test_template_without_system_role_gets_it_in_the_user_message(tokenizer, monkeypatch):
-    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
-        tokenizer.chat_template
-    )
-    monkeypatch.setattr(tokenizer, "chat_template", refusing)
-    prompt = render(tokenizer, Frame(system="reply ."), "dog")
-    assert tokenizer.decode(list(prompt.ids)) == "<s> <user> reply . dog </s> <assistant>"
-
-
-def test_tokenizer_without_chat_template_is_refused(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", None)
-    with pytest.raises(PromptError, match="no chat template"):
-        render(tokenizer, Frame(), "dog")
 
 
 def test_style_needs_two_emotions(style):

@@ -1,4 +1,6 @@
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
-from emovllm.errors import AssemblyError, CheckpointError, DiscoveryError, FindingsError, StyleError
+from emovllm.errors import AssemblyError, CheckpointError, DiscoveryError, FindingsError, PromptError, StyleError
 from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
 from emovllm.models import DEFAULT_MODEL_ID
 from emovllm_offline.discovery import discover as discover_module
@@ -46,6 +48,45 @@ def test_findings_hold_what_the_method_says(decoder, findings):
 def test_styles_are_averaged(decoder, tokenizer, records, style, reply_style, findings):
     each = [measure(decoder, tokenizer, records, [one], PARAMETERS).mlp_delta for one in (style, reply_style)]
     np.testing.assert_allclose(findings.mlp_delta, np.mean(each, axis=0), atol=1e-9)
+
+
+def test_circuit_that_would_change_nothing_is_refused(decoder, findings):
+    flat = replace(findings, mlp_delta=0 * findings.mlp_delta, attn_delta=0 * findings.attn_delta)
+    with pytest.raises(AssemblyError, match="every delta of the circuit is zero"):
+        assemble(decoder, flat, "tiny", {}, PARAMETERS, {})
+
+
+def test_template_that_leaves_the_emotion_out_gives_the_circuit_of_one_that_has_it(tiny, tokenizer, records, style):
+    in_the_user_turn, dropping = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+    loop = "{% for m in messages %}"
+    in_the_user_turn.chat_template = tokenizer.chat_template.replace(
+        loop, f"{loop}{{% if m['role'] == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}"
+    )
+    dropping.chat_template = tokenizer.chat_template.replace(loop, "{% for m in messages if m['role'] != 'system' %}")
+    expected, circuit = (
+        discover(tiny("llama"), one, records, [style], parameters=PARAMETERS) for one in (in_the_user_turn, dropping)
+    )
+    assert expected.neurons["calm"].delta.any()
+    np.testing.assert_array_equal(circuit.neurons["calm"].delta, expected.neurons["calm"].delta)
+
+
+def test_prompts_that_are_the_same_in_all_emotions_are_refused(decoder, tokenizer, records, style):
+    same = style.model_copy(update={"emotions": dict.fromkeys(NAMES, style.emotions["calm"])})
+    with pytest.raises(PromptError, match="the prompts of all emotions are the same in the style told"):
+        measure(decoder, tokenizer, records, [same], PARAMETERS)
+
+
+def test_model_without_a_chat_template_is_discovered_in_plain_text_and_its_circuit_says_so(
+    tiny, tokenizer, tmp_path, caplog
+):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    tiny("llama").save_pretrained(tmp_path / "model")
+    plain.save_pretrained(tmp_path / "model")
+    words = ["--limit", "1", "--style", "replies", "--importance-prompts", "1", "--out", str(tmp_path / "circuit")]
+    assert main(["discover", str(tmp_path / "model"), *words]) == 0
+    assert load_circuit(tmp_path / "circuit").spec.provenance["prompts"] == "plain text, without a chat template"
+    assert "is asked in plain text" in caplog.text
 
 
 def test_circuit_has_the_best_units_and_their_differences(decoder, findings):

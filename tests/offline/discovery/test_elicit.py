@@ -5,7 +5,7 @@ import pytest
 from transformers import GenerationConfig
 
 from emovllm.cli import main
-from emovllm.errors import ElicitError, EndpointError, JudgeError, StoredError, StyleError, TooFewError
+from emovllm.errors import ElicitError, EndpointError, JudgeError, PromptError, StoredError, StyleError, TooFewError
 from emovllm_offline.data.sev import DEFAULT, expand
 from emovllm_offline.data.styles import Frame, Style, Turn
 from emovllm_offline.discovery.elicit import elicit, load_accepted, load_replies, tasks
@@ -25,6 +25,9 @@ class Echo:
         self.config = {"model": "echo"}
         self.asked: list[Question] = []
         self._calls = calls
+
+    def given(self, question):
+        return question
 
     def generate(self, questions, max_new_tokens):
         if self._calls == 0:
@@ -67,6 +70,24 @@ def speller(tokenizer):
 
 
 # What is asked
+
+
+def test_style_that_asks_the_same_in_all_emotions_is_refused_before_anything_is_asked(records, style, tmp_path):
+    same = style.model_copy(update={"emotions": dict.fromkeys(style.emotions, style.emotions["calm"])})
+    echo = Echo()
+    with pytest.raises(PromptError, match="same in the style told"):
+        elicit(echo, records, [same], Mentions(), tmp_path / "out")
+    assert not echo.asked
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_without_a_chat_template_ends_its_reply_where_it_goes_on_with_its_user(tiny, tokenizer, monkeypatch):
+    backend = ModelBackend(tiny("llama"), tokenizer, "m")
+    words = tokenizer.convert_tokens_to_ids(["yes", "so", "dull"])
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "yes \n\nUser:\n dull")
+    assert backend._generation(words) == ("yes \n\nUser:\n dull", "length")
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    assert ModelBackend(tiny("llama"), tokenizer, "m")._generation(words) == ("yes", "stop")
 
 
 def test_every_item_emotion_and_frame_is_asked_once_in_a_fixed_order(records, style):
@@ -474,7 +495,9 @@ def run_command(*words: str) -> int:
 
 def test_command_elicits_in_process_and_refuses_when_nothing_survives(tiny, tokenizer, tmp_path, capsys):
     tiny("llama").save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    knowing = copy.deepcopy(tokenizer)
+    knowing.add_tokens(["anger.", "fear."])
+    knowing.save_pretrained(tmp_path / "model")
     words = (str(tmp_path / "model"), "--limit", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "out"))
     assert run_command(*words, "--batch-size", "4") == 2
     printed = capsys.readouterr()

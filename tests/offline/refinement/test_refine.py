@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
 from emovllm.emotion import Emotion
-from emovllm.errors import ExamplesError, RefinementError
+from emovllm.errors import ExamplesError, PromptError, RefinementError
 from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
 from emovllm_offline.data import sev
 from emovllm_offline.data.examples import Example, load_examples
@@ -18,6 +19,7 @@ from emovllm_offline.discovery.discover import discover
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.find import find_decoder
+from emovllm_offline.refinement.loss import end_of_turn
 from emovllm_offline.refinement.refine import Prompts, refine
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.storage import checkpoint
@@ -109,6 +111,17 @@ def test_the_anchor_is_what_the_plain_model_predicts_when_asked(decoder, tokeniz
 def test_an_anchor_without_a_style_is_refused(decoder, tokenizer, circuit):
     with pytest.raises(RefinementError, match="needs a style"):
         refine(decoder, tokenizer, circuit, EXAMPLES, replace(TRAINING, anchor=0.5), PROMPTS)
+
+
+def test_an_anchor_that_asks_for_no_emotion_without_its_replies_is_refused(decoder, tokenizer, circuit, reply_style):
+    with pytest.raises(PromptError, match="same in the style forced"):
+        refine(decoder, tokenizer, circuit, EXAMPLES, replace(TRAINING, anchor=0.5), Prompts(FRAMES, reply_style))
+
+
+def test_reply_without_a_chat_template_ends_with_the_end_of_text(decoder, tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    assert end_of_turn(decoder.model, plain, Frame(), "dog") == [tokenizer.eos_token_id]
 
 
 def test_replies_become_likelier_in_their_emotion_alone(decoder, tokenizer, circuit):

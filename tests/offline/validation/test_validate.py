@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emovllm.cli import main
-from emovllm.errors import FindingsError, ResultsError, StoredError
+from emovllm.errors import FindingsError, PromptError, ResultsError, StoredError
 from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import expand
 from emovllm_offline.discovery.activations import collect
@@ -354,6 +354,13 @@ def test_damaged_validation_is_explained(tmp_path):
         (tmp_path / FILE).write_text(text)
         with pytest.raises(ResultsError, match=r"validation\.json"):
             Validation.load(tmp_path)
+
+
+def test_prompts_that_are_the_same_in_all_emotions_are_refused(decoder, tokenizer, findings, records, style):
+    same = style.model_copy(update={"emotions": dict.fromkeys(NAMES, style.emotions["calm"])})
+    measured = protocol.Protocol(decoder, tokenizer, findings, [same], PLAN, 8)
+    with pytest.raises(PromptError, match="same in the style told"):
+        measured.measure(expand(records)[0], 0)
 
 
 def test_wording_is_that_of_the_frames(decoder, tokenizer, findings, style, reply_style):
