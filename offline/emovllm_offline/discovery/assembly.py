@@ -15,6 +15,7 @@ from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.dequantize import method_of, quantization
 
 
 def assemble(
@@ -81,13 +82,11 @@ def assemble(
 
 def _precision(decoder: Decoder, model_id: str) -> dict[str, str]:
     """Of which quantisation the weights are, where they are of one: a server then expects others to differ."""
-    config = getattr(decoder.config, "quantization_config", None)
     if is_default(model_id):
         return {"quantization": QUANTIZATION}
-    if config is None:
-        return {}
-    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    return {"quantization": str(getattr(method, "value", method))}
+    settings = quantization(decoder.config)
+    method = method_of(settings) if settings else getattr(decoder.config, "dequantized_from", None)
+    return {"quantization": method} if method else {}
 
 
 def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:

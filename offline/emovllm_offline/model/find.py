@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from emovllm.architectures import REFUSED, Family, candidates, parse_site
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.decoder import Decoder, Layer, projection_weight
+from emovllm_offline.model.dequantize import PLAIN, REMEDY
 from emovllm_offline.model.hooks import after, before, hooked
 from emovllm_offline.model.output_norm import OutputNorm, read_norm
 
@@ -210,7 +211,7 @@ def _check_norms(layer: Layer, states: dict[str, Tensor], rounding: float, where
 
 def _weight(projection: nn.Module, what: str) -> Tensor:
     """The weight of a projection as [out, in]. Raises: UnsupportedModelError where it is packed."""
-    weight = projection_weight(projection)
-    if not weight.is_floating_point():
-        raise UnsupportedModelError(f"{what} is quantised: discovery needs the plain weights")
-    return weight
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype not in PLAIN:
+        raise UnsupportedModelError(f"{what} is quantised, and discovery needs the plain weights: {REMEDY}")
+    return projection_weight(projection)

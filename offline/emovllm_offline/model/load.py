@@ -14,6 +14,14 @@ import emovllm
 from emovllm.errors import PromptError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_offline.data.prompts import has_template
+from emovllm_offline.model.dequantize import (
+    ask_for_plain_weights,
+    method_of,
+    quantization,
+    require_no_scales,
+    run_plain,
+    told,
+)
 
 # Exact, and on most CPUs faster than half precision.
 DTYPE = "float32"
@@ -42,7 +50,10 @@ def load(model: str | None, dtype: str = DTYPE, device: str = DEVICE) -> LoadedM
 
 
 def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -> Any:
-    """dtype: a floating-point type of PyTorch's, or `auto` for the one that the weights are in. Raises: OSError."""
+    """dtype: a floating-point type of PyTorch's, or `auto` for the one that the weights are in.
+
+    Quantised weights are dequantised. Raises: UnsupportedModelError where they cannot be; OSError.
+    """
     import torch
     import transformers
 
@@ -51,7 +62,18 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -
     # Some models of text and images are known to the second alone; their towers are not run.
     is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kind = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForImageTextToText
-    network = kind.from_pretrained(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    options = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype), "output_loading_info": True}
+    settings = quantization(config)
+    if settings is None:
+        network, report = kind.from_pretrained(folder, **options)
+        require_no_scales(report["unexpected_keys"], folder)
+    else:
+        ask_for_plain_weights(config, folder)
+        with told(folder):
+            network, _ = kind.from_pretrained(folder, config=config, **options)
+        run_plain(network)
+        # Transformers forgets it, and a circuit says it of itself.
+        network.config.get_text_config().dequantized_from = method_of(settings)
     return network.to(device).eval()
 
 

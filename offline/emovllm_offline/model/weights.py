@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from emovllm.architectures import parse_site
 from emovllm.errors import WeightsError
+from emovllm_offline.model.dequantize import PLAIN
 
 
 class Projections:
@@ -32,8 +33,10 @@ class Projections:
             raise WeightsError(f"the model has no {kind} projection in layer {layer}")
         path, name = self._files[kind, layer]
         with safe_open(path, framework="pt") as file:
-            weight: np.ndarray = file.get_tensor(name).float().numpy()
-            return weight
+            weight = file.get_tensor(name)
+        if weight.dtype not in PLAIN:
+            raise WeightsError(f"{name} in {path.name} is quantised: name the original, unquantised model")
+        return weight.float().numpy()  # type: ignore[no-any-return]
 
 
 def _find(folder: Path) -> list[tuple[tuple[str, int], tuple[Path, str]]]:

@@ -145,12 +145,15 @@ def test_missing_projection_is_named(tiny):
         find_decoder(model)
 
 
-def test_quantised_weights_are_refused(tiny):
+@pytest.mark.parametrize("name", ["weight", "qweight"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(tiny, name, dtype):
     model = tiny("llama")
     projection = model.model.layers[1].self_attn.o_proj
     del projection.weight
-    projection.register_buffer("weight", torch.zeros(32, 32, dtype=torch.int8))
-    with pytest.raises(UnsupportedModelError, match="o_proj is quantised"):
+    projection.register_buffer(name, torch.zeros(32, 32, dtype=dtype))
+    projection.register_buffer("weight_scale", torch.ones(1))
+    with pytest.raises(UnsupportedModelError, match=r"o_proj is quantised.*discover on the original"):
         find_decoder(model)
 
 
