@@ -16,6 +16,8 @@ from emovllm_offline.data.styles import Frame, Span
 TEMPLATE_OPTIONS = {"date_string": "01 Jan 2025", "enable_thinking": False}
 # With what a model without a chat template would go on after its reply.
 PLAIN_STOP = "\n\nUser:"
+# gpt-oss names the channel of what it says, be it thinking, before it says it.
+_HARMONY, _FINAL_CHANNEL = "<|start|>assistant", "<|channel|>final<|message|>"
 # Some templates open the thinking whatever they are told.
 _OPEN_THINKING = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 
@@ -74,10 +76,11 @@ def _ids(tokenizer: Any, frame: Frame, user: str) -> list[int]:
         # With what the tokenizer puts before any text, as completions are asked.
         return list(tokenizer(plain_text(messages(frame, user)))["input_ids"])
     text = _chat(tokenizer, frame, user)
-    opened = _OPEN_THINKING.search(text)
-    if opened:
-        # The block belongs to the prompt: what follows is the reply.
+    # What comes before the reply belongs to the prompt.
+    if opened := _OPEN_THINKING.search(text):
         text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
+    elif text.endswith(_HARMONY):
+        text += _FINAL_CHANNEL
     # The template has the special tokens: a second BOS would be added.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -52,7 +52,11 @@ def ask_for_plain_weights(config: Any, model: object) -> None:
 
 
 def run_plain(network: Any) -> None:
-    """Has the layers of a dequantised model compute with their weights alone."""
+    """Has the layers of a dequantised model compute with their weights alone, in the type of the model."""
+    for weight in network.parameters():
+        # Experts of MXFP4 come in bfloat16, whatever was asked for.
+        if weight.dtype == torch.bfloat16:
+            weight.data = weight.data.to(network.dtype)
     for module in network.modules():
         # compressed-tensors goes on to round what its layers are given.
         if hasattr(module, "quantization_scheme"):

@@ -105,6 +105,13 @@ def test_empty_thinking_block_belongs_to_the_prompt(templated, block):
     assert thinking.decode([prompt.ids[i] for i in prompt.positions]) == "</think>"
 
 
+def test_reply_of_gpt_oss_is_in_its_final_channel(templated):
+    harmony = templated(DROPPING.replace("<assistant>", "<|start|>assistant"))
+    harmony.add_tokens(["<|start|>assistant", "<|channel|>final<|message|>"])
+    prompt = render(harmony, Frame(reply="yes"), "dog")
+    assert harmony.decode(list(prompt.ids)) == "<s> <user> dog </s> <|start|>assistant <|channel|>final<|message|> yes"
+
+
 def test_chat_without_a_template_is_plain_text():
     frame = Frame(system="reply .", turns=(Turn(user="cat", assistant="yes"),))
     assert plain_text(messages(frame, "dog")) == (

@@ -94,6 +94,23 @@ def test_weights_are_those_that_the_scales_make(tiny, tmp_path, settings, pack):
     torch.testing.assert_close(inner["out"], inner["given"] @ torch.from_numpy(decoder.projection("mlp", 1)).T)
 
 
+def test_experts_in_four_bits_are_numbers_of_the_type_that_was_asked_for(tiny, tmp_path):
+    halves, exponent = 4, 125  # 2.0 in four bits, and a scale of 2 ** (125 - 127)
+    tiny("gpt_oss").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, width, out = weights.pop(name).shape
+        shape = (experts, out, width // 32, 16)
+        weights[f"{name}_blocks"] = torch.full(shape, halves + 16 * halves, dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.full(shape[:3], exponent, dtype=torch.uint8)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    declare(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]})
+    network = load_network(tmp_path)
+    experts = network.model.layers[1].mlp.experts.down_proj
+    assert experts.dtype == torch.float32
+    assert (experts == 0.5).all()
+
+
 def test_circuit_of_a_quantised_model_says_of_what_its_weights_were_made(tiny, tokenizer, tmp_path):
     folder = checkpoint(tiny("llama"), tmp_path / "model", FP8, blocks)
     tokenizer.save_pretrained(folder)
