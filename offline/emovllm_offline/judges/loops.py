@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# Seconds in which work that was handed to a thread has begun there.
+_HANDED_OVER = 5.0
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
@@ -25,14 +27,12 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        result = thread.submit(asyncio.run, begin())
         try:
-            return result.result()
+            return thread.submit(asyncio.run, begin()).result()
         except BaseException:
-            if not result.done():
-                loop, task = begun.result()
+            # It may have ended by itself, or an interrupt may have come before it was handed over.
+            with contextlib.suppress(RuntimeError, TimeoutError):
+                loop, task = begun.result(timeout=_HANDED_OVER)
                 assert task is not None
-                # It may end by itself meanwhile.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(task.cancel)
+                loop.call_soon_threadsafe(task.cancel)
             raise
