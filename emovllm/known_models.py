@@ -210,7 +210,9 @@ def _discovery(whole: Mapping[str, Any]) -> str:
     method = (whole.get("quantization_config") or {}).get("quant_method")
     if method is None:
         return "yes"
-    return f"needs the plain weights, which this {method} checkpoint lacks: discover on the original, serve this one"
+    return (
+        f"yes, if Transformers can dequantise {method} weights here; else discover on the original, and serve this one"
+    )
 
 
 def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) -> list[str]:

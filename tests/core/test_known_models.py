@@ -51,7 +51,7 @@ def test_a_model_of_experts_and_of_text_and_images_is_told_by_its_configuration(
     composite = describe(write(tmp_path / "both", model_type="gemma3", text_config=text, **quantised))
     assert "gemma3_text" in composite
     assert "the language model in it alone" in composite
-    assert "discover on the original, serve this one" in composite
+    assert "yes, if Transformers can dequantise fp8 weights here; else discover on the original" in composite
     assert "fp8: served" in composite
 
 
