@@ -92,6 +92,17 @@ def without_system_role(answer: Answering) -> Answering:
     )
 
 
+def counting(template: Callable[[dict], str], answer: Answering) -> Answering:
+    """Says how many words the prompt has that its template makes of each message."""
+
+    def answering(request: dict) -> bytes:
+        prompt = " ".join(map(template, request["messages"]))
+        body = json.loads(completion(answer(request)))
+        return json.dumps({**body, "usage": {"prompt_tokens": len(prompt.split())}}).encode()
+
+    return answering
+
+
 def filtering(word: str, answer: Answering) -> Answering:
     """Refuses whatever holds a word."""
     refusal = Refusal("The prompt triggered the content management policy.", "prompt", "content_filter")

@@ -17,11 +17,15 @@ _START = re.compile(rf"\s*(?:<(?:{_NAMES})>|\[THINK\]|<\|channel\|>analysis)", r
 
 
 class Answer(NamedTuple):
-    """text: without the thinking; empty where that took all tokens. thought: whether there was any."""
+    """text: without the thinking; empty where that took all tokens. thought: whether there was any.
+
+    prompt_tokens: of the chat as the model was given it; None where the endpoint does not say.
+    """
 
     text: str
     finish_reason: str
     thought: bool = False
+    prompt_tokens: int | None = None
 
     @property
     def cut(self) -> bool:
@@ -48,7 +52,7 @@ def answer_of(completion: Any) -> Answer:
         # What a parser of reasoning leaves of an answer that never began.
         or (message.content is None and reason == "length")
     )
-    return Answer(text, reason, thought)
+    return Answer(text, reason, thought, getattr(completion.usage, "prompt_tokens", None))
 
 
 def without_thinking(text: str) -> tuple[str, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -12,7 +13,10 @@ from emovllm_offline.data.styles import Frame
 from emovllm_offline.judges.judge import FILTERED
 
 if TYPE_CHECKING:
+    from emovllm_offline.judges.answer import Answer
     from emovllm_offline.judges.endpoint import Chat, Endpoint
+
+logger = logging.getLogger(__name__)
 
 
 class Question(NamedTuple):
@@ -110,18 +114,44 @@ class EndpointBackend:
         self.config: Mapping[str, Any] = {"model": endpoint.model, "through": "endpoint"}
         self.chunk = 8 * endpoint.concurrency
         self._endpoint = endpoint
+        # Whether the endpoint's template leaves the system's message out; None where that is not known yet.
+        self._drops_system: bool | None = None
 
     def given(self, question: Question) -> Hashable:
         return json.dumps(messages(question.frame, question.user))
 
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generation]:
         """A reply that a content filter keeps back is empty. Raises: EndpointError."""
+        answers = self._ask(questions, max_new_tokens)
+        if self._drops_system is None:
+            self._drops_system = self._sees_no_system(questions, answers)
+            if self._drops_system:
+                logger.warning("the endpoint drops the system message: its text heads the first message of the user")
+                answers = self._ask(questions, max_new_tokens)
+        return [
+            Generation("", FILTERED) if answer is None else Generation(answer.text.strip(), answer.finish_reason)
+            for answer in answers
+        ]
 
-        async def one(chat: Chat, question: Question) -> Generation:
+    def _ask(self, questions: Sequence[Question], max_tokens: int, **options: Any) -> list[Answer | None]:
+        """None: the content filter keeps it back."""
+
+        async def one(chat: Chat, question: Question) -> Answer | None:
+            told = messages(question.frame, question.user, merge_system=bool(self._drops_system))
             try:
-                answer = await chat(messages(question.frame, question.user), max_tokens=max_new_tokens)
+                return await chat(told, max_tokens=max_tokens, **options)
             except FilteredByEndpoint:
-                return Generation("", FILTERED)
-            return Generation(answer.text.strip(), answer.finish_reason)
+                return None
 
         return self._endpoint.map(one, questions)
+
+    def _sees_no_system(self, questions: Sequence[Question], answers: Sequence[Answer | None]) -> bool | None:
+        """Asks one question with its instruction given twice: a template that shows it makes a longer prompt."""
+        for question, answer in zip(questions, answers, strict=True):
+            system = question.frame.system
+            if system is None or answer is None or answer.prompt_tokens is None:
+                continue
+            twice = question.frame.model_copy(update={"system": f"{system}\n{system}"})
+            (longer,) = self._ask([Question(twice, question.user)], max_tokens=1, enough=lambda answer: True)
+            return None if longer is None else longer.prompt_tokens == answer.prompt_tokens
+        return None

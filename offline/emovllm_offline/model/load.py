@@ -95,7 +95,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         # Mistral-common's own takes no templates; the usual one beside it has the same tokens.
         tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
-    except (ImportError, KeyError, TypeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:
+        # What the library of tokenizers raises is no more special than that.
         reason = " ".join(str(error).split())[:200]
         raise PromptError(
             f"the tokenizer of {folder} cannot be loaded ({reason}): take a model folder with tokenizer.json"

@@ -13,7 +13,7 @@ from emovllm_offline.discovery.survival import Reply, Survival, accepted, comple
 from emovllm_offline.judges.endpoint import Endpoint
 from emovllm_offline.judges.judge import Verdict
 from emovllm_offline.model.generate import EndpointBackend, Generation, ModelBackend, Question, stop_tokens
-from support.stub import filtering, in_turn, stub_server
+from support.stub import counting, filtering, in_turn, stub_server
 
 
 class Echo:
@@ -187,6 +187,25 @@ def test_endpoint_gets_the_chat_of_the_frame(stub):
     ]
     assert (request["max_tokens"], request["temperature"]) == (100, 0)
     assert "127.0.0.1" not in json.dumps(dict(backend.config))
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_endpoint_whose_template_drops_the_system_message_gets_it_in_the_user_message(stub, drops):
+    def shown(message):
+        return "" if drops and message["role"] == "system" else message["content"]
+
+    stub.answer = counting(shown, lambda request: " ".join(map(shown, request["messages"])))
+    backend = EndpointBackend(Endpoint("m", stub.url))
+    questions = [Question(Frame(system=f"reply in {name} ."), "hello") for name in ("calm", "pride")]
+    for asked in (5 if drops else 3, 2):
+        before = len(stub.requests)
+        texts = [" ".join(reply.text.split()) for reply in backend.generate(questions, 100)]
+        assert texts == [
+            "reply in calm . hello",
+            "reply in pride . hello",
+        ]
+        assert len(stub.requests) - before == asked
+    assert stub.requests[-1]["messages"][0]["role"] == ("user" if drops else "system")
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

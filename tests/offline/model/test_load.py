@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mistral_common
 import pytest
 import torch
+from transformers import MistralConfig
 
 import emovllm_offline
-from emovllm_offline.model.load import load, load_network, random_network, versions
+from emovllm.errors import PromptError
+from emovllm_offline.model.load import load, load_network, load_tokenizer, random_network, versions
 
 
 @pytest.fixture
@@ -41,6 +44,44 @@ def test_a_random_model_has_the_shape_of_a_folder_without_weights(folder):
     assert network.dtype == torch.bfloat16
     assert network.config.num_hidden_layers == 4
     assert not network.training
+
+
+def test_tokenizer_of_mistral_alone_is_refused_with_what_to_do(tmp_path):
+    data = Path(mistral_common.__file__).parent / "data"
+    (tmp_path / "tekken.json").symlink_to(data / "tekken_240911.json")
+    MistralConfig().save_pretrained(tmp_path)
+    with pytest.raises(PromptError, match=r"has Mistral's own tokenizer alone.*chat_template.jinja"):
+        load_tokenizer(tmp_path)
+
+
+def test_mistral_s_folder_for_transformers_is_loaded_with_its_template(tokenizer, tmp_path):
+    MistralConfig().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tekken.json").write_text("{}")
+    assert load_tokenizer(tmp_path).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Newer"}}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": [null, "their_code.Tokenizer"]}}'),
+    ],
+)
+def test_tokenizer_that_does_not_load_is_told_in_a_line(folder, file, text):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (Path(folder) / name).unlink()
+    (Path(folder) / file).write_text(text)
+    with pytest.raises(PromptError, match=r"cannot be loaded .*take a model folder with tokenizer.json") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_without_a_chat_template_is_told_how_it_is_asked(folder, caplog):
+    (Path(folder) / "chat_template.jinja").unlink()
+    assert load_tokenizer(folder)
+    assert "is asked in plain text" in caplog.text
 
 
 def test_versions_are_those_that_run():
