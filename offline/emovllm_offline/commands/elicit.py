@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 from cyclopts import Parameter
 
 from emovllm.options import FLAT, REPEATED, Options
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
+from emovllm_offline.model.options import ModelOptions
 
 if TYPE_CHECKING:
     from emovllm_offline.model.generate import Backend
@@ -47,8 +48,7 @@ class ElicitOptions(Options):
     minimum: Annotated[int, Gt(0), Parameter(help="complete scenario-events below which to refuse", metavar="N")] = 12
     max_new_tokens: Annotated[int, Gt(0), Parameter(help="longest reply", metavar="N")] = 100
     limit: Annotated[int | None, Gt(0), Parameter(help="use only the first N scenarios", metavar="N")] = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Annotated[str, Parameter(help="torch device")] = "cpu"
+    loading: Annotated[ModelOptions, FLAT] = field(default_factory=ModelOptions)
     batch_size: Annotated[int, Gt(0), Parameter(help="replies generated together in process", metavar="N")] = 16
 
     @property
@@ -101,5 +101,5 @@ def _backend(options: ElicitOptions) -> Backend:
         return EndpointBackend(Endpoint(name, options.base_url, concurrency=options.concurrency))
     from emovllm_offline.model.load import load
 
-    loaded = load(options.model, options.dtype, options.device)
+    loaded = load(options.model, options.loading.dtype, options.loading.device)
     return ModelBackend(loaded.network, loaded.tokenizer, loaded.public_id, options.batch_size)

@@ -42,7 +42,7 @@ from emovllm_offline.discovery.measure import (
 from emovllm_offline.discovery.parameters import Measurement, Parameters, Settings, Stage
 from emovllm_offline.discovery.removal import norms_digest
 from emovllm_offline.discovery.survival import Accepted
-from emovllm_offline.model.decoder import Decoder, weights_digest
+from emovllm_offline.model.decoder import Decoder, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.storage.checkpoint import Checkpoint
@@ -207,7 +207,7 @@ def run(
     if settings.fresh:
         shutil.rmtree(place, ignore_errors=True)
     torch.manual_seed(measurement.seed)
-    loaded = load(model, settings.dtype, settings.device)
+    loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder, tokenizer = find_decoder(loaded.network), loaded.tokenizer
     if stage == "circuit":
         findings: Findings | None = Findings.load(place)
@@ -224,7 +224,7 @@ def run(
         "dataset": {"sha256": sev.digest(records), "scenarios": len(records)},
         "styles": [{"name": style.name, "sha256": style.digest()} for style in chosen],
         "parameters": asdict(parameters),
-        "dtype": settings.dtype,
+        "dtype": type_name(decoder),
         "seed": measurement.seed,
         "versions": versions(),
     }

@@ -10,6 +10,7 @@ from annotated_types import Gt, Interval
 from cyclopts import Parameter
 
 from emovllm.options import FLAT, QUIET, REPEATED, Options
+from emovllm_offline.model.options import ModelOptions
 
 # In the order in which they are measured.
 Stage = Literal["activations", "heads", "importance", "circuit"]
@@ -108,8 +109,7 @@ class Settings(Options):
         Parameter(help="largest lambda a request may reach (default: twice the recommended)", metavar="[EMOTION=]X"),
     ] = ()
     limit: Annotated[int | None, Gt(0), Parameter(help="use only the first N scenarios", metavar="N")] = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Annotated[str, Parameter(help="torch device")] = "cpu"
+    loading: Annotated[ModelOptions, FLAT] = field(default_factory=ModelOptions)
     measurement: Annotated[Measurement, FLAT] = field(default_factory=Measurement)
     replies: Annotated[
         Path | None, Parameter(help="use only what `emovllm elicit` found accepted in every emotion", metavar="DIR")

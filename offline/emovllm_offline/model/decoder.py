@@ -131,6 +131,11 @@ class Decoder:
         return cache
 
 
+def type_name(decoder: Decoder) -> str:
+    """The type that a model was run in, for provenance."""
+    return str(decoder.dtype).removeprefix("torch.")
+
+
 def _inputs(ids: Tensor, cache: DynamicCache | None) -> dict[str, Any]:
     past = 0 if cache is None else cache.get_seq_length()
     positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import emovllm
-from emovllm.errors import PromptError
+from emovllm.errors import OptionError, PromptError, UnsupportedModelError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_offline.data.prompts import has_template
 from emovllm_offline.model.dequantize import (
@@ -25,7 +26,6 @@ from emovllm_offline.model.dequantize import (
 
 # Exact, and on most CPUs faster than half precision.
 DTYPE = "float32"
-DEVICE = "cpu"
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class LoadedModel(NamedTuple):
     public_id: str
 
 
-def load(model: str | None, dtype: str = DTYPE, device: str = DEVICE) -> LoadedModel:
+def load(model: str | None, dtype: str = DTYPE, device: str | None = None) -> LoadedModel:
     """model: as the command line takes it, see `emovllm.models.resolve_model`.
 
     Raises: DefaultModelError, PromptError, OSError.
@@ -49,10 +49,12 @@ def load(model: str | None, dtype: str = DTYPE, device: str = DEVICE) -> LoadedM
     return LoadedModel(load_network(folder, dtype, device), tokenizer, public_model_id(folder))
 
 
-def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -> Any:
+def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = None) -> Any:
     """dtype: a floating-point type of PyTorch's, or `auto` for the one that the weights are in.
 
-    Quantised weights are dequantised. Raises: UnsupportedModelError where they cannot be; OSError.
+    device: a device of PyTorch's; `auto` to spread the model over all GPUs, by accelerate; None for the fastest.
+    Quantised weights are dequantised.
+    Raises: UnsupportedModelError where they cannot be, or the model does not fit; OptionError; OSError.
     """
     import torch
     import transformers
@@ -62,7 +64,13 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -
     # Some models of text and images are known to the second alone; their towers are not run.
     is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kind = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForImageTextToText
-    options = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype), "output_loading_info": True}
+    options: dict[str, Any] = {
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "output_loading_info": True,
+    }
+    if device == "auto":
+        _require_accelerate()
+        options["device_map"] = "auto"
     settings = quantization(config)
     if settings is None:
         network, report = kind.from_pretrained(folder, **options)
@@ -74,10 +82,41 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str = DEVICE) -
         run_plain(network)
         # Transformers forgets it, and a circuit says it of itself.
         network.config.get_text_config().dequantized_from = method_of(settings)
-    return network.to(device).eval()
+    if device == "auto":
+        require_in_memory(network, folder)
+        return network.eval()
+    return network.to(device_of(device)).eval()
 
 
-def random_network(folder: str | Path, dtype: str = "auto", device: str = DEVICE) -> Any:
+def device_of(name: str | None) -> Any:
+    """Raises: OptionError."""
+    import torch
+
+    try:
+        device = torch.device(name or fastest_device())
+    except RuntimeError:
+        raise OptionError(f"--device {name}: no device of PyTorch's; give cpu, cuda, cuda:1 or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: PyTorch sees no CUDA device here; leave it out, or give cpu")
+    return device
+
+
+def _require_accelerate() -> None:
+    """Raises: OptionError."""
+    if find_spec("accelerate") is None:
+        raise OptionError("--device auto spreads a model by accelerate, which is not installed: pip install accelerate")
+
+
+def require_in_memory(network: Any, folder: str | Path) -> None:
+    """Raises: UnsupportedModelError where weights were left on a disk or in the CPU's memory, to be fetched at each
+    use: their numbers cannot be read."""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise UnsupportedModelError(
+            f"{folder} does not fit into the devices that there are: take more of them, or a narrower --dtype"
+        )
+
+
+def random_network(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Any:
     """A model of a folder's shape with random weights, where it has none. Raises: OSError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

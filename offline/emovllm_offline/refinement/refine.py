@@ -27,7 +27,7 @@ from emovllm.spec import EmotionSpec
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import Frame, Style, load_style
-from emovllm_offline.model.decoder import Decoder, weights_digest
+from emovllm_offline.model.decoder import Decoder, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.refinement.deltas import Deltas
@@ -192,10 +192,10 @@ def run(
     place = settings.work or work_folder(out)
     if settings.fresh:
         (place / CHECKPOINT).unlink(missing_ok=True)
-    loaded = load(model, settings.dtype, settings.device)
+    loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder = find_decoder(loaded.network)
     _agree(given, decoder)
-    about = {"replies": examples.digest(found), "messages": len(found), **asdict(training), "dtype": settings.dtype}
+    about = {"replies": examples.digest(found), "messages": len(found), **asdict(training), "dtype": type_name(decoder)}
     if training.anchor:
         about["style"] = chosen.digest()
     checkpoint = Checkpoint(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Gt, Interval
 from cyclopts import Parameter
 
-from emovllm.options import QUIET, STRENGTHS, Options
+from emovllm.options import FLAT, QUIET, STRENGTHS, Options
+from emovllm_offline.model.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,7 @@ class RefineSettings(Options):
     anchor_style: Annotated[
         str, Parameter(help="how the plain model is asked for the emotion", metavar="NAME|FILE")
     ] = "fewshot"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Annotated[str, Parameter(help="torch device")] = "cpu"
+    loading: Annotated[ModelOptions, FLAT] = field(default_factory=ModelOptions)
     work: Annotated[Path | None, Parameter(help="folder of the checkpoint (default: OUT.work)", metavar="DIR")] = None
     fresh: Annotated[bool, QUIET, Parameter(help="start anew, whatever the checkpoint holds")] = False
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Gt
 from cyclopts import Parameter
 
 from emovllm.options import COMMAS, FLAT, QUIET, REPEATED, Options
+from emovllm_offline.model.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,6 @@ class Settings(Options):
     ] = ("fewshot",)
     plan: Annotated[Plan, FLAT] = field(default_factory=Plan)
     limit: Annotated[int | None, Gt(0), Parameter(help="use only the first N scenarios", metavar="N")] = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Annotated[str, Parameter(help="torch device")] = "cpu"
+    loading: Annotated[ModelOptions, FLAT] = field(default_factory=ModelOptions)
     batch_size: Annotated[int, Gt(0), Parameter(help="variants per forward", metavar="N")] = 128
     fresh: Annotated[bool, QUIET, Parameter(help="forget what was validated before")] = False

@@ -20,7 +20,7 @@ from emovllm_offline.data import sev
 from emovllm_offline.data.styles import Style, common_emotions, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.intervals import mean_interval
-from emovllm_offline.model.decoder import Decoder, weights_digest
+from emovllm_offline.model.decoder import Decoder, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load
 from emovllm_offline.storage.journal import Journal
@@ -128,7 +128,7 @@ def _inputs(
         "styles": [{"name": style.name, "sha256": style.digest()} for style in styles],
         "plan": asdict(plan),
         "batch_size": batch_size,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "dtype": type_name(decoder),
         "device": decoder.device.type,
     }
 
@@ -239,6 +239,6 @@ def run(
     chosen = [load_style(style) for style in settings.style]
     records = sev.load_sev(settings.data)[: settings.limit]
 
-    loaded = load(model, settings.dtype, settings.device)
+    loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder = find_decoder(loaded.network)
     return validate(decoder, loaded.tokenizer, findings, records, chosen, folder, settings, progress=progress)

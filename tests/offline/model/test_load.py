@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import mistral_common
 import pytest
@@ -11,8 +13,21 @@ import torch
 from transformers import MistralConfig
 
 import emovllm_offline
-from emovllm.errors import PromptError
-from emovllm_offline.model.load import load, load_network, load_tokenizer, random_network, versions
+from emovllm.cli import app
+from emovllm.errors import OptionError, PromptError, UnsupportedModelError
+from emovllm_offline.model import load as load_module
+from emovllm_offline.model.decoder import weights_digest
+from emovllm_offline.model.find import find_decoder
+from emovllm_offline.model.load import (
+    device_of,
+    load,
+    load_network,
+    load_tokenizer,
+    random_network,
+    require_in_memory,
+    versions,
+)
+from emovllm_offline.model.options import ModelOptions
 
 
 @pytest.fixture
@@ -95,3 +110,61 @@ def test_language_models_and_their_tokenizers_are_loaded_nowhere_else():
     pattern = re.compile(r"AutoModelForCausalLM\.from_pretrained|AutoTokenizer\.from_pretrained")
     places = {str(path.relative_to(root)) for path in root.rglob("*.py") if pattern.search(path.read_text())}
     assert places == {"model/load.py", "judges/classifier.py", "judges/embeddings.py"}
+
+
+def test_the_fastest_device_is_the_default(monkeypatch):
+    for there, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device_of(None).type == name
+        assert device_of("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda:1", "sees no CUDA device here"), ("warp", "no device of PyT")])
+def test_a_device_that_is_not_there_is_refused_in_a_line(folder, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match=message):
+        load_network(folder, device=device)
+
+
+def test_a_model_that_is_spread_over_all_devices_is_the_same_model(folder):
+    spread, whole = load(folder, device="auto"), load(folder, device="cpu")
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(spread.network(ids).logits, whole.network(ids).logits)
+    decoder = find_decoder(spread.network)
+    assert weights_digest(decoder) == weights_digest(find_decoder(whole.network))
+
+
+def test_weights_that_fit_into_no_device_are_refused(folder):
+    network = load_network(folder)
+    network.lm_head.to_empty(device="meta")
+    with pytest.raises(UnsupportedModelError, match="does not fit into the devices"):
+        require_in_memory(network, folder)
+
+
+def test_without_accelerate_auto_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setattr(load_module, "find_spec", lambda name: None)
+    with pytest.raises(OptionError, match="pip install accelerate"):
+        load_network(folder, device="auto")
+
+
+def loading_of(options: Any) -> Any:
+    """The part of a command's options that says how its model is loaded."""
+    if isinstance(options, ModelOptions):
+        return options
+    parts = [getattr(options, field.name) for field in dataclasses.fields(options)]
+    return next(filter(None, (loading_of(part) for part in parts if dataclasses.is_dataclass(part))), None)
+
+
+@pytest.mark.parametrize("command", ["elicit", "discover", "refine", "validate"])
+def test_every_command_that_loads_a_model_takes_its_device_and_type(command):
+    needed = {
+        "elicit": ["--out", "o"],
+        "discover": ["--out", "o"],
+        "refine": ["--circuit", "c", "--out", "o"],
+        "validate": ["c"],
+    }
+    words = [command, *needed[command], "--device", "auto", "--dtype", "auto"]
+    _, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
+    loading = loading_of(bound.arguments["options"])
+    assert (loading.device, loading.dtype) == ("auto", "auto")
