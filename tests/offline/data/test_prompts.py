@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +118,14 @@ def test_chat_without_a_template_is_plain_text():
     assert plain_text(messages(frame, "dog")) == (
         "reply .\n\nUser:\ncat\n\nAssistant:\nyes\n\nUser:\ndog\n\nAssistant:\n"
     )
+
+
+def test_template_of_the_guide_gives_the_plain_text(templated):
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "discovery.md").read_text()
+    template = guide.split("```jinja\n")[1].split("\n```")[0]
+    chat = messages(Frame(system="reply .", turns=(Turn(user="cat", assistant="yes"),)), "dog")
+    text = templated(template).apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == plain_text(chat)
 
 
 def test_tokenizer_without_a_template_is_given_plain_text_as_completions_give_it(templated):
