@@ -67,18 +67,25 @@ def test_templates_are_in_the_wheel() -> None:
         assert any(path.is_relative_to(ROOT / package) for package in wheel["packages"]), path
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_answers_in_half_a_second(command: str | None) -> None:
-    words = [str(Path(sys.executable).with_name("emovllm")), *([command] if command else []), "--help"]
+def seconds(words: list[str]) -> tuple[float, str]:
+    """The least time of the processor that a command takes, for other tests may share the machine; what it prints."""
     took = []
     for _ in range(3):
-        # Of the processor, for other tests may share the machine.
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         said = subprocess.run(words, capture_output=True, check=True, text=True).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(took), said
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_answers_in_half_a_second(command: str | None) -> None:
+    words = [str(Path(sys.executable).with_name("emovllm")), *([command] if command else []), "--help"]
+    took, said = seconds(words)
     assert said.startswith(f"Usage: emovllm {command or 'COMMAND'}")
-    assert min(took) < 0.5
+    # On a slow or busy processor, thrice as long as what the options are made of takes to import.
+    usual, _ = seconds([sys.executable, "-c", "import cyclopts, numpy, pydantic"])
+    assert took < max(0.5, 3 * usual)
 
 
 @pytest.mark.parametrize(
