@@ -188,15 +188,7 @@ def _size(config: Mapping[str, Any], name: str) -> int:
 
 
 def _dense_width(config: Mapping[str, Any]) -> int:
-    names = (
-        "shared_intermediate_size",
-        "intermediate_size_mlp",
-        "intermediate_size",
-        "ffn_dim",
-        "ffn_hidden_size",
-        "n_inner",
-    )
-    for name in names:
+    for name in _WIDTHS:
         if config.get(name):
             return int(config[name])
     return 4 * _size(config, "hidden_size")
@@ -206,8 +198,13 @@ def _shared_width(config: Mapping[str, Any]) -> int:
     return int(config["moe_intermediate_size"]) * int(config.get("n_shared_experts") or 0)
 
 
+def _quantisation(whole: Mapping[str, Any]) -> str | None:
+    method: str | None = (whole.get("quantization_config") or {}).get("quant_method")
+    return method
+
+
 def _discovery(whole: Mapping[str, Any]) -> str:
-    method = (whole.get("quantization_config") or {}).get("quant_method")
+    method = _quantisation(whole)
     if method is None:
         return "yes"
     return (
@@ -228,7 +225,7 @@ def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) ->
             "unseen": "not tried: its class needs packages that a CPU's environment lacks",
         }[family.served]
     )
-    method = (whole.get("quantization_config") or {}).get("quant_method")
+    method = _quantisation(whole)
     return [
         f"engine      {known}",
         f"weights     {method}: served, the circuit's fingerprint within 0.3"

@@ -33,10 +33,7 @@ def assemble(
     unknown = sorted(set(strengths) - set(findings.emotions))
     if unknown:
         raise AssemblyError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
-    of_layers = {
-        "neurons": [layer.neurons for layer in decoder.layers],
-        "heads": [layer.heads for layer in decoder.layers],
-    }
+    of_layers = decoder.counts
     neurons, heads = {}, {}
     for e, name in enumerate(findings.emotions):
         shares = allocate(

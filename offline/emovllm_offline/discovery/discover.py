@@ -224,7 +224,7 @@ def run(
         "dataset": {"sha256": sev.digest(records), "scenarios": len(records)},
         "styles": [{"name": style.name, "sha256": style.digest()} for style in chosen],
         "parameters": asdict(parameters),
-        "dtype": type_name(decoder),
+        "dtype": type_name(decoder.dtype),
         "seed": measurement.seed,
         "versions": versions(),
     }

@@ -90,6 +90,14 @@ class Decoder:
         return 2 * len(self.layers)
 
     @property
+    def counts(self) -> dict[str, list[int]]:
+        """How many `neurons` and `heads` each layer has."""
+        return {
+            "neurons": [layer.neurons for layer in self.layers],
+            "heads": [layer.heads for layer in self.layers],
+        }
+
+    @property
     def config(self) -> Any:
         """The language model's own."""
         return self.model.config.get_text_config()
@@ -131,9 +139,9 @@ class Decoder:
         return cache
 
 
-def type_name(decoder: Decoder) -> str:
+def type_name(dtype: torch.dtype) -> str:
     """The type that a model was run in, for provenance."""
-    return str(decoder.dtype).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.")
 
 
 def _inputs(ids: Tensor, cache: DynamicCache | None) -> dict[str, Any]:

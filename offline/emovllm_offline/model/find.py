@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emovllm.architectures import REFUSED, Family, candidates, parse_site
+from emovllm.architectures import REFUSED, Family, candidates, layer_of, parse_site
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.decoder import Decoder, Layer, projection_weight
 from emovllm_offline.model.dequantize import PLAIN, REMEDY
@@ -60,8 +60,7 @@ def _decoder(model: Any, family: Family) -> Decoder:
     if "attn" not in kinds or (family.mlp is not None and family.experts is None and "mlp" not in kinds):
         missing = "o_proj" if "attn" not in kinds else "down_proj"
         raise UnsupportedModelError(f"{name}: no {missing} was found in {config.num_hidden_layers} layers")
-    first = next(iter(sites.values()))
-    stack = first[: first.rindex(f".{_layer_number(sites, first)}.")]
+    stack = (layer_of(next(iter(sites.values()))) or "").rpartition(".")[0]
     layers = tuple(
         _layer(trunk.get_submodule(f"{stack}.{i}"), family, config, f"{name}: layer {i}")
         for i in range(config.num_hidden_layers)
@@ -80,10 +79,6 @@ def _decoder(model: Any, family: Family) -> Decoder:
     )
     _check(decoder, name)
     return decoder
-
-
-def _layer_number(sites: dict[tuple[str, int], str], path: str) -> int:
-    return next(layer for (_, layer), site in sites.items() if site == path)
 
 
 def _sites(trunk: Any, family: Family) -> dict[tuple[str, int], str]:

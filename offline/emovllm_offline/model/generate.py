@@ -11,6 +11,7 @@ from emovllm.errors import FilteredByEndpoint
 from emovllm_offline.data.prompts import PLAIN_STOP, has_template, messages, render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.judges.judge import FILTERED
+from emovllm_offline.model.decoder import type_name
 
 if TYPE_CHECKING:
     from emovllm_offline.judges.answer import Answer
@@ -50,7 +51,7 @@ class ModelBackend:
     """A Hugging Face causal language model in this process."""
 
     def __init__(self, model: Any, tokenizer: Any, model_id: str, batch_size: int = 16) -> None:
-        self.config: Mapping[str, Any] = {"model": model_id, "dtype": str(model.dtype).removeprefix("torch.")}
+        self.config: Mapping[str, Any] = {"model": model_id, "dtype": type_name(model.dtype)}
         self.chunk = batch_size
         self._model = model
         self._tokenizer = tokenizer

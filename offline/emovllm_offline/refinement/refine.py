@@ -195,7 +195,12 @@ def run(
     loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder = find_decoder(loaded.network)
     _agree(given, decoder)
-    about = {"replies": examples.digest(found), "messages": len(found), **asdict(training), "dtype": type_name(decoder)}
+    about = {
+        "replies": examples.digest(found),
+        "messages": len(found),
+        **asdict(training),
+        "dtype": type_name(decoder.dtype),
+    }
     if training.anchor:
         about["style"] = chosen.digest()
     checkpoint = Checkpoint(

@@ -52,10 +52,7 @@ class Units:
 
     def __init__(self, decoder: Decoder, findings: Findings, seeds: Sequence[int]) -> None:
         device, dtype = decoder.device, decoder.dtype
-        self.count = {
-            "neurons": [layer.neurons for layer in decoder.layers],
-            "heads": [layer.heads for layer in decoder.layers],
-        }
+        self.count = decoder.counts
         self.width = {"neurons": [1] * len(decoder.layers), "heads": [layer.head_dim for layer in decoder.layers]}
         self.rank = {}
         for number, (kind, merit) in enumerate(zip(KINDS, (findings.neurons, findings.heads), strict=True)):
@@ -191,21 +188,12 @@ def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int
     if not position:
         trunk(input_ids=torch.full((rows, 1), token, device=decoder.device), use_cache=False)
         return
-    if decoder.recurrent:
+    outgrown = any(getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers)
+    if decoder.recurrent or decoder.alibi or outgrown:
         trunk(
             input_ids=torch.full((rows, 1), token, device=decoder.device),
             position_ids=torch.full((1, 1), position, device=decoder.device),
-            past_key_values=repeat_cache(cache, rows),
-            use_cache=True,
-        )
-        return
-    if decoder.alibi or any(
-        getattr(layer, "is_sliding", False) and position >= layer.sliding_window for layer in cache.layers
-    ):
-        trunk(
-            input_ids=torch.full((rows, 1), token, device=decoder.device),
-            position_ids=torch.full((1, 1), position, device=decoder.device),
-            past_key_values=_frozen(cache),
+            past_key_values=repeat_cache(cache, rows) if decoder.recurrent else _frozen(cache),
             use_cache=True,
         )
         return

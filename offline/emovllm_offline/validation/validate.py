@@ -128,7 +128,7 @@ def _inputs(
         "styles": [{"name": style.name, "sha256": style.digest()} for style in styles],
         "plan": asdict(plan),
         "batch_size": batch_size,
-        "dtype": type_name(decoder),
+        "dtype": type_name(decoder.dtype),
         "device": decoder.device.type,
     }
 
