@@ -26,12 +26,13 @@ os.environ.setdefault(
 )
 
 # The memory that one test process and its engines may take, in GiB.
-_MEMORY = 8
+_MEMORY = 7
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: now and then each waits for what is no work, such as a server's last request."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(len(os.sched_getaffinity(0)), int(memory / _MEMORY)))
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, int(memory / _MEMORY)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,7 +5,7 @@ The models are tiny and random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from support.circuits import SIX, random_circuit
 from support.engine import Ask, AsyncEngine, Engine, assert_same
 from support.models import tiny_model
 from support.oracle import Oracle
+from support.series import Series
 
 pytestmark = pytest.mark.engine
 
@@ -72,33 +73,6 @@ def mixed() -> list[Ask]:
     return [Ask(random.integers(2, 128, length).tolist(), asked) for length, asked in zip(lengths, fields, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
-    root = tmp_path_factory.mktemp("engines")
-
-    def start(
-        model: str, circuit: Path, env: dict[str, str] | None = None, kind: type[Engine] = Engine, **config: Any
-    ) -> Engine:
-        defaults = {
-            "dtype": "float32",
-            "max_model_len": 128,
-            "block_size": BLOCK,
-            "seed": 0,
-            "enforce_eager": True,
-            "additional_config": {"emovllm": {"circuit": str(circuit)}},
-        }
-        return kind(
-            root / f"{len(list(root.iterdir()))}.log",
-            {"VLLM_CACHE_ROOT": str(root / "cache"), **(env or {})},
-            model=model,
-            skip_tokenizer_init=True,
-            disable_log_stats=False,
-            **{**defaults, **config},
-        )
-
-    return start
-
-
 def of_second_rank(whole: Path, model: str, out: Path) -> Path:
     """A circuit's units in the second half of each layer, fingerprinted anew."""
     circuit = load_circuit(whole)
@@ -135,7 +109,7 @@ def test_the_circuit_moves_every_request_and_has_units_on_both_ranks(
 
 
 def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_speculating(
-    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], start: Callable[..., Engine]
+    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], series: Series
 ) -> None:
     config = {
         "speculative_config": {
@@ -145,19 +119,18 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
             "prompt_lookup_min": 1,
         },
         "max_num_batched_tokens": 24,
-        "max_num_seqs": 16,
         "num_gpu_blocks_override": 12,
         "enable_prefix_caching": False,
     }
-    with start(split_model, circuit, tensor_parallel_size=2, **config) as engine:
-        replies = engine.generate(mixed, MAX_TOKENS)
-        assert engine.metric("vllm:num_preemptions") > 0
-        assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
+    engine = series.start(split_model, circuit, tensor_parallel_size=2, **config)
+    replies = engine.generate(mixed, MAX_TOKENS)
+    assert engine.metric("vllm:num_preemptions") > 0
+    assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
     assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
 
 
 def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_compiled_and_by_both_methods(
-    replicated_model: str, mixed: list[Ask], start: Callable[..., Engine], tmp_path: Path
+    replicated_model: str, mixed: list[Ask], series: Series, tmp_path: Path
 ) -> None:
     whole = random_circuit(replicated_model, tmp_path / "whole", directions=True)
     second = of_second_rank(whole, replicated_model, tmp_path / "second")
@@ -166,8 +139,8 @@ def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_orac
     # Compiled by Dynamo alone, which is quick.
     env = {"VLLM_CPU_CI_ENV": "1"}
     config = {"additional_config": {"emovllm": {"circuit": str(second), "steering": True}}}
-    with start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False, **config) as engine:
-        replies = engine.generate([*mixed, *steered], MAX_TOKENS)
+    engine = series.start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False, **config)
+    replies = engine.generate([*mixed, *steered], MAX_TOKENS)
     expected = Oracle(replicated_model, second).generate([*mixed, *steered], MAX_TOKENS)
     by_circuit = [reply for ask, reply in zip(mixed, expected, strict=False) if ask.fields]
     assert (
@@ -177,19 +150,31 @@ def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_orac
 
 
 def test_two_pipeline_stages_equal_the_oracle(
-    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], start: Callable[..., Engine]
+    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], series: Series
 ) -> None:
-    with start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48, max_num_seqs=16) as engine:
-        replies = engine.generate(mixed, MAX_TOKENS)
+    engine = series.start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48)
+    replies = engine.generate(mixed, MAX_TOKENS)
     assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
 
 
 @pytest.fixture(scope="module")
-def two_engines(split_model: str, circuit: Path, start: Callable[..., Engine]) -> Iterator[Engine]:
+def two_engines(split_model: str, circuit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Two engines behind one front end, as `--data-parallel-size 2` starts them. As on a GPU, each runs its one worker
     in its own process, which spares two more."""
-    with start(
-        split_model, circuit, kind=AsyncEngine, data_parallel_size=2, distributed_executor_backend="uni"
+    folder = tmp_path_factory.mktemp("engines")
+    with AsyncEngine(
+        folder / "log",
+        {"VLLM_CACHE_ROOT": str(folder / "cache")},
+        model=split_model,
+        skip_tokenizer_init=True,
+        disable_log_stats=False,
+        dtype="float32",
+        max_model_len=128,
+        block_size=BLOCK,
+        enforce_eager=True,
+        additional_config={"emovllm": {"circuit": str(circuit)}},
+        data_parallel_size=2,
+        distributed_executor_backend="uni",
     ) as engine:
         yield engine
 

@@ -68,14 +68,11 @@ def test_templates_are_in_the_wheel() -> None:
 
 
 def seconds(words: list[str]) -> tuple[float, str]:
-    """The least time of the processor that a command takes, for other tests may share the machine; what it prints."""
-    took = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        said = subprocess.run(words, capture_output=True, check=True, text=True).stdout
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(took), said
+    """The time of the processor that a command takes, and what it prints."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = subprocess.run(words, capture_output=True, check=True, text=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, said
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
@@ -83,9 +80,11 @@ def test_help_answers_in_half_a_second(command: str | None) -> None:
     words = [str(Path(sys.executable).with_name("emovllm")), *([command] if command else []), "--help"]
     took, said = seconds(words)
     assert said.startswith(f"Usage: emovllm {command or 'COMMAND'}")
-    # On a slow or busy processor, thrice as long as what the options are made of takes to import.
-    usual, _ = seconds([sys.executable, "-c", "import cyclopts, numpy, pydantic"])
-    assert took < max(0.5, 3 * usual)
+    if took >= 0.5:
+        # On a slow or busy processor, thrice as long as what the options are made of takes to import.
+        took = min(took, *(seconds(words)[0] for _ in range(2)))
+        usual = min(seconds([sys.executable, "-c", "import cyclopts, numpy, pydantic"])[0] for _ in range(3))
+        assert took < max(0.5, 3 * usual)
 
 
 @pytest.mark.parametrize(

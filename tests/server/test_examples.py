@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.circuits import SIX
-from support.servers import BIN, Server
+from support.servers import BIN, ONE_PROCESS, Server
 
 pytestmark = pytest.mark.engine
 
@@ -42,6 +42,7 @@ def test_batch_evaluate_answers_its_lines_and_evaluates(
         "EVALUATE_ARGUMENTS": f"--base-url {server.url}/v1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **ONE_PROCESS,
     }
     command = ["bash", str(EXAMPLES / "batch_evaluate.sh"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)

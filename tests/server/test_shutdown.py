@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from support import tiny
-from support.servers import Server
+from support.servers import WORKER_PROCESS, Server
 
 pytestmark = pytest.mark.engine
 
@@ -71,7 +71,7 @@ class Streams:
 def servers(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> list[Server]:
     """Three, started at the same time; each test ends one."""
     command = tiny.command(tmp_path_factory.mktemp("tiny"), length=16_384)
-    return [serve([*command, *more]) for more in (["--shutdown-timeout", "60"], [], [])]
+    return [serve([*command, "--shutdown-timeout", "60"]), serve(command), serve(command, WORKER_PROCESS)]
 
 
 class Ending:

@@ -21,7 +21,7 @@ from emovllm_server.batch import command
 from emovllm_server.batch.answers import answer
 from emovllm_server.batch.files import Replies
 from support.circuits import SIX
-from support.servers import Server
+from support.servers import ONE_PROCESS, Server
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
@@ -105,7 +105,9 @@ def test_an_interrupted_batch_goes_on_and_replies_as_the_server_does(
     before = replies(output)
     assert len(wrong) + 4 <= len(before) < len(wrong) + len(rows) + len(more)
 
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    second = subprocess.run(
+        command, env={**environment, **ONE_PROCESS}, capture_output=True, text=True, check=False, timeout=240
+    )
     assert second.returncode == 0, second.stderr[-3000:]
     told = f"emovllm: {len(wrong)} of {len(wrong) + len(rows) + len(more)} lines were refused: "
     assert second.stderr.splitlines()[-1].startswith(told)
