@@ -60,15 +60,15 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = No
     import transformers
 
     transformers.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(folder)
-    # Some models of text and images are known to the second alone; their towers are not run.
-    is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    kind = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForImageTextToText
+    # Loading takes long, and is not begun for a device that is not there.
+    target = None if device == "auto" else device_of(device)
+    config = _config_of(folder)
+    kind = _class_of(config, folder)
     options: dict[str, Any] = {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
         "output_loading_info": True,
     }
-    if device == "auto":
+    if target is None:
         _require_accelerate()
         options["device_map"] = "auto"
     settings = quantization(config)
@@ -82,10 +82,39 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = No
         run_plain(network)
         # Transformers forgets it, and a circuit says it of itself.
         network.config.get_text_config().dequantized_from = method_of(settings)
-    if device == "auto":
+    if target is None:
         require_in_memory(network, folder)
         return network.eval()
-    return network.to(device_of(device)).eval()
+    return network.to(target).eval()
+
+
+def _config_of(folder: str | Path) -> Any:
+    """Raises: UnsupportedModelError, OSError."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModelError(
+            f"this version of Transformers does not know the model of {folder} ({reason}): take a newer one, or "
+            "another model"
+        ) from None
+
+
+def _class_of(config: Any, folder: str | Path) -> Any:
+    """The Auto class that loads a model. Raises: UnsupportedModelError."""
+    import transformers
+
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    # Some models of text and images are known to it alone; their towers are not run.
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    raise UnsupportedModelError(
+        f"{folder} ({config.model_type}) is no causal language model that Transformers knows: take one that generates "
+        "text"
+    )
 
 
 def device_of(name: str | None) -> Any:
@@ -98,6 +127,12 @@ def device_of(name: str | None) -> Any:
         raise OptionError(f"--device {name}: no device of PyTorch's; give cpu, cuda, cuda:1 or auto") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: PyTorch sees no CUDA device here; leave it out, or give cpu")
+    try:
+        # A build without that kind of device says so in an AssertionError.
+        if name:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise OptionError(f"--device {name}: not on this machine; give cpu, cuda, cuda:1 or auto") from None
     return device
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import mistral_common
 import pytest
 import torch
-from transformers import MistralConfig
+from transformers import MistralConfig, PreTrainedModel, T5Config
 
 import emovllm_offline
 from emovllm.cli import app
 from emovllm.errors import OptionError, PromptError, UnsupportedModelError
+from emovllm.options import published_command
 from emovllm_offline.model import load as load_module
 from emovllm_offline.model.decoder import weights_digest
 from emovllm_offline.model.find import find_decoder
@@ -119,11 +120,41 @@ def test_the_fastest_device_is_the_default(monkeypatch):
         assert device_of("cpu").type == "cpu"
 
 
-@pytest.mark.parametrize(("device", "message"), [("cuda:1", "sees no CUDA device here"), ("warp", "no device of PyT")])
-def test_a_device_that_is_not_there_is_refused_in_a_line(folder, monkeypatch, device, message):
+@pytest.mark.parametrize(("there", "name"), [(True, "cuda"), (False, "cpu")])
+def test_a_model_is_put_on_the_fastest_device(folder, monkeypatch, there, name):
+    moves = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda network, device: moves.append(device.type) or network)
+    load_network(folder)
+    assert moves == [name]
+
+
+MISSING = [("cuda:1", "sees no CUDA device here"), ("warp", "no device of PyT"), ("xpu:7", "not on this machine")]
+
+
+@pytest.mark.parametrize(("device", "message"), MISSING)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match=message):
-        load_network(folder, device=device)
+        load_network(tmp_path / "nothing", device=device)
+
+
+def test_a_model_that_is_no_causal_language_model_is_refused(tmp_path):
+    T5Config(d_model=16, num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"\(t5\) is no causal language model"):
+        load_network(tmp_path)
+
+
+def test_a_model_that_transformers_does_not_know_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "newer-than-this"}')
+    with pytest.raises(UnsupportedModelError, match=r"does not know the model of .*newer-than-this"):
+        load_network(tmp_path)
+
+
+def test_a_device_is_published_only_where_it_was_given():
+    for given, shown in (([], False), (["--device", "cpu"], True)):
+        _, bound, _ = app().parse_args(["discover", "--out", "o", *given], exit_on_error=False, print_error=False)
+        assert ("--device" in published_command("discover", bound.arguments["options"])) is shown
 
 
 def test_a_model_that_is_spread_over_all_devices_is_the_same_model(folder):
