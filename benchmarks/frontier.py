@@ -165,6 +165,8 @@ def main() -> None:
 
     for source in args.circuits:
         circuit = load_circuit(source)
+        if circuit.experts:
+            raise SystemExit(f"{source}: vectors of routed experts are not measured here")
         cells = [(e, scale) for scale in args.lambdas for e in range(len(circuit.names))]
         added = Added(vectors(decoder, circuit, cells, args.layers, args.kind), args.scope, args.half_life)
         rows = []

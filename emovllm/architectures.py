@@ -27,7 +27,10 @@ class Family:
     model_type: its name in config.json.
     attn, mlp: the projections whose inputs a circuit acts on, in layers that have them.
     shared: the projection that stands for `mlp` in layers of experts, where all tokens go through a shared one.
-    experts: the module of such layers whose output is what their MLP adds; no circuit acts on the experts themselves.
+    experts: the module of such layers whose output is what their MLP adds. A circuit may add vectors there, into which
+        neurons of the routed experts are folded.
+    experts_in_vllm: what that is called there, where it differs.
+    no_experts: why discovery leaves out the routed experts' neurons, where it does.
     mixers: modules in the place of attention in other layers (linear attention, Mamba), on which no circuit acts.
     attn_in_vllm: what `attn` is called there, where that differs.
     before_mlp: the module whose input is the residual between attention and MLP, where they are sequential.
@@ -43,6 +46,8 @@ class Family:
     mlp: str | None = "mlp.down_proj"
     shared: str | None = None
     experts: str | None = None
+    experts_in_vllm: str | None = None
+    no_experts: str = ""
     mixers: tuple[str, ...] = ()
     attn_in_vllm: str | None = None
     before_mlp: str = "post_attention_layernorm"
@@ -136,7 +141,7 @@ FAMILIES: tuple[Family, ...] = (
         name="Falcon",
     ),
     Family("bloom", attn="self_attention.dense", mlp="mlp.dense_4h_to_h", alibi=True, name="Bloom"),
-    Family("mixtral", mlp=None, experts="mlp", name="Mixtral"),
+    Family("mixtral", mlp=None, experts="mlp", experts_in_vllm="block_sparse_moe", name="Mixtral"),
     # Their shared expert is weighed by a gate of its own.
     Family("qwen2_moe", experts="mlp", name="Qwen 2 MoE"),
     Family("qwen3_moe", experts="mlp", name="Qwen 3 MoE"),
@@ -144,7 +149,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("glm4_moe", shared="mlp.shared_experts.down_proj", experts="mlp", name="GLM 4.5 to 4.7"),
     Family("deepseek_v3", shared="mlp.shared_experts.down_proj", experts="mlp", name="DeepSeek V3, R1", served="sites"),
     Family("gpt_oss", mlp=None, experts="mlp", attn_in_vllm="attn.o_proj", name="gpt-oss"),
-    Family("llama4_text", mlp="feed_forward.down_proj", experts="feed_forward", name="Llama 4"),
+    Family(
+        "llama4_text",
+        mlp="feed_forward.down_proj",
+        experts="feed_forward",
+        no_experts="they weigh what experts are given, not what they give, so that a neuron's write is no linear share",
+        name="Llama 4",
+    ),
     Family("qwen3_next", experts="mlp", mixers=("linear_attn",), name="Qwen 3 Next", served="sites"),
     Family("qwen3_5_text", mixers=("linear_attn",), name="Qwen 3.5, 3.6 (dense)", served="unseen"),
     Family(
@@ -219,6 +230,18 @@ def parse_site(module_name: str, families: Iterable[Family] = FAMILIES) -> tuple
             if match[2] in paths:
                 return kind, int(match[1])
     return None
+
+
+def parse_experts(module_name: str, families: Iterable[Family] = FAMILIES) -> int | None:
+    """The layer whose block of experts a module is by its dotted name in a whole model, or None if it is none.
+
+    The MLP of a layer without experts may have that name too: it has no submodule `experts`.
+    """
+    match = _LAYER.search(module_name)
+    if match is None or not NO_SITES.isdisjoint(module_name[: match.start(1)].split(".")):
+        return None
+    paths = {path for family in families for path in (family.experts, family.experts_in_vllm)}
+    return int(match[1]) if match[2] in paths else None
 
 
 def layer_of(module_name: str) -> str | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from emovllm.errors import CircuitError
+from emovllm.experts import RoutedNeurons, check_routed
 from emovllm.fingerprint import FINGERPRINT_SIZE, fingerprint_entries, site_key
 from emovllm.spec import CircuitSpec
 
@@ -47,6 +48,10 @@ class Circuit:
     of `W @ delta` for each emotion, float32 [emotions, FINGERPRINT_SIZE], W being the weight of the down or output
     projection: a server compares them with what its own weights give, and so knows the model.
 
+    `experts`, where the circuit acts on routed experts, holds their neurons by emotion, folded into vectors. No weight
+    that a server has at hand made these: at such a site, `experts.3`, the fingerprint is what the layer's router says
+    of the vectors.
+
     `directions`, where there are any, holds each emotion's directions of the residual stream after each layer, float32
     [layers, hidden], of unit norm or zero: what the steering baseline adds.
     """
@@ -56,6 +61,7 @@ class Circuit:
     heads: Mapping[str, Components]
     fingerprint: Mapping[str, np.ndarray] = field(default_factory=dict)
     directions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    experts: Mapping[str, RoutedNeurons] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model = self.spec.model
@@ -70,6 +76,7 @@ class Circuit:
                 _check_components(f"{name}.{kind}", units[name], counts, shape)
         for name in self.names:
             _check_padding(f"{name}.heads.delta", self.heads[name], model.per_layer("head_dim"))
+        self._check_experts()
         self._check_fingerprint()
         self._check_directions()
 
@@ -81,13 +88,24 @@ class Circuit:
         heads: Mapping[str, Components],
         weight_of: Callable[[str, int], np.ndarray],
         directions: Mapping[str, np.ndarray] | None = None,
+        experts: Mapping[str, RoutedNeurons] | None = None,
     ) -> Circuit:
         """A new circuit with the fingerprint of its model; `weight_of(kind, layer)` is the projection's weight,
-        float32 [hidden, width]. Raises: CircuitError."""
+        float32 [hidden, width], and of `experts` the router's, [experts, hidden]. Raises: CircuitError."""
         blank = np.zeros((len(spec.emotions), FINGERPRINT_SIZE), np.float32)
-        sites = _sites(neurons, heads)
-        circuit = cls(spec, neurons, heads, {site_key(*site): blank for site in sites})
-        return cls(spec, neurons, heads, measure_fingerprint(circuit, weight_of), directions or {})
+        sites = _sites(neurons, heads, experts or {})
+        circuit = cls(spec, neurons, heads, {site_key(*site): blank for site in sites}, experts=experts or {})
+        return replace(circuit, fingerprint=measure_fingerprint(circuit, weight_of), directions=directions or {})
+
+    def _check_experts(self) -> None:
+        expected = sorted(self.names) if self.spec.model.has_experts else []
+        if sorted(self.experts) != expected:
+            raise CircuitError(
+                f"neurons of routed experts are of {sorted(self.experts)}, and by model.layers they would be of "
+                f"{expected}"
+            )
+        for name, routed in self.experts.items():
+            check_routed(f"{name}.experts", routed, self.spec.model)
 
     def _check_fingerprint(self) -> None:
         expected = {site_key(kind, layer) for kind, layer in self.sites()}
@@ -122,15 +140,19 @@ class Circuit:
         return tuple(emotion.name for emotion in self.spec.emotions)
 
     def sites(self) -> list[tuple[str, int]]:
-        """The (kind, layer) pairs that have a unit of any emotion, in the order A0, M0, A1, ..."""
-        return _sites(self.neurons, self.heads)
+        """The (kind, layer) pairs that have a unit of any emotion, in the order A0, M0, A1, ...; the kinds are `attn`,
+        `experts` and `mlp`."""
+        return _sites(self.neurons, self.heads, self.experts)
 
     def site_delta(self, kind: str, layer: int) -> np.ndarray:
         """The unfolded injection of one site.
 
         Returns: float32 [emotions, width], width being that of the projection's input (the layer's neurons for `mlp`,
-        heads * head_dim for `attn`), zero outside the circuit's units.
+        heads * head_dim for `attn`), zero outside the circuit's units. Of `experts`, which are folded already, it is
+        what is added to the output of their block, [emotions, hidden].
         """
+        if kind == "experts":
+            return np.stack([self.experts[name].vectors[layer] for name in self.names])
         there = self.spec.model.layer(layer)
         if kind == "mlp":
             out = np.zeros((len(self.names), there.neurons), np.float32)
@@ -160,13 +182,18 @@ class Circuit:
             for name, components in units.items():
                 for part in ("layer", "index", "delta"):
                     tensors[f"{name}.{kind}.{part}"] = getattr(components, part)
+        for name, routed in self.experts.items():
+            tensors |= {f"{name}.experts.{part}": values for part, values in routed.parts().items()}
         tensors |= {f"directions.{name}": values for name, values in self.directions.items()}
         return tensors
 
 
-def _sites(neurons: Mapping[str, Components], heads: Mapping[str, Components]) -> list[tuple[str, int]]:
-    used = {("attn", int(layer)) for units in heads.values() for layer in units.layer}
-    used |= {("mlp", int(layer)) for units in neurons.values() for layer in units.layer}
+def _sites(
+    neurons: Mapping[str, Components], heads: Mapping[str, Components], experts: Mapping[str, RoutedNeurons]
+) -> list[tuple[str, int]]:
+    used: set[tuple[str, int]] = set()
+    for kind, of_kind in (("attn", heads), ("mlp", neurons), ("experts", experts)):
+        used |= {(kind, int(layer)) for units in of_kind.values() for layer in units.layer}
     return sorted(used, key=lambda site: (site[1], site[0]))
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import safetensors.numpy
 
 from emovllm.circuit import Circuit, Components
 from emovllm.errors import CircuitError
+from emovllm.experts import RoutedNeurons
 from emovllm.files import decode, parse_json, read_bytes, write_atomically
 from emovllm.spec import FORMAT_VERSIONS, CircuitSpec
 
@@ -94,21 +96,27 @@ def _beside(folder: Path) -> str:
 
 def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:
     rest = dict(tensors)
-    units: dict[str, dict[str, Components]] = {"neurons": {}, "heads": {}}
-    for kind, of_kind in units.items():
-        for emotion in spec.emotions:
-            names = [f"{emotion.name}.{kind}.{part}" for part in ("layer", "index", "delta")]
-            missing = [name for name in names if name not in rest]
-            if missing:
-                raise CircuitError(f"{TENSORS_NAME} has no {', '.join(missing)}")
-            of_kind[emotion.name] = Components(*(rest.pop(name) for name in names))
+    emotions = [emotion.name for emotion in spec.emotions]
+
+    def take(what: str, parts: Iterable[str]) -> Iterator[np.ndarray]:
+        names = [f"{what}.{part}" for part in parts]
+        if missing := [name for name in names if name not in rest]:
+            raise CircuitError(f"{TENSORS_NAME} has no {', '.join(missing)}")
+        return (rest.pop(name) for name in names)
+
+    neurons, heads = (
+        {name: Components(*take(f"{name}.{kind}", ("layer", "index", "delta"))) for name in emotions}
+        for kind in ("neurons", "heads")
+    )
+    with_experts = emotions if spec.model.has_experts else []
+    experts = {name: RoutedNeurons(*take(f"{name}.experts", RoutedNeurons.PARTS)) for name in with_experts}
     fingerprint, directions = (
         {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
         for prefix in ("fingerprint.", "directions.")
     )
     if rest:
         raise CircuitError(f"{TENSORS_NAME} has unknown tensors: {', '.join(sorted(rest)[:4])}")
-    return Circuit(spec, units["neurons"], units["heads"], fingerprint, directions)
+    return Circuit(spec, neurons, heads, fingerprint, directions, experts)
 
 
 def _read_spec(path: Path) -> CircuitSpec:
@@ -119,7 +127,7 @@ def _read_spec(path: Path) -> CircuitSpec:
         raise CircuitError(f"{path}: not a JSON object") from None
     if version not in FORMAT_VERSIONS:
         raise CircuitError(
-            f"{path}: format_version {version!r}; this emovllm reads {' and '.join(map(str, FORMAT_VERSIONS))}"
+            f"{path}: format_version {version!r}; this emovllm reads {', '.join(map(str, FORMAT_VERSIONS))}"
         )
     return parse_json(str(path), text, CircuitSpec, CircuitError)
 

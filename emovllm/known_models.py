@@ -50,6 +50,7 @@ class Units:
 
     neurons: tuple[int, ...]
     heads: tuple[int, ...]
+    experts: tuple[bool, ...]  # whether neurons of routed experts can be discovered
 
 
 def main(options: Annotated[ModelsOptions, FLAT] = ModelsOptions()) -> None:
@@ -61,7 +62,7 @@ def main(options: Annotated[ModelsOptions, FLAT] = ModelsOptions()) -> None:
 
 def table() -> str:
     """All families, as a Markdown table."""
-    rows = [("models", "model_type", "heads at", "neurons at", "discovery", "served")]
+    rows = [("models", "model_type", "heads at", "neurons at", "experts at", "discovery", "served")]
     for family in FAMILIES:
         neurons = ", ".join(family.projections["mlp"]) or "-"
         heads = family.attn + (" (not in all layers)" if family.mixers else "")
@@ -72,11 +73,12 @@ def table() -> str:
                 family.model_type,
                 heads,
                 neurons + (" (dense layers)" if _mixed(family) else ""),
+                (not family.no_experts and family.experts) or "-",
                 discovery,
                 _SERVED[family.served],
             )
         )
-    rows += [(name, model_type, "-", "-", "refused", "refused") for model_type, (name, _) in REFUSED.items()]
+    rows += [(name, model_type, "-", "-", "-", "refused", "refused") for model_type, (name, _) in REFUSED.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -106,6 +108,7 @@ def describe(model: str) -> str:
     lines += [
         f"table       {family.name}",
         f"neurons     {in_layers(units.neurons)}{_inputs_of(family) if any(units.neurons) else _EXPERTS}",
+        *([f"experts     {_routed(family, units)}"] if family.experts else []),
         f"heads       {in_layers(units.heads)}, inputs of {family.attn}",
         f"discovery   {f'refused: {family.not_discovered}' if family.not_discovered else _discovery(whole)}",
         *_engine(model_type, family, whole),
@@ -125,7 +128,8 @@ def units_of(family: Family, config: Mapping[str, Any]) -> Units:
         (_shared_width(config) if family.shared else 0) if of_experts else (_dense_width(config) if family.mlp else 0)
         for of_experts in experts
     ]
-    return Units(tuple(neurons), tuple(heads if has else 0 for has in attention))
+    routed = tuple(has and not family.no_experts for has in experts)
+    return Units(tuple(neurons), tuple(heads if has else 0 for has in attention), routed)
 
 
 def read_config(model: str) -> dict[str, Any]:
@@ -149,6 +153,13 @@ def read_config(model: str) -> dict[str, Any]:
 
 def _inputs_of(family: Family) -> str:
     return f", inputs of {' or '.join(family.projections['mlp'])}"
+
+
+def _routed(family: Family, units: Units) -> str:
+    if family.no_experts:
+        return f"left out: {family.no_experts}"
+    where = f"routed ones in {sum(units.experts)} of {len(units.experts)} layers"
+    return f"{where}; with `emovllm discover --experts` their neurons too, as constant vectors"
 
 
 def _mixed(family: Family) -> bool:

@@ -33,6 +33,8 @@ def show(source: str | PathLike[str]) -> None:
         f" ({model.architecture}): {model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.units}\n"
         f"scope {spec.scope}, digest {circuit.digest()[:16]}"
     )
+    if circuit.experts:
+        about += "\nneurons of routed experts are added as constant vectors, at the output of their blocks"
     console.print(Text.assemble((model.id, "bold"), about))
     tables = [_strengths(circuit, console.width), _scores(circuit, console.width), _layers(circuit, console.width)]
     if len(circuit.names) > 1:
@@ -55,9 +57,10 @@ def _strengths(circuit: Circuit, width: int) -> Iterator[Table]:
             "maximal lambda": f"{emotion.maximal:g}",
             "neurons": str(len(circuit.neurons[name])),
             "heads": str(len(circuit.heads[name])),
+            "experts": str(len(circuit.experts[name])) if circuit.experts else "",
         }[column]
 
-    columns = ("recommended lambda", "maximal lambda", "neurons", "heads")
+    columns = ["recommended lambda", "maximal lambda", "neurons", "heads", *(["experts"] if circuit.experts else [])]
     return _blocks("emotions", ("emotion", circuit.names), columns, cell, width)
 
 
@@ -73,11 +76,14 @@ def _scores(circuit: Circuit, width: int) -> Iterator[Table]:
 
 def _layers(circuit: Circuit, width: int) -> Iterator[Table]:
     def cell(layer: str, name: str) -> str:
-        counts = (int((units[name].layer == int(layer)).sum()) for units in (circuit.neurons, circuit.heads))
-        return "+".join(map(str, counts))
+        of_kinds = [kind[name].layer for kind in (circuit.neurons, circuit.heads)]
+        if circuit.experts:
+            of_kinds.append(circuit.experts[name].layer)
+        return "+".join(str(int((layers == int(layer)).sum())) for layers in of_kinds)
 
     layers = [str(layer) for layer in range(circuit.spec.model.num_hidden_layers)]
-    return _blocks("neurons+heads per layer", ("layer", layers), circuit.names, cell, width)
+    title = "neurons+heads+neurons of routed experts per layer" if circuit.experts else "neurons+heads per layer"
+    return _blocks(title, ("layer", layers), circuit.names, cell, width)
 
 
 def _overlaps(circuit: Circuit, kind: str, width: int) -> Iterator[Table]:

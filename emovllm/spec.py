@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-# 2 where layers differ in what they have; whoever reads 1 alone reads all other circuits.
-FORMAT_VERSIONS = (1, 2)
+# 2 where layers differ in what they have, 3 where there are vectors of routed experts too; whoever reads less reads all
+# other circuits.
+FORMAT_VERSIONS = (1, 2, 3)
 
 Scope = Literal["generation", "prompt_last", "all"]
 # Words that stand where an emotion's name may, and mean something else there.
@@ -36,10 +37,23 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ExpertsSpec(_Model):
+    """The routed experts of a layer whose neurons a circuit has, folded into vectors (`emovllm.experts`).
+
+    count: of the experts; neurons: of each; block: the path in the layer of what the vectors are added to the output
+    of, as Transformers calls it.
+    """
+
+    count: Annotated[int, Field(gt=0)]
+    neurons: Annotated[int, Field(gt=0)]
+    block: str
+
+
 class LayerSpec(_Model):
     """What one decoder layer has: 0 neurons or heads where a circuit cannot act on its MLP or its mixer.
 
     attn, mlp: the projections by their paths in the layer, whose inputs hold the heads and the neurons.
+    experts: where the circuit acts on them too.
     """
 
     neurons: Annotated[int, Field(ge=0)]
@@ -47,6 +61,7 @@ class LayerSpec(_Model):
     head_dim: Annotated[int, Field(ge=0)]
     attn: str = ""
     mlp: str = ""
+    experts: ExpertsSpec | None = None
 
 
 class ModelSpec(_Model):
@@ -87,13 +102,33 @@ class ModelSpec(_Model):
             return self.layers[number]
         return LayerSpec(neurons=self.intermediate_size, heads=self.num_attention_heads, head_dim=self.head_dim)
 
+    def experts(self, number: int) -> ExpertsSpec | None:
+        """The routed experts of a layer, where the circuit acts on them."""
+        return self.layers[number].experts if self.layers is not None else None
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the circuit acts on routed experts of any layer."""
+        return any(self.experts(number) for number in range(self.num_hidden_layers))
+
+    @property
+    def format_version(self) -> int:
+        """The version that a circuit of this model needs."""
+        if self.layers is None:
+            return 1
+        return 3 if self.has_experts else 2
+
     @property
     def units(self) -> str:
         """What a circuit can act on, in words."""
         if self.layers is None:
             heads = f"{self.num_attention_heads} heads of {self.head_dim}"
             return f"{self.intermediate_size} neurons and {heads} in each layer"
-        return f"neurons: {in_layers(self.per_layer('neurons'))}; heads: {in_layers(self.per_layer('heads'))}"
+        units = f"neurons: {in_layers(self.per_layer('neurons'))}; heads: {in_layers(self.per_layer('heads'))}"
+        if not self.has_experts:
+            return units
+        routed = [experts.count * experts.neurons if (experts := layer.experts) else 0 for layer in self.layers]
+        return f"{units}; neurons of routed experts: {in_layers(routed)}"
 
     def per_layer(self, part: Literal["neurons", "heads", "head_dim"]) -> list[int]:
         """A size of each layer."""
@@ -134,7 +169,7 @@ class CircuitSpec(_Model):
     """All of `circuit.json`."""
 
     format: Literal["emovllm-circuit"] = "emovllm-circuit"
-    format_version: Literal[1, 2] = 1
+    format_version: Literal[1, 2, 3] = 1
     model: ModelSpec
     emotions: Annotated[tuple[EmotionSpec, ...], Field(min_length=1)]
     scope: Scope = "generation"
@@ -154,13 +189,15 @@ class CircuitSpec(_Model):
         """A circuit in the making has the version that it needs; one that is read must have it."""
         model = content.get("model") if isinstance(content, dict) else None
         if isinstance(model, ModelSpec) and "format_version" not in content:
-            return {**content, "format_version": 1 if model.layers is None else 2}
+            return {**content, "format_version": model.format_version}
         return content
 
     @model_validator(mode="after")
-    def _layers_need_version_2(self) -> CircuitSpec:
-        if (self.model.layers is not None) != (self.format_version == 2):
-            raise ValueError("model.layers belongs to format_version 2, and to no other")
+    def _content_is_of_its_version(self) -> CircuitSpec:
+        if (self.model.layers is not None) != (self.format_version >= 2):
+            raise ValueError("model.layers belongs to format_version 2 and above, and to no other")
+        if self.model.has_experts != (self.format_version == 3):
+            raise ValueError("experts in model.layers belong to format_version 3, and to no other")
         return self
 
     def emotion(self, name: str) -> EmotionSpec:

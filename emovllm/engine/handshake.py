@@ -64,6 +64,6 @@ def check_workers(reports: list[dict[str, Any]], circuits: Iterable[Served]) -> 
         if missing:
             raise Unsupported(
                 f"the model has no layer to steer for {len(missing)} of the circuit's {len(served.sites)} sites "
-                f"({', '.join(sorted(missing)[:4])}): experts of a mixture have no such site, and other names than "
-                "mlp.down_proj and self_attn.o_proj may be missing in emovllm/architectures.py"
+                f"({', '.join(sorted(missing)[:4])}): layers of experts have no neurons of their own, and other names "
+                "than mlp.down_proj and self_attn.o_proj may be missing in emovllm/architectures.py"
             )

@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from emovllm import __version__
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
-from emovllm.engine import injection, residual, runner_v1, runner_v2
+from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import adapters_of, has_room
 from emovllm.engine.settings import settings_of
@@ -52,6 +52,7 @@ class EmotionWorkerMixin:
 
     emotion_circuits: dict[str, _Placed]  # by digest
     emotion_pending: Circuit
+    expert_sites: list[experts.ExpertsSite]
     steered_layers: list[residual.SteeredLayer]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -76,16 +77,16 @@ class EmotionWorkerMixin:
         )
         compiled = config.compilation_config.mode != CompilationMode.NONE
         room = has_room(circuits.values(), settings.capacity)
+        wanted = None if room else {site for circuit in circuits.values() for site in circuit.sites()}
         self.emotion_sites = injection.install(
-            runner.get_model(),
-            None if room else {site for circuit in circuits.values() for site in circuit.sites()},
-            self.emotion_coefficients,
-            settings.capacity,
-            compiled,
+            runner.get_model(), wanted, self.emotion_coefficients, settings.capacity, compiled
+        )
+        spec = next(iter(circuits.values())).spec.model
+        self.expert_sites = experts.install(
+            runner.get_model(), wanted, (settings.capacity, spec.hidden_size), self.emotion_coefficients, compiled
         )
         self.steered_layers = []
         if settings.steering:
-            spec = next(iter(circuits.values())).spec.model
             self.steered_layers = residual.install(
                 runner.get_model(), spec, self.emotion_coefficients, settings.capacity, compiled
             )
@@ -102,13 +103,14 @@ class EmotionWorkerMixin:
                 name,
                 circuit.spec.model.id,
                 ", ".join(circuit.names),
-                len(self.emotion_sites),
+                len(self.emotion_sites) + len(self.expert_sites),
                 settings.digests[name],
             )
 
     def _place(self, circuit: Circuit, first: int) -> None:
         """Raises: Unsupported."""
         injection.fill(self.emotion_sites, circuit, first)
+        experts.fill(self.expert_sites, circuit, first)
         residual.fill(self.steered_layers, circuit, first)
         digest = circuit.digest()
         self.emotion_circuits[digest] = _Placed(circuit, first)
@@ -149,6 +151,7 @@ class EmotionWorkerMixin:
 
     def _clear(self, columns: slice) -> None:
         injection.clear(self.emotion_sites, columns)
+        experts.clear(self.expert_sites, columns)
         residual.clear(self.steered_layers, columns)
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -156,6 +159,7 @@ class EmotionWorkerMixin:
         try:
             for placed in self.emotion_circuits.values():
                 injection.fill(self.emotion_sites, placed.circuit, placed.first)
+                experts.fill(self.expert_sites, placed.circuit, placed.first)
         except Unsupported as error:
             # The weights are in place all the same, and plain requests may go on.
             self.emotion_coefficients.broken = str(error)
@@ -185,7 +189,7 @@ class EmotionWorkerMixin:
 
     def _places(self) -> list[Any]:
         """All that a request's coefficients reach: sites, and layers that are steered."""
-        return [*self.emotion_sites, *self.steered_layers]
+        return [*self.emotion_sites, *self.expert_sites, *self.steered_layers]
 
     @torch.inference_mode()
     def _check_live(self) -> None:

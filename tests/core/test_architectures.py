@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emovllm.architectures import FAMILIES, candidates, parse_site
+from emovllm.architectures import FAMILIES, candidates, parse_experts, parse_site
 from support.families import FAMILIES as EXAMPLES
 from support.families import UNKNOWN
 
@@ -42,3 +42,19 @@ def test_towers_and_heads_of_further_tokens_are_no_sites(name):
 
 def test_the_language_model_of_a_composite_one_has_sites():
     assert parse_site("model.language_model.layers.2.self_attn.o_proj") == ("attn", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.3.mlp", 3),
+        ("model.layers.3.block_sparse_moe", 3),
+        ("language_model.model.layers.11.feed_forward", 11),
+        ("model.layers.3.mlp.experts", None),
+        ("model.layers.3.self_attn", None),
+        ("vision_tower.layers.3.mlp", None),
+        ("model.norm", None),
+    ],
+)
+def test_blocks_of_experts_are_known_by_their_names(name: str, layer: int | None) -> None:
+    assert parse_experts(name) == layer

@@ -15,8 +15,8 @@ from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import CircuitError
 from emovllm.fingerprint import fingerprint_distance, fingerprint_entries
-from emovllm.spec import CircuitSpec, LayerSpec, ModelSpec
-from support.circuits import components
+from emovllm.spec import CircuitSpec, ExpertsSpec, LayerSpec, ModelSpec
+from support.circuits import components, random_routed
 
 
 def test_the_digest_changes_with_what_the_circuit_does_and_not_with_its_provenance(circuit: Circuit) -> None:
@@ -120,6 +120,77 @@ def test_layers_may_differ_in_what_they_have(circuit: Circuit, tmp_path: Path) -
 def test_units_that_a_layer_lacks_are_refused(circuit: Circuit, units: dict[str, Any], message: str) -> None:
     with pytest.raises(CircuitError) as caught:
         uneven(circuit, **units)
+    assert message in str(caught.value)
+
+
+def with_experts(circuit: Circuit, **changes: Any) -> Circuit:
+    """The circuit of a model whose second and third layers have three experts of five neurons; changes: of anger's."""
+    layers = tuple(
+        layer.model_copy(update={"experts": ExpertsSpec(count=3, neurons=5, block="mlp")} if number else {})
+        for number, layer in enumerate(LAYERS)
+    )
+    made = uneven(circuit)
+    spec = CircuitSpec(model=made.spec.model.model_copy(update={"layers": layers}), emotions=circuit.spec.emotions)
+    experts = {name: random_routed(spec.model, np.random.default_rng(0)) for name in circuit.names}
+    experts["anger"] = replace(experts["anger"], **changes)
+    widths = {"mlp": (10, 0, 6), "attn": (0, 8, 2)}
+    return Circuit.fingerprinted(
+        spec,
+        made.neurons,
+        made.heads,
+        lambda kind, layer: np.ones((3, 8)) if kind == "experts" else np.ones((8, widths[kind][layer])),
+        experts=experts,
+    )
+
+
+def test_neurons_of_routed_experts_are_vectors_at_the_output_of_their_block(circuit: Circuit, tmp_path: Path) -> None:
+    made = with_experts(circuit)
+    assert [site for site in made.sites() if site[0] == "experts"] == [("experts", 1), ("experts", 2)]
+    assert np.array_equal(made.site_delta("experts", 2)[1], made.experts["calm"].vectors[2])
+    assert made.fingerprint["experts.1"].shape == (2, 16)
+    assert made.spec.model.units.endswith("; neurons of routed experts: 15 in 2 of 3 layers")
+    save_circuit(made, tmp_path)
+    read = load_circuit(tmp_path)
+    assert read.digest() == made.digest() != uneven(circuit).digest()
+    for part, values in made.experts["anger"].parts().items():
+        assert np.array_equal(read.experts["anger"].parts()[part], values)
+
+
+def test_a_version_that_knows_no_experts_refuses_them(circuit: Circuit, tmp_path: Path) -> None:
+    save_circuit(with_experts(circuit), tmp_path)
+    content = json.loads((tmp_path / "circuit.json").read_text())
+    assert content["format_version"] == 3
+    for version in (1, 2):
+        with pytest.raises(ValueError, match=f"belong.* to format_version {3 if version == 2 else 2}"):
+            CircuitSpec.model_validate({**content, "format_version": version})
+    without = uneven(circuit)
+    assert without.spec.format_version == 2
+    with pytest.raises(CircuitError, match=r"neurons of routed experts are of \['anger'\], and by model.layers"):
+        replace(without, experts={"anger": with_experts(circuit).experts["anger"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expert": np.array([1, 3], np.int32)}, "anger.experts.expert: outside 0..2"),
+        ({"index": np.array([5, 0], np.int32)}, "anger.experts.index: outside 0..4"),
+        ({"layer": np.array([0, 1], np.int32)}, "anger.experts: layer 0 has none"),
+        ({"layer": np.array([1, 3], np.int32)}, "anger.experts.layer: outside 0..2"),
+        ({"layer": np.array([1, 1], np.int32), "index": np.zeros(2, np.int32)}, "a neuron is listed twice"),
+        ({"layer": np.array([1, 1], np.int32)}, "anger.experts.vectors: layer 2 has no neuron"),
+        ({"delta": np.zeros(2)}, "anger.experts.delta: expected float32 (2,), got float64 (2,)"),
+        ({"routing": np.array([np.nan, 0], np.float32)}, "anger.experts.routing: has a value that is not finite"),
+        (
+            {"vectors": np.zeros((3, 4), np.float32)},
+            "anger.experts.vectors: expected float32 (3, 8), got float32 (3, 4)",
+        ),
+    ],
+)
+def test_wrong_neurons_of_experts_are_refused_with_the_reason(
+    circuit: Circuit, changes: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(CircuitError) as caught:
+        with_experts(circuit, **changes)
     assert message in str(caught.value)
 
 

@@ -95,7 +95,8 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=3), "format_version 3; this emovllm reads 1 and 2"),
+        (lambda d: d.update(format_version=4), "format_version 4; this emovllm reads 1, 2, 3"),
+        (lambda d: d.update(format_version=3), "model.layers belongs to format_version 2"),
         (lambda d: d.update(format_version=2), "model.layers belongs to format_version 2"),
         (lambda d: d.pop("format_version"), "format_version None"),
         (lambda d: d.pop("model"), "model: Field required"),

@@ -21,11 +21,12 @@ DEEPER = {"num_hidden_layers": 4, "layer_types": None}
 @pytest.mark.parametrize("name", [*DISCOVERED, *VARIANTS])
 def test_the_units_told_by_the_configuration_are_those_of_the_model(name: str) -> None:
     config = family_config(name, **DEEPER)
-    decoder = find_decoder(family_network(name, **DEEPER))
     (family,) = candidates(config.model_type)
     units = units_of(family, config.to_dict())
+    decoder = find_decoder(family_network(name, **DEEPER), experts=any(units.experts))
     assert units.neurons == tuple(layer.neurons for layer in decoder.layers)
     assert units.heads == tuple(layer.heads for layer in decoder.layers)
+    assert units.experts == tuple(layer.experts is not None for layer in decoder.layers)
 
 
 def test_the_table_has_each_family_and_each_that_is_refused() -> None:
@@ -45,6 +46,7 @@ def test_a_model_of_experts_and_of_text_and_images_is_told_by_its_configuration(
     sizes = {"num_hidden_layers": 48, "num_attention_heads": 32, "hidden_size": 2048, "intermediate_size": 6144}
     moe = describe(write(tmp_path / "moe", model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], **sizes))
     assert "neurons     none: its MLPs are experts" in moe
+    assert "experts     routed ones in 48 of 48 layers; with `emovllm discover --experts`" in moe
     assert "heads       32 in each of 48 layers, inputs of self_attn.o_proj" in moe
     quantised = {"quantization_config": {"quant_method": "fp8"}}
     text = {"model_type": "gemma3_text", **sizes}

@@ -17,6 +17,7 @@ from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import load_circuit, save_circuit
 from support.circuits import SIX, random_circuit
 from support.engine import Ask, AsyncEngine, Engine, assert_same
+from support.families import family_model
 from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import Series
@@ -147,6 +148,18 @@ def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_orac
         sum(a.tokens != b.tokens for a, b in zip(by_circuit, expected[len(mixed) :], strict=True)) >= len(steered) - 4
     )
     assert_same(replies, expected)
+
+
+def test_each_of_two_ranks_adds_the_vectors_of_experts_whole_and_its_share_of_the_shared_experts(
+    mixed: list[Ask], series: Series, tmp_path: Path
+) -> None:
+    # A layer of its own, and one with routed experts and one that all tokens share.
+    model = family_model("glm4_moe", tmp_path / "model")
+    circuit = random_circuit(model, tmp_path / "circuit", scale=1.0, experts=0.5)
+    oracle = Oracle(model, circuit)
+    assert oracle.circuit.sites()[-3:] == [("attn", 1), ("experts", 1), ("mlp", 1)]
+    engine = series.start(model, circuit, tensor_parallel_size=2)
+    assert_same(engine.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
 
 
 def test_two_pipeline_stages_equal_the_oracle(

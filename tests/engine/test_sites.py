@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import support.meta_sites
-from emovllm.architectures import FAMILIES, parse_site
+from emovllm.architectures import FAMILIES, candidates, parse_experts, parse_site
 from support.families import family_model, family_network
 
 pytestmark = pytest.mark.engine
@@ -24,10 +25,12 @@ def test_the_sites_in_vllms_class_are_those_of_the_model(tmp_path: Path, family:
     built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert built.returncode == 0, built.stderr[-3000:]
     line = next(line for line in built.stdout.splitlines() if line.startswith("SITES"))
-    expected = [
-        [*site, module.weight.shape[1]]
-        for name, module in family_network(family).named_modules()
-        if (site := parse_site(name)) is not None
+    modules = list(family_network(family).named_modules())
+    expected: list[list[Any]] = [
+        [*site, module.weight.shape[1]] for name, module in modules if (site := parse_site(name)) is not None
     ]
+    blocks = [(parse_experts(name), module) for name, module in modules if hasattr(module, "experts")]
+    expected += [["experts", layer, module.gate.weight.shape[0]] for layer, module in blocks]
     assert json.loads(line.removeprefix("SITES")) == sorted(expected)
-    assert {kind for kind, _, _ in expected} == {"attn", "mlp"}
+    has_experts = candidates(family)[0].experts is not None
+    assert {kind for kind, _, _ in expected} == {"attn", "mlp", *(["experts"] if has_experts else [])}

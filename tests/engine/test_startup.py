@@ -325,6 +325,7 @@ class PretendWorker(EmotionWorkerMixin):
         ]
         self.emotion_coefficients = Coefficients(1, 8, torch.device("cpu"), max_requests=4)
         self.model_runner = self
+        self.expert_sites = []
         self.steered_layers = []
         self.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
         self._ignored = ignored

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from emovllm.architectures import FAMILIES as ROWS
 from emovllm_offline.data.sev import Events, Record
 from emovllm_offline.data.styles import Style
 from emovllm_offline.model.decoder import Decoder
@@ -44,6 +45,8 @@ REFUSED = {
     "opt": "the projections of layer 0 are not run on tokens as the layer is",
 }
 DISCOVERED = [family for family in (*FAMILIES, *VARIANTS) if family not in REFUSED]
+# Those whose routed experts are discovered too, where that is asked for.
+ROUTED = [row.model_type for row in ROWS if row.experts and not row.no_experts]
 # One of each way in which they differ: plain; normed output, windows, scaled embeddings; the MLP itself reads the
 # residual; a scale; parallel; transposed weights, learnt positions; positions off the mask; experts that share one;
 # layers of another mixer, with a state.

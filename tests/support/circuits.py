@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from transformers import AutoConfig
 from emovllm.architectures import parse_site
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
-from emovllm.spec import CircuitSpec, EmotionSpec, LayerSpec, ModelSpec
+from emovllm.experts import RoutedNeurons
+from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec, ModelSpec
 
 SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 
@@ -26,24 +28,32 @@ def random_circuit(
     scale: float = 0.3,
     seed: int = 0,
     directions: bool = False,
+    experts: float = 0,
 ) -> Path:
-    """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once."""
+    """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once.
+
+    experts: the scale of vectors at the output of blocks of experts; 0 for none.
+    """
     config = AutoConfig.from_pretrained(model)
     layers = config.num_hidden_layers
     random = np.random.default_rng(seed)
     projections = {}
+    routers = {}
     for file in sorted(Path(model).glob("*.safetensors")):
         for name, weight in load_file(file).items():
             site = parse_site(name.removesuffix(".weight"))
             if site is not None and name.endswith(".weight"):
                 # GPT-2's Conv1D holds [in, out].
                 projections[site] = (weight.T if config.model_type == "gpt2" else weight).float().numpy()
+            if experts and (router := re.search(r"layers\.(\d+)\.\w+\.(?:gate|router)\.weight$", name)):
+                routers[int(router[1])] = weight.float().numpy()
     heads_all = config.num_attention_heads
     sizes = [
         LayerSpec(
             neurons=projections["mlp", layer].shape[1] if ("mlp", layer) in projections else 0,
             heads=heads_all if ("attn", layer) in projections else 0,
             head_dim=projections["attn", layer].shape[1] // heads_all if ("attn", layer) in projections else 0,
+            experts=ExpertsSpec(count=len(routers[layer]), neurons=8, block="mlp") if layer in routers else None,
         )
         for layer in range(layers)
     ]
@@ -52,7 +62,8 @@ def random_circuit(
     # As many neurons as it has are asked of a model without any, to be refused.
     if not any(size.neurons for size in sizes) and neurons:
         sizes = [size.model_copy(update={"neurons": intermediate}) for size in sizes]
-    uneven = any((size.neurons, size.heads, size.head_dim) != (intermediate, heads_all, head_dim) for size in sizes)
+    full = (intermediate, heads_all, head_dim, None)
+    uneven = any((size.neurons, size.heads, size.head_dim, size.experts) != full for size in sizes)
 
     def units(count: int, available: list[int], width: int | None, factor: float) -> Components:
         here = [layer for layer in range(layers) if available[layer]]
@@ -81,12 +92,24 @@ def random_circuit(
     of_heads = {name: units(heads, [size.heads for size in sizes], head_dim, scale / 4) for name in names}
 
     def weight_of(kind: str, layer: int) -> np.ndarray:
+        if kind == "experts":
+            return routers[layer]
         width = intermediate if kind == "mlp" else heads_all * head_dim
         return projections.get((kind, layer), np.zeros((config.hidden_size, width), np.float32))
 
     of_emotions = random_directions(spec) if directions else None
-    save_circuit(Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, of_emotions), out)
+    routed = {name: random_routed(spec.model, random, experts) for name in names if routers}
+    save_circuit(Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, of_emotions, routed), out)
     return Path(out)
+
+
+def random_routed(model: ModelSpec, random: np.random.Generator, scale: float = 1.0) -> RoutedNeurons:
+    """A neuron of an expert in each layer that has experts, and random vectors there."""
+    layer = np.array([i for i in range(model.num_hidden_layers) if model.experts(i)], np.int32)
+    vectors = np.zeros((model.num_hidden_layers, model.hidden_size), np.float32)
+    vectors[layer] = random.standard_normal((len(layer), model.hidden_size)) * scale
+    delta, routing = random.standard_normal((2, len(layer))).astype(np.float32)
+    return RoutedNeurons(layer, np.ones_like(layer), np.arange(len(layer), dtype=np.int32), delta, routing, vectors)
 
 
 def random_directions(spec: CircuitSpec, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """The sites in vLLM's own class of a model, built on the meta device, where nothing is computed.
 
-Run as a program: a model's folder in, `[[kind, layer, width], ...]` out.
+Run as a program: a model's folder in, `[[kind, layer, width], ...]` out; of blocks of experts how many there are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.network_utils import get_open_port
 
 from emovllm.architectures import parse_site
+from emovllm.engine import experts
+from emovllm.engine.coefficients import Coefficients
 
 
 def main(folder: str) -> None:
@@ -32,6 +34,8 @@ def main(folder: str) -> None:
         for name, module in model.named_modules()
         if isinstance(module, RowParallelLinear) and (site := parse_site(name)) is not None
     ]
+    blocks = experts.install(model, None, (1, 64), Coefficients(1, 8, torch.device("cpu"), 1), compiled=False)
+    sites += [["experts", block.number, block.router.output_size] for block in blocks]
     print("SITES", json.dumps(sorted(sites)))
 
 

@@ -38,6 +38,7 @@ class Discovery:
                 "emotion": name,
                 "neurons": len(self.circuit.neurons[name]),
                 "heads": len(self.circuit.heads[name]),
+                **({"experts": len(self.circuit.experts[name])} if self.circuit.experts else {}),
                 "most important MLP": int(best[self.findings.emotions.index(name)]),
             }
             for name in self.circuit.names
@@ -138,7 +139,7 @@ def discover(
     from emovllm_offline.discovery.discover import measure_until
 
     opened = _open(model, tokenizer)
-    decoder = find_decoder(opened.network)
+    decoder = find_decoder(opened.network, parameters.experts)
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
     measurement = Measurement(batch_size=batch_size, work=None if work is None else Path(work), progress=True)

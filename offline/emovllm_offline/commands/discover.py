@@ -41,4 +41,6 @@ def main(options: Annotated[DiscoverOptions, FLAT]) -> None:
         return
     neurons = sum(map(len, circuit.neurons.values())) // len(circuit.names)
     heads = sum(map(len, circuit.heads.values())) // len(circuit.names)
-    print(f"{options.out}: {', '.join(circuit.names)}; about {neurons} neurons and {heads} heads each")
+    experts = sum(map(len, circuit.experts.values())) // len(circuit.names)
+    routed = f", and {experts} neurons of routed experts as constant vectors" if circuit.experts else ""
+    print(f"{options.out}: {', '.join(circuit.names)}; about {neurons} neurons and {heads} heads each{routed}")

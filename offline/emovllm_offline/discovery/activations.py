@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,15 @@ from emovllm.errors import ActivationError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.removal import Removals
 from emovllm_offline.model.decoder import Decoder, repeat_cache
-from emovllm_offline.model.hooks import Hook, before, hooked
+from emovllm_offline.model.experts import Experts
+from emovllm_offline.model.hooks import Hook, before, given, hooked
 
 # What is read in every layer: the residual after attention and after the MLP (before the final norm, in the last layer
 # too), and the inputs of o_proj and down_proj.
 QUANTITIES = ("attn", "mlp", "heads", "neurons")
+# Where routed experts were asked for: routing weight times activation of their neurons, expert by expert, and the
+# routing weights.
+OF_EXPERTS = ("experts", "routing")
 
 
 @dataclass(slots=True)
@@ -62,12 +67,21 @@ def read(decoder: Decoder, weights: Tensor, removals: Removals | None = None, st
 
         return reduce
 
+    def keep_experts(layer: int, experts: Experts) -> Callable[[tuple[Any, ...]], None]:
+        def reduce(arguments: tuple[Any, ...]) -> None:
+            for quantity, rows in zip(OF_EXPERTS, experts.sums(arguments, reading.weights), strict=True):
+                reading.rows.setdefault(quantity, {})[layer] = rows.to(reading.weights.device)
+
+        return reduce
+
     hooks: list[Hook] = []
     for i, layer in enumerate(decoder.layers):
         hooks += layer.seen_after_attention(keep("attn", i))
         hooks += layer.seen_after_mlp(keep("mlp", i))
         units = {"heads": layer.o_proj, "neurons": layer.down_proj}
         hooks += [before(module, keep(quantity, i)) for quantity, module in units.items() if module is not None]
+        if layer.experts is not None:
+            hooks.append(given(layer.experts.module, keep_experts(i, layer.experts)))
     if removals is not None:
         hooks += removals.hooks(reading.rows, weights, start)
     with hooked(hooks):
@@ -84,7 +98,8 @@ def collect(
     counts is among them. Padding is on the right: what follows a token cannot reach it in a causal decoder, so that
     no mask is needed and a batch gives what the prompts give one by one.
 
-    Returns: for each of QUANTITIES, and of what `removals` reads, float32 [prompts, layers, width].
+    Returns: for each of QUANTITIES, of OF_EXPERTS where there are any, and of what `removals` reads, float32 [prompts,
+        layers, width].
     Raises: ActivationError where an activation is not finite.
     """
     shared = min(_common_prefix([prompt.ids for prompt in prompts]), *(p.positions.start for p in prompts))

@@ -9,13 +9,21 @@ import numpy as np
 
 from emovllm.circuit import Circuit, Components
 from emovllm.errors import AssemblyError
+from emovllm.experts import RoutedNeurons
 from emovllm.models import QUANTIZATION, is_default
-from emovllm.spec import CircuitSpec, EmotionSpec, LayerSpec, ModelSpec
+from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec, ModelSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.discovery.routed import divide, fold, routed_counts
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.dequantize import method_of, quantization
+
+# What a circuit with routed experts says of itself.
+ROUTED = (
+    "constant vectors at the output of the experts' block: the sum, over the chosen neurons, of delta times the "
+    "neuron's column of its expert's down projection, delta being the difference of routing weight times activation"
+)
 
 
 def assemble(
@@ -33,23 +41,14 @@ def assemble(
     unknown = sorted(set(strengths) - set(findings.emotions))
     if unknown:
         raise AssemblyError(f"strengths name {', '.join(unknown)}; the emotions are {', '.join(findings.emotions)}")
-    of_layers = decoder.counts
     neurons, heads = {}, {}
+    experts: dict[str, RoutedNeurons] = {}
     for e, name in enumerate(findings.emotions):
-        shares = allocate(
-            findings.importance[e],
-            of_layers["neurons"],
-            of_layers["heads"],
-            parameters.per_sublayer,
-            parameters.neuron_share,
-            parameters.least_neurons,
-            parameters.least_heads,
-            parameters.cap,
-        )
-        neurons[name] = _units(findings.neurons[e], shares.neurons, findings.mlp_delta[e], of_layers["neurons"])
-        by_head = heads_apart(decoder, findings.attn_delta[e])
-        heads[name] = _units(findings.heads[e], shares.heads, by_head, of_layers["heads"])
-    if not any(units.delta.any() for units in (*neurons.values(), *heads.values())):
+        neurons[name], heads[name], routed = _choose(decoder, findings, e, parameters)
+        if routed is not None:
+            experts[name] = routed
+    deltas = [units.delta for units in (*neurons.values(), *heads.values())]
+    if not any(delta.any() for delta in (*deltas, *(routed.delta for routed in experts.values()))):
         raise AssemblyError(
             "every delta of the circuit is zero, it would change nothing: the prompts of all emotions were the same to "
             "the model; see what the style's frames and the tokenizer's chat template make of them"
@@ -68,13 +67,42 @@ def assemble(
         ),
         emotions=tuple(_emotion(name, strengths) for name in findings.emotions),
         scope=parameters.scope,
-        provenance={**provenance, **_precision(decoder, model_id), "groups": findings.groups},
+        provenance={
+            **provenance,
+            **_precision(decoder, model_id),
+            **({"routed experts": ROUTED} if experts else {}),
+            "groups": findings.groups,
+        },
     )
-
     directions = dict(zip(findings.emotions, findings.mlp_directions.astype(np.float32), strict=True))
     return Circuit.fingerprinted(
-        spec, neurons, heads, decoder.projection, directions if parameters.directions else None
+        spec, neurons, heads, decoder.projection, directions if parameters.directions else None, experts
     )
+
+
+def _choose(
+    decoder: Decoder, findings: Findings, e: int, parameters: Parameters
+) -> tuple[Components, Components, RoutedNeurons | None]:
+    """The neurons and heads of one emotion, and neurons of routed experts where they were asked for."""
+    counts, of_routed = decoder.counts, routed_counts(decoder)
+    shares = allocate(
+        findings.importance[e],
+        [own + routed for own, routed in zip(counts["neurons"], of_routed, strict=True)],
+        counts["heads"],
+        parameters.per_sublayer,
+        parameters.neuron_share,
+        parameters.least_neurons,
+        parameters.least_heads,
+        parameters.cap,
+    )
+    own, experts = shares.neurons, None
+    if any(of_routed) and (measured := findings.routed) is not None:
+        own, chosen = divide(own, findings.neurons[e], measured.contribution[e], counts["neurons"], of_routed)
+        units = _units(measured.contribution[e], chosen, measured.delta[e], of_routed)
+        experts = fold(decoder, units, measured.routing[e])
+    neurons = _units(findings.neurons[e], own, findings.mlp_delta[e], counts["neurons"])
+    by_head = heads_apart(decoder, findings.attn_delta[e])
+    return neurons, _units(findings.heads[e], shares.heads, by_head, counts["heads"]), experts
 
 
 def _precision(decoder: Decoder, model_id: str) -> dict[str, str]:
@@ -94,13 +122,20 @@ def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> Emotion
 
 
 def layer_specs(decoder: Decoder) -> tuple[LayerSpec, ...] | None:
-    """What each layer has, where they differ."""
+    """What each layer has, where they differ, or have routed experts that were asked for."""
     specs = tuple(
-        LayerSpec(neurons=layer.neurons, heads=layer.heads, head_dim=layer.head_dim, attn=layer.attn, mlp=layer.mlp)
+        LayerSpec(
+            neurons=layer.neurons,
+            heads=layer.heads,
+            head_dim=layer.head_dim,
+            attn=layer.attn,
+            mlp=layer.mlp,
+            experts=ExpertsSpec(count=of.count, neurons=of.neurons, block=of.path) if (of := layer.experts) else None,
+        )
         for layer in decoder.layers
     )
-    full = (decoder.intermediate_size, decoder.num_heads, decoder.head_dim)
-    return None if all((spec.neurons, spec.heads, spec.head_dim) == full for spec in specs) else specs
+    full = (decoder.intermediate_size, decoder.num_heads, decoder.head_dim, None)
+    return None if all((spec.neurons, spec.heads, spec.head_dim, spec.experts) == full for spec in specs) else specs
 
 
 def heads_apart(decoder: Decoder, of_layers: np.ndarray) -> np.ndarray:

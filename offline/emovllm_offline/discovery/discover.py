@@ -41,8 +41,9 @@ from emovllm_offline.discovery.measure import (
 )
 from emovllm_offline.discovery.parameters import Measurement, Parameters, Settings, Stage
 from emovllm_offline.discovery.removal import norms_digest
+from emovllm_offline.discovery.routed import with_experts
 from emovllm_offline.discovery.survival import Accepted
-from emovllm_offline.model.decoder import Decoder, type_name, weights_digest
+from emovllm_offline.model.decoder import Decoder, experts_digest, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.storage.checkpoint import Checkpoint
@@ -63,7 +64,7 @@ def discover(
 
     Raises: UnsupportedModelError, ActivationError, PromptError, StyleError, DiscoveryError, AssemblyError.
     """
-    decoder = find_decoder(model)
+    decoder = find_decoder(model, parameters.experts)
     findings = measure(decoder, tokenizer, records, styles, parameters, measurement)
     return assemble(decoder, findings, model_id, {}, parameters, {})
 
@@ -116,7 +117,10 @@ def measure_until(
     # What was measured before contributions went through these norms lacks the entry, and is not taken up.
     norms = norms_digest(decoder)
     through = {} if norms is None else {"norms of the sublayers' output": norms}
-    means = measure_activations(decoder, tokenizer, steps, batch_size, checkpoint("activations", through), progress)
+    routed = experts_digest(decoder)
+    experts = {} if routed is None else {"routed experts": routed}
+    kept = checkpoint("activations", {**through, **experts})
+    means = measure_activations(decoder, tokenizer, steps, batch_size, kept, progress)
     if stage == "activations":
         return None
     attn = directions.emotion_directions(means.difference("attn"))
@@ -149,6 +153,7 @@ def measure_until(
         progress,
     )
     findings = conclude(common_emotions(styles), means, attn, mlp, neurons, heads, sigma, importance)
+    findings = with_experts(findings, decoder, means)
     if work is not None:
         findings.save(work)
     return findings
@@ -208,7 +213,7 @@ def run(
         shutil.rmtree(place, ignore_errors=True)
     torch.manual_seed(measurement.seed)
     loaded = load(model, settings.loading.dtype, settings.loading.device)
-    decoder, tokenizer = find_decoder(loaded.network), loaded.tokenizer
+    decoder, tokenizer = find_decoder(loaded.network, parameters.experts), loaded.tokenizer
     if stage == "circuit":
         findings: Findings | None = Findings.load(place)
     else:
@@ -217,6 +222,7 @@ def run(
     if findings is None or stage == "importance":
         return None
     findings.require_norms(decoder)
+    findings.require_experts(decoder)
     if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):
         raise CheckpointError(f"{place}: its findings are of another model or style; start anew with --fresh")
     provenance = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import safetensors
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 FILE = "findings.safetensors"
 
 
+class Routed(NamedTuple):
+    """Findings of routed experts: see there."""
+
+    contribution: np.ndarray
+    delta: np.ndarray
+    routing: np.ndarray
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
-    """E emotions, L layers, d hidden, m intermediate, H heads; sublayers in the order A0, M0, A1, M1, ..."""
+    """E emotions, L layers, d hidden, m intermediate, H heads; sublayers in the order A0, M0, A1, M1, ...; of routed
+    experts, where they were asked for, C in a layer with n neurons each, expert by expert."""
 
     emotions: tuple[str, ...]
     groups: int
@@ -36,13 +45,18 @@ class Findings:
     importance: np.ndarray  # [E, 2L]
     similarity: np.ndarray  # [2L, 2L]
     through_norms: bool = True  # whether neurons and heads were measured through norms of a sublayer's output
+    experts: np.ndarray | None = None  # mean contribution [E, L, C * n]
+    experts_delta: np.ndarray | None = None  # of routing weight times activation [E, L, C * n], not normalised
+    routing: np.ndarray | None = None  # mean routing weight [E, L, C]
 
     def save(self, folder: str | Path) -> None:
         """Writes `findings.safetensors`, in the types that were measured; never half of it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"emotions": self.emotions, "groups": self.groups, "through_norms": self.through_norms}
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in about}
+        arrays = {
+            f.name: array for f in fields(self) if f.name not in about and (array := getattr(self, f.name)) is not None
+        }
         data = safetensors.numpy.save(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()},
             # One entry: safetensors writes several in no fixed order.
@@ -64,6 +78,20 @@ class Findings:
             raise FindingsError(f"{path}: missing; `emovllm discover` writes it") from None
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise FindingsError(f"{path}: {error}") from None
+
+    @property
+    def routed(self) -> Routed | None:
+        """What was measured of routed experts, where they were asked for."""
+        if self.experts is None or self.experts_delta is None or self.routing is None:
+            return None
+        return Routed(self.experts, self.experts_delta, self.routing)
+
+    def require_experts(self, decoder: Decoder) -> None:
+        """Raises: FindingsError where routed experts are asked for, and were not measured."""
+        if self.routed is None and any(layer.experts for layer in decoder.layers):
+            raise FindingsError(
+                "the findings are without routed experts; measure anew by `emovllm discover --fresh --experts`"
+            )
 
     def require_norms(self, decoder: Decoder) -> None:
         """Raises: FindingsError where the model norms its sublayers' output, and neurons and heads leave that out."""

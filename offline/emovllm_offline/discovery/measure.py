@@ -87,7 +87,7 @@ def measure_activations(
 ) -> GroupMeans:
     """Sections 2, 3 and 5: the streaming means of every quantity, one group a step."""
     sites = normed_sites(decoder)
-    means = GroupMeans(len(set(steps[0].emotions)), removal.QUANTITIES)
+    means = GroupMeans(len(set(steps[0].emotions)), removal.QUANTITIES | {"routing"})
     for group in checkpoint.steps(steps, means, "activations", unit="groups", shown=progress):
         removals = Removals(sites, _directions_so_far(decoder, means, group.emotions)) if sites else None
         means.add(collect(decoder, group.prompts(tokenizer), batch_size, removals), group.emotions)

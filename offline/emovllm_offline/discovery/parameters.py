@@ -31,7 +31,8 @@ class Parameters(Options):
 
     Of the measurement: `importance` (exact perturbation, or its first-order form by one backward pass), `alphas`,
     `band` (the reference layers, relative depths), `importance_prompts`, `head_metric` (on the residual, as the
-    paper's text says, or after the norm that follows, as its authors measured).
+    paper's text says, or after the norm that follows, as its authors measured), `experts` (whether neurons of routed
+    experts are among those to choose from).
     Of the assembly: `per_sublayer` (the budget is this x 2L), `neuron_share`, `least_neurons` and `least_heads` per
     layer, `cap` (the most that a layer gets beyond its least, as a share of the kind's budget), `scope`, `directions`
     (whether the circuit holds the directions that evaluations steer with).
@@ -44,6 +45,10 @@ class Parameters(Options):
     ] = BAND
     importance_prompts: Annotated[int, Gt(0), Parameter(help="neutral prompts for importance", metavar="N")] = 8
     head_metric: Annotated[Literal["residual", "normed"], Parameter(help="state that heads are scored on")] = "residual"
+    experts: Annotated[
+        bool,
+        Parameter(negative=(), help="choose among the neurons of routed experts too, as constant vectors"),
+    ] = False
     per_sublayer: Annotated[
         float, Gt(0), Parameter(name="--budget", help="units per sublayer on average", metavar="N")
     ] = PER_SUBLAYER

@@ -184,7 +184,7 @@ def _sweepable(circuit: Circuit, strengths: Sequence[float]) -> Circuit:
     """The circuit with lambda itself as the strength of a request, up to the largest of the sweep."""
     emotions = tuple(EmotionSpec(name=name, recommended=1.0, maximal=max(1.0, *strengths)) for name in circuit.names)
     spec = circuit.spec.model_copy(update={"emotions": emotions, "provenance": {}})
-    return Circuit(spec, circuit.neurons, circuit.heads, circuit.fingerprint, circuit.directions)
+    return replace(circuit, spec=spec)
 
 
 def _cell(cells: Sequence[Cell], condition: Condition, emotion: str) -> Cell:

@@ -1,7 +1,8 @@
 """A circuit on a Hugging Face model, by forward pre-hooks: the method as published, unfolded.
 
 This is the reference that the engine is tested against: one request at a time, the neurons' and heads' vectors added to
-the inputs of the down and output projections (method section 8).
+the inputs of the down and output projections (method section 8). What neurons of routed experts fold into is added to
+the output of their block.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emovllm.architectures import layer_of, parse_site
+from emovllm.architectures import layer_of, parse_experts, parse_site
 from emovllm.baseline import steered_layers, steering_vectors
 from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, resolve
@@ -34,13 +35,19 @@ class Control:
         self._trunk = trunk_of(model)
         wanted = set(circuit.sites())
         self._sites: list[tuple[nn.Module, Tensor]] = []
+        self._experts: list[tuple[nn.Module, Tensor]] = []
         for name, module in self._trunk.named_modules():
             site = parse_site(name)
             if site in wanted:
                 delta = torch.from_numpy(circuit.site_delta(*site))  # [emotions, width]
                 self._sites.append((module, delta.to(module.weight)))
-        if len(self._sites) != len(wanted):
-            raise ValueError(f"the model has {len(self._sites)} of the circuit's {len(wanted)} sites")
+            number = parse_experts(name)
+            if number is not None and ("experts", number) in wanted and hasattr(module, "experts"):
+                vectors = torch.from_numpy(circuit.site_delta("experts", number))  # [emotions, hidden]
+                self._experts.append((module, vectors.to(next(module.parameters()).device)))
+        found = len(self._sites) + len(self._experts)
+        if found != len(wanted):
+            raise ValueError(f"the model has {found} of the circuit's {len(wanted)} sites")
         self._layers = self._steered() if circuit.directions else []
 
     def _steered(self) -> list[tuple[nn.Module, Tensor]]:
@@ -86,6 +93,16 @@ class Control:
             vector = weights.to(delta) @ delta
             return lambda values: values + mask(values.device) * vector
 
+        def write(vectors: Tensor) -> Callable[[Tensor], Tensor]:
+            vector = weights.to(vectors) @ vectors
+
+            def change(output: Tensor) -> Tensor:
+                # Some blocks give the tokens of all sequences in one row.
+                rows = output.reshape(-1, tokens, output.shape[-1])
+                return (rows.float() + mask(rows.device) * vector).to(output.dtype).reshape(output.shape)
+
+            return change
+
         def push(vectors: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(vectors) @ vectors
 
@@ -100,6 +117,7 @@ class Control:
             hooks += [after(layer, push(vectors)) for layer, vectors in self._layers]
         else:
             hooks += [before(module, inject(delta)) for module, delta in self._sites]
+            hooks += [after(block, write(vectors)) for block, vectors in self._experts]
         with hooked(hooks):
             yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
+from emovllm_offline.model.experts import Experts
 from emovllm_offline.model.hooks import Hook, after, before
 from emovllm_offline.model.output_norm import OutputNorm
 
@@ -30,6 +31,7 @@ class Layer:
         reads that residual then: it is the block's input and what attention adds.
     attention_writer, mlp_writer: their outputs, times `residual_scale`, are what the sublayers add to the residual.
     attention_norm, mlp_norm: what the writers do to the output of o_proj and down_proj where they are norms of it.
+    experts: the routed experts in the MLP's place, where they were asked for.
     """
 
     block: nn.Module
@@ -46,6 +48,7 @@ class Layer:
     residual_scale: float
     attention_norm: OutputNorm | None
     mlp_norm: OutputNorm | None
+    experts: Experts | None
 
     def seen_after_attention(self, see: Callable[[Tensor], None]) -> list[Hook]:
         """Hooks that hand `see` the residual after attention, [..., hidden]."""
@@ -112,11 +115,16 @@ class Decoder:
         return self.trunk.dtype  # type: ignore[no-any-return]
 
     def projection(self, kind: str, layer: int) -> np.ndarray:
-        """The weight of `attn` (o_proj) or `mlp` (down_proj), float32 [hidden, width]."""
+        """The weight of `attn` (o_proj) or `mlp` (down_proj), float32 [hidden, width]; of `experts` the router's,
+        [experts, hidden]."""
         site = self.layers[layer]
-        projection = site.down_proj if kind == "mlp" else site.o_proj
-        assert projection is not None, f"layer {layer} has no {kind} projection"
-        weight = projection_weight(projection)
+        if kind == "experts":
+            assert site.experts is not None, f"layer {layer} has no experts"
+            weight = site.experts.router_weight
+        else:
+            projection = site.down_proj if kind == "mlp" else site.o_proj
+            assert projection is not None, f"layer {layer} has no {kind} projection"
+            weight = projection_weight(projection)
         return weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
@@ -167,12 +175,21 @@ def projection_weight(module: nn.Module) -> Tensor:
 
 def weights_digest(decoder: Decoder) -> str:
     """Tells models apart: sha256 over evenly spaced entries of every o_proj and down_proj, their shapes and types."""
+    projections = (module for layer in decoder.layers for module in (layer.o_proj, layer.down_proj) if module)
+    return _digest(map(projection_weight, projections))
+
+
+def experts_digest(decoder: Decoder) -> str | None:
+    """The same of routed experts' down projections; None where none were asked for."""
+    experts = [layer.experts for layer in decoder.layers if layer.experts]
+    return _digest(of_layer.module.down_proj for of_layer in experts) if experts else None
+
+
+def _digest(weights: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for layer in decoder.layers:
-        for projection in filter(None, (layer.o_proj, layer.down_proj)):
-            weight = projection_weight(projection).detach()
-            entries = weight.flatten()
-            picked = torch.linspace(0, len(entries) - 1, 64).long()
-            digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(entries[picked.to(entries.device)].float().cpu().numpy().tobytes())
+    for weight in weights:
+        entries = weight.detach().flatten()
+        picked = torch.linspace(0, len(entries) - 1, 64).long()
+        digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(entries[picked.to(entries.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,8 @@ from emovllm.architectures import REFUSED, Family, candidates, layer_of, parse_s
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.decoder import Decoder, Layer, projection_weight
 from emovllm_offline.model.dequantize import PLAIN, REMEDY
-from emovllm_offline.model.hooks import after, before, hooked
+from emovllm_offline.model.experts import Experts, find_experts
+from emovllm_offline.model.hooks import after, before, given, hooked
 from emovllm_offline.model.output_norm import OutputNorm, read_norm
 
 # What is run once to see that a model is built as its row says, and how many roundings its sums may be off by.
@@ -20,11 +21,12 @@ _CHECKED_TOKENS = 4
 _CHECK_ROUNDING = 16
 
 
-def find_decoder(model: Any) -> Decoder:
+def find_decoder(model: Any, experts: bool = False) -> Decoder:
     """Finds the sublayers of a causal language model, and runs it once to see that they are what they are taken for.
 
-    Raises: UnsupportedModelError, naming what is missing (mixture-of-experts MLPs, say, have no single down_proj) or
-        what the model does otherwise than its row of the table says.
+    experts: whether to find the neurons of routed experts too.
+    Raises: UnsupportedModelError, naming what is missing or what the model does otherwise than its row of the table
+        says.
     """
     model_type = model.config.get_text_config().model_type
     if model_type in REFUSED:
@@ -34,7 +36,7 @@ def find_decoder(model: Any) -> Decoder:
     errors = []
     for family in families:
         try:
-            return _decoder(model, family)
+            return _decoder(model, family, experts)
         except UnsupportedModelError as error:
             errors.append(error)
     if len(families) == 1:
@@ -51,7 +53,7 @@ def trunk_of(model: Any) -> Any:
     return model.model if trunk is model else trunk
 
 
-def _decoder(model: Any, family: Family) -> Decoder:
+def _decoder(model: Any, family: Family, experts: bool) -> Decoder:
     name = type(model).__name__
     config = model.config.get_text_config()
     trunk = trunk_of(model)
@@ -62,9 +64,11 @@ def _decoder(model: Any, family: Family) -> Decoder:
         raise UnsupportedModelError(f"{name}: no {missing} was found in {config.num_hidden_layers} layers")
     stack = (layer_of(next(iter(sites.values()))) or "").rpartition(".")[0]
     layers = tuple(
-        _layer(trunk.get_submodule(f"{stack}.{i}"), family, config, f"{name}: layer {i}")
+        _layer(trunk.get_submodule(f"{stack}.{i}"), family, config, f"{name}: layer {i}", experts)
         for i in range(config.num_hidden_layers)
     )
+    if experts and not any(layer.experts for layer in layers):
+        raise UnsupportedModelError(f"{name} has no routed experts: leave out --experts")
     decoder = Decoder(
         model,
         trunk,
@@ -78,6 +82,8 @@ def _decoder(model: Any, family: Family) -> Decoder:
         any(layer.o_proj is None for layer in layers),
     )
     _check(decoder, name)
+    if experts:
+        _check_experts(decoder, name)
     return decoder
 
 
@@ -99,7 +105,7 @@ def _sites(trunk: Any, family: Family) -> dict[tuple[str, int], str]:
     return sites
 
 
-def _layer(block: nn.Module, family: Family, config: Any, where: str) -> Layer:
+def _layer(block: nn.Module, family: Family, config: Any, where: str, experts: bool) -> Layer:
     def find(*paths: str | None) -> tuple[str, nn.Module] | None:
         for path in filter(None, paths):
             try:
@@ -138,7 +144,21 @@ def _layer(block: nn.Module, family: Family, config: Any, where: str) -> Layer:
         residual_scale=family.residual_scale(config),
         attention_norm=norm(family.attn_norm, config.hidden_size),
         mlp_norm=norm(family.mlp_norm, config.hidden_size),
+        experts=_experts(block, family, where) if experts else None,
     )
+
+
+def _experts(block: nn.Module, family: Family, where: str) -> Experts | None:
+    if family.no_experts:
+        raise UnsupportedModelError(
+            f"{where}: the routed experts of {family.name} cannot be discovered: {family.no_experts}; "
+            "leave out --experts"
+        )
+    if family.experts is None:
+        return None
+    if family.mlp_norm is not None:
+        raise UnsupportedModelError(f"{where}: the experts' output is normed, which --experts does not follow")
+    return find_experts(block.get_submodule(family.experts), family.experts, where)
 
 
 def _heads(o_proj: nn.Module, config: Any, where: str) -> tuple[int, int]:
@@ -189,6 +209,32 @@ def _check(decoder: Decoder, name: str) -> None:
                     "emovllm/architectures.py says; discovery would measure it wrongly"
                 )
         _check_norms(layer, states, rounding, f"layer {i} of {name}")
+
+
+@torch.no_grad()
+def _check_experts(decoder: Decoder, name: str) -> None:
+    """Runs a few tokens, and refuses experts that write something else than what is read of them, or whose block does
+    not add just that."""
+    layers = [(i, layer.experts) for i, layer in enumerate(decoder.layers) if layer.experts is not None]
+    seen: dict[nn.Module, list[Any]] = {
+        module: [] for _, experts in layers for module in (experts.block, experts.module)
+    }
+    hooks = [hook for module, see in seen.items() for hook in (given(module, see.append), after(module, see.append))]
+    with hooked(hooks):
+        decoder.forward(torch.arange(_CHECKED_TOKENS, device=decoder.device)[None])
+    rounding = _CHECK_ROUNDING * torch.finfo(decoder.dtype).eps
+    for i, experts in layers:
+        (arguments, output), (inputs, whole) = seen[experts.module], seen[experts.block]
+        with hooked([after(experts.module, torch.zeros_like)]):
+            rest = experts.block(*inputs)
+        added = whole - (rest[0] if isinstance(rest, tuple) else rest)
+        expected = experts.output(arguments)
+        wrong = max((values.float().reshape(expected.shape) - expected).abs().max() for values in (output, added))
+        if not wrong <= rounding * max(whole.abs().max(), expected.abs().max()):
+            raise UnsupportedModelError(
+                f"{name}: the experts of layer {i} do not write the sum of routing weight times what each gives; "
+                "leave out --experts"
+            )
 
 
 def _check_norms(layer: Layer, states: dict[str, Tensor], rounding: float, where: str) -> None:

@@ -33,6 +33,11 @@ def before(module: nn.Module, change: Change, argument: str = "hidden_states") -
     return Hook(module, hook, True)
 
 
+def given(module: nn.Module, see: Callable[[tuple[Any, ...]], None]) -> Hook:
+    """Sees all that a module is given, by position or by name, in the call's order."""
+    return Hook(module, lambda module, args, kwargs: see((*args, *kwargs.values())), True)
+
+
 def after(module: nn.Module, change: Change) -> Hook:
     """Sees, and may replace, a module's output, or the first of its outputs."""
 

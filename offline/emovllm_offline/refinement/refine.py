@@ -70,6 +70,11 @@ def refine(
         log-probability, and the anchor's cross-entropy in its share.
     Raises: RefinementError, PromptError.
     """
+    if circuit.experts:
+        raise RefinementError(
+            "the circuit adds constant vectors of routed experts, which are not fitted: give one that was discovered "
+            "without --experts"
+        )
     held_out, learnt = _split(circuit, given, training)
     frames, style = prompts.frames, prompts.style
     decoder.model.requires_grad_(False)

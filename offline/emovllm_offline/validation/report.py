@@ -102,11 +102,12 @@ def _section(section: Section, evidence: Evidence, image: bytes | None) -> dict[
 
 def _emotions(circuit: Circuit) -> Table:
     rows = []
+    kinds = ["neurons", "heads", *(["experts"] if circuit.experts else [])]
     for emotion in circuit.spec.emotions:
         scores = ", ".join(f"{name} {value:.3g}" for name, value in emotion.scores.items())
-        counts = (len(getattr(circuit, kind)[emotion.name]) for kind in ("neurons", "heads"))
+        counts = (len(getattr(circuit, kind)[emotion.name]) for kind in kinds)
         rows.append([emotion.name, f"{emotion.recommended:g}", f"{emotion.maximal:g}", *map(str, counts), scores])
-    return Table(["emotion", "recommended lambda", "maximal lambda", "neurons", "heads", "scores"], rows)
+    return Table(["emotion", "recommended lambda", "maximal lambda", *kinds, "scores"], rows)
 
 
 def _provenance(evidence: Evidence) -> Table:
@@ -119,6 +120,11 @@ def _provenance(evidence: Evidence) -> Table:
 
 def _notes(evidence: Evidence) -> Iterator[str]:
     """What a reader must know before trusting the figures."""
+    if evidence.circuit.experts:
+        yield (
+            "Neurons of routed experts are among the circuit's: they are added as constant vectors, and neither the "
+            "figures nor the validation are of them."
+        )
     validated = evidence.validation
     if validated is None:
         return

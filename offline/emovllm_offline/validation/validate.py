@@ -6,6 +6,7 @@ and event gives is appended to files as soon as it is known, so that an interrup
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +32,8 @@ from emovllm_offline.validation.results import FILE, Components, Curve, Validati
 from emovllm_offline.validation.separation import principal_components, probe_f1
 from emovllm_offline.validation.sweeps import MODES, SITES
 from emovllm_offline.validation.variants import Protocol
+
+logger = logging.getLogger(__name__)
 
 PART = "validation.part"
 SCORES, STATES = "scores.f32", "states.f32"
@@ -239,6 +242,10 @@ def run(
     chosen = [load_style(style) for style in settings.style]
     records = sev.load_sev(settings.data)[: settings.limit]
 
+    if findings.routed is not None:
+        logger.warning(
+            "the findings have neurons of routed experts, which the sweeps leave out: they are of the others alone"
+        )
     loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder = find_decoder(loaded.network)
     return validate(decoder, loaded.tokenizer, findings, records, chosen, folder, settings, progress=progress)

@@ -15,11 +15,12 @@ from emovllm.errors import UnsupportedModelError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.measure import measure_activations, measure_normed_heads, unit_contributions
+from emovllm_offline.discovery.routed import expert_contributions
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.model.hooks import Hook, after, before, hooked
+from emovllm_offline.model.hooks import Hook, after, before, given, hooked
 from emovllm_offline.storage.checkpoint import Checkpoint
-from offline.conftest import DISCOVERED, tiny_model
+from offline.conftest import DISCOVERED, ROUTED, tiny_model
 from support.families import FAMILIES
 
 EMOTIONS = 3
@@ -39,7 +40,7 @@ class Words:
         return [Prompt((4, 5, 10 + e, 20 + e, *own, 7, 8), range(12 - self.counted, 12)) for e in range(EMOTIONS)]
 
 
-def random_decoder(family: str) -> Decoder:
+def random_decoder(family: str, experts: bool = False) -> Decoder:
     """Gains and biases are far from those that models are made with: each channel counts otherwise."""
     model = tiny_model(family)
     generator = torch.Generator().manual_seed(1)
@@ -47,7 +48,7 @@ def random_decoder(family: str) -> Decoder:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter += torch.randn(parameter.shape, generator=generator) * 0.5
-    return find_decoder(model)
+    return find_decoder(model, experts)
 
 
 @torch.no_grad()
@@ -181,3 +182,47 @@ def test_measuring_goes_on_with_the_directions_so_far(tmp_path):
     assert whole.state().keys() == resumed.state().keys() > {"sums.heads", "sums.neurons stretch along"}
     for name, array in whole.state().items():
         np.testing.assert_array_equal(resumed.state()[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ROUTED)
+@torch.no_grad()
+def test_contributions_of_routed_neurons_are_what_the_residual_loses_without_each(family):
+    decoder = random_decoder(family, experts=True)
+    groups = [Words(number, counted=3) for number in range(6)]
+    means = measure_activations(decoder, None, groups, 32)
+    mlp = directions.emotion_directions(means.difference("mlp"))
+    measured = expert_contributions(decoder, means, mlp)
+    prompts = torch.tensor([prompt.ids for group in groups for prompt in group.prompts(None)])
+    i = len(decoder.layers) - 1
+    experts = decoder.layers[i].experts
+    inputs = []
+    with hooked([given(experts.block, inputs.append)]):
+        decoder.forward(prompts)
+
+    def along() -> torch.Tensor:
+        output = experts.block(*inputs[0])
+        written = (output[0] if isinstance(output, tuple) else output).reshape(*prompts.shape, -1)[:, -3:].double()
+        groupwise = written.mean(1).unflatten(0, (-1, EMOTIONS)).mean(0)  # [E, hidden]
+        return (groupwise * torch.tensor(mlp[:, i])).sum(1) * decoder.layers[i].residual_scale
+
+    whole = along()
+    # The strongest, and some of which many are never chosen.
+    tried = [*np.argsort(-np.abs(measured[0, i]))[:4].tolist(), *range(0, measured.shape[2], 37)]
+    for unit in tried:
+        expert, neuron = divmod(unit, experts.neurons)
+        column = experts.columns(expert)[:, neuron]
+        kept = column.clone()
+        column.zero_()
+        drop = (whole - along()).numpy()
+        column.copy_(kept)
+        np.testing.assert_allclose(measured[:, i, unit], drop, atol=2e-6 * whole.abs().max().item() + 1e-7, rtol=1e-3)
+    assert np.abs(measured[:, i, tried]).max() > 0.001
+
+
+def test_only_layers_of_experts_have_neurons_of_experts():
+    decoder = random_decoder("glm4_moe", experts=True)
+    means = measure_activations(decoder, None, [Words(0)], 32)
+    measured = expert_contributions(decoder, means, directions.emotion_directions(means.difference("mlp")))
+    assert measured.shape == (EMOTIONS, 4, 4 * 64)
+    assert not measured[:, 0].any()
+    assert measured[:, 1:].any(2).all()
