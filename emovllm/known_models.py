@@ -13,8 +13,11 @@ from cyclopts import Parameter
 
 from emovllm.architectures import FAMILIES, REFUSED, Family, candidates
 from emovllm.errors import ModelError
+from emovllm.fingerprint import USUAL_BITS, limit_of
 from emovllm.models import resolve_model
 from emovllm.options import FLAT, Options
+from emovllm.quantization import bits_of, method_of
+from emovllm.schemes import scheme_of
 from emovllm.spec import in_layers
 
 _SERVED = {
@@ -209,18 +212,13 @@ def _shared_width(config: Mapping[str, Any]) -> int:
     return int(config["moe_intermediate_size"]) * int(config.get("n_shared_experts") or 0)
 
 
-def _quantisation(whole: Mapping[str, Any]) -> str | None:
-    method: str | None = (whole.get("quantization_config") or {}).get("quant_method")
-    return method
+def _quantisation(whole: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return whole.get("quantization_config") or None
 
 
 def _discovery(whole: Mapping[str, Any]) -> str:
-    method = _quantisation(whole)
-    if method is None:
-        return "yes"
-    return (
-        f"yes, if Transformers can dequantise {method} weights here; else discover on the original, and serve this one"
-    )
+    settings = _quantisation(whole)
+    return "yes" if settings is None else scheme_of(settings).discovery
 
 
 def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) -> list[str]:
@@ -236,10 +234,18 @@ def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) ->
             "unseen": "not tried: its class needs packages that a CPU's environment lacks",
         }[family.served]
     )
-    method = _quantisation(whole)
-    return [
+    settings = _quantisation(whole)
+    if settings is None:
+        return [f"engine      {known}", f"weights     {whole.get('dtype') or whole.get('torch_dtype') or 'float32'}"]
+    scheme, bits = scheme_of(settings), bits_of(settings)
+    width = f"{bits} bits" if bits else "of unknown bits"
+    limit = limit_of(bits or USUAL_BITS)
+    lines = [
         f"engine      {known}",
-        f"weights     {method}: served, the circuit's fingerprint within 0.3"
-        if method
-        else f"weights     {whole.get('dtype') or whole.get('torch_dtype') or 'float32'}",
+        f"weights     {method_of(settings)}: {scheme.name}, {width}; {scheme.served}",
     ]
+    if scheme.evidence != "plain":
+        lines.append(
+            f"fingerprint a circuit of the original may differ by {limit.whole} through them, by {limit.site} at a site"
+        )
+    return lines

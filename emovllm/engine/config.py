@@ -6,7 +6,7 @@ without emovllm cannot start, rather than serve unsteered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from emovllm import __version__
@@ -15,6 +15,7 @@ from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import KEY
 from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Settings, settings_of
 from emovllm.errors import Unsupported
+from emovllm.quantization import bits_of, bits_of_name
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -100,6 +101,18 @@ def _capacity(settings: Settings, circuits: Iterable[Circuit]) -> int:
 def adapters_of(vllm_config: VllmConfig) -> int:
     """Slots for LoRA adapters, 0 without LoRA."""
     return vllm_config.lora_config.max_loras if vllm_config.lora_config else 0
+
+
+def weight_bits(vllm_config: VllmConfig) -> int | None:
+    """Of the served model's quantised weights, the coarsest of them; None where nothing tells."""
+    model = vllm_config.model_config
+    settings = getattr(model.hf_config, "quantization_config", None)
+    if settings is None:
+        settings = getattr(model.hf_text_config, "quantization_config", None)
+    if settings is not None:
+        return bits_of(settings if isinstance(settings, Mapping) else settings.to_dict())
+    # Quantised as it is loaded.
+    return bits_of_name(str(model.quantization or ""))
 
 
 def _check_version(settings: Settings) -> None:

@@ -23,9 +23,9 @@ from emovllm.architectures import parse_experts
 from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.injection import check_distance
 from emovllm.errors import Unsupported
-from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
+from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
+from emovllm.quantization import PLAIN_BITS
 
 logger = init_logger(__name__)
 
@@ -84,20 +84,24 @@ def fill(sites: list[ExpertsSite], circuit: Circuit, first: int) -> None:
     Raises: Unsupported where the routers are not those that it was made for; its vectors are in place all the same.
     """
     here = set(circuit.sites())
-    measured = {}
-    quantized = False
+    measured: dict[str, Written] = {}
     for site in sites:
         if ("experts", site.number) not in here:
             continue
         vectors = torch.from_numpy(circuit.site_delta("experts", site.number))
         site.layer.emotion_vectors[first : first + len(vectors)] = vectors
-        measured[site.key] = fingerprint_entries(_routed(site, vectors))
-        method = getattr(site.router, "quant_method", None)
-        quantized |= method is not None and not isinstance(method, UnquantizedLinearMethod)
-    if measured:
-        distance = fingerprint_distance(measured, circuit.fingerprint)
-        if warning := check_distance(distance, circuit.spec, quantized):
-            logger.warning(warning)
+        measured[site.key] = _written(site, vectors)
+    if warning := require_same_weights(measured, circuit.fingerprint, circuit.spec):
+        logger.warning(warning)
+
+
+def _written(site: ExpertsSite, vectors: Tensor) -> Written:
+    """What a router's scores of the vectors tell of the model."""
+    entries = fingerprint_entries(_routed(site, vectors))
+    if not isinstance(getattr(site.router, "quant_method", None), UnquantizedLinearMethod | None):
+        return Written(entries, 0.0, None)
+    power = vectors.square() @ site.router.weight.detach().float().square().mean(0).cpu()
+    return Written(entries, float(power.sum()), PLAIN_BITS)
 
 
 def clear(sites: list[ExpertsSite], columns: slice) -> None:

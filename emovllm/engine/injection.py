@@ -22,19 +22,13 @@ from emovllm.architectures import Kind, parse_site
 from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.fold import Folded, fold
 from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.errors import Unsupported
-from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
-from emovllm.spec import CircuitSpec
+from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
+from emovllm.quantization import PLAIN_BITS
 
 logger = init_logger(__name__)
-
-# One-hot rows that go through a projection at once while folding.
-_CHUNK = 512
-# Relative distance to the circuit's fingerprint. Rounding weights to bfloat16 gives about 0.003, 4-bit weights about
-# 0.1, another model about 1.4.
-_TOLERANCE = 0.02
-_TOLERANCE_QUANTIZED = 0.3
 
 
 @dataclass(slots=True)
@@ -45,6 +39,8 @@ class Site:
     number: int
     layer: RowParallelLinear
     apply: Callable[..., Tensor]
+    # Of its weights; None where they are quantised, and nothing tells how coarsely.
+    bits: int | None
     # Where LoRA is enabled: vLLM's wrapper of the layer, and what to fold through its adapters, [capacity, width].
     lora: Any = None
     delta: Tensor | None = None
@@ -71,9 +67,11 @@ def install(
     coefficients: Coefficients,
     capacity: int,
     compiled: bool,
+    bits: int | None,
 ) -> list[Site]:
     """Makes the projections that this rank holds ready for circuits: those `wanted`, or all of them.
 
+    bits: of quantised weights, where it is known.
     Raises: Unsupported.
     """
     if type(model).__module__.startswith("vllm.models."):
@@ -81,7 +79,7 @@ def install(
             f"{type(model).__name__}: vLLM computes it with fused kernels, which at some batch sizes go past the "
             "projections that a circuit is added to"
         )
-    sites = _find(model, wanted)
+    sites = _find(model, wanted, bits)
     for site in sites:
         _override(site, coefficients, compiled)
         if site.lora is not None:
@@ -94,50 +92,37 @@ def install(
 def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
     """Folds a circuit through the current weights, into the vectors from `first` on; again after weights were reloaded.
 
-    Raises: Unsupported where the weights are not those it was made for; its vectors are in place all the same.
+    Raises: Unsupported where the weights are not those it was made for, its vectors being in place all the same; where
+    it cannot be folded exactly, without them.
     """
     columns = slice(first, first + len(circuit.names))
     here = set(circuit.sites())
-    measured = {}
+    measured: dict[str, Written] = {}
+    refused: list[Unsupported] = []
     for site in sites:
         layer = site.layer
         if (site.kind, site.number) not in here:
             continue
         shard = site.shard(circuit)
-        folded = fold(site, shard)
-        layer.emotion_vectors[columns] = folded
+        try:
+            folded = fold(site.key, layer, site.apply, shard)
+            layer.emotion_vectors[columns] = folded.vectors
+        except Unsupported as error:
+            refused.append(error)
+            layer.emotion_vectors[columns] = 0
+            # Other ranks wait for this one, and refuse it too.
+            nothing = torch.full_like(layer.emotion_vectors[columns], torch.nan)
+            folded = Folded(nothing, nothing[:, 0])
         if site.delta is not None:
             site.delta[columns] = torch.from_numpy(shard).to(site.delta.device)
             fold_adapters(site.lora, site.delta, layer.emotion_vectors)
-        whole = tensor_model_parallel_all_reduce(folded) if layer.tp_size > 1 else folded
-        measured[site.key] = fingerprint_entries(whole.cpu().numpy())
-    quantized = any(not isinstance(site.layer.quant_method, UnquantizedLinearMethod) for site in sites)
-    distance = fingerprint_distance(measured, circuit.fingerprint) if measured else 0.0
-    if warning := check_distance(distance, circuit.spec, quantized):
+        whole = torch.cat([folded.vectors, folded.power[:, None]], 1)
+        whole = (tensor_model_parallel_all_reduce(whole) if layer.tp_size > 1 else whole).cpu()
+        measured[site.key] = Written(fingerprint_entries(whole[:, :-1].numpy()), float(whole[:, -1].sum()), site.bits)
+    if refused:
+        raise refused[0]
+    if warning := require_same_weights(measured, circuit.fingerprint, circuit.spec):
         logger.warning(warning)
-
-
-def check_distance(distance: float, spec: CircuitSpec, quantized: bool) -> str | None:
-    """Whether weights are those that a circuit was made for, by the relative distance of its fingerprint.
-
-    quantized: whether those served are; the circuit's provenance says whether those that it was made on were.
-    Returns: what there is to know of weights that are the same but for their precision.
-    Raises: Unsupported.
-    """
-    made_on = spec.provenance.get("quantization")
-    limit = _TOLERANCE_QUANTIZED if quantized or made_on else _TOLERANCE
-    if not distance <= limit:
-        raise Unsupported(
-            f"the circuit was made for {spec.model.id}, and the weights served here are not that model's: "
-            f"the folded circuit differs by {distance:.3g} (relative), the limit is {limit}"
-        )
-    if distance <= _TOLERANCE:
-        return None
-    origin = f"{made_on} weights" if made_on else "other precision"
-    return (
-        f"the circuit was made on {origin} of {spec.model.id}: through the weights served here it differs by "
-        f"{distance:.3g} (relative); what was measured with it holds for those that it was made on"
-    )
 
 
 def clear(sites: list[Site], columns: slice) -> None:
@@ -149,29 +134,7 @@ def clear(sites: list[Site], columns: slice) -> None:
             fold_adapters(site.lora, site.delta, site.layer.emotion_vectors)
 
 
-@torch.inference_mode()
-def fold(site: Site, delta: np.ndarray) -> Tensor:
-    """W @ delta for this rank's shard, through the layer itself: the weight may be packed or quantised.
-
-    The layer sees one-hot rows, so that each product is a column of W, exactly; they are summed in float32.
-
-    Args:
-        delta: float32 [emotions, input_size_per_partition].
-    Returns: float32 [emotions, hidden], on the layer's device.
-    """
-    layer = site.layer
-    device = layer.emotion_vectors.device
-    used = np.flatnonzero(delta.any(axis=0))
-    folded = torch.zeros(delta.shape[0], layer.output_size, dtype=torch.float32, device=device)
-    for chunk in (used[start : start + _CHUNK] for start in range(0, len(used), _CHUNK)):
-        rows = torch.zeros(len(chunk), delta.shape[1], dtype=layer.params_dtype, device=device)
-        rows[torch.arange(len(chunk)), torch.from_numpy(chunk)] = 1
-        columns = site.apply(layer, rows, None).float()
-        folded += torch.from_numpy(np.ascontiguousarray(delta[:, chunk])).to(device) @ columns
-    return folded
-
-
-def _find(model: nn.Module, wanted: Container[tuple[str, int]] | None) -> list[Site]:
+def _find(model: nn.Module, wanted: Container[tuple[str, int]] | None, bits: int | None) -> list[Site]:
     found: dict[tuple[str, int], Site] = {}
     wrappers = {id(module.base_layer): module for module in model.modules() if hasattr(module, "lora_a_stacked")}
     for name, module in model.named_modules():
@@ -184,7 +147,8 @@ def _find(model: nn.Module, wanted: Container[tuple[str, int]] | None) -> list[S
             raise Unsupported(f"{name}: its input is not sharded; this architecture is not supported")
         # A copy, for quantisation schemes may share one method object between layers.
         module.quant_method = copy.copy(module.quant_method)
-        found[parsed] = Site(*parsed, module, module.quant_method.apply, wrappers.get(id(module)))
+        of_weights = PLAIN_BITS if isinstance(module.quant_method, UnquantizedLinearMethod) else bits
+        found[parsed] = Site(*parsed, module, module.quant_method.apply, of_weights, wrappers.get(id(module)))
     return list(found.values())
 
 

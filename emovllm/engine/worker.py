@@ -16,7 +16,7 @@ from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.config import adapters_of, has_room
+from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.settings import settings_of
 from emovllm.errors import CircuitError, Unsupported
 from emovllm.progress import stage
@@ -79,7 +79,7 @@ class EmotionWorkerMixin:
         room = has_room(circuits.values(), settings.capacity)
         wanted = None if room else {site for circuit in circuits.values() for site in circuit.sites()}
         self.emotion_sites = injection.install(
-            runner.get_model(), wanted, self.emotion_coefficients, settings.capacity, compiled
+            runner.get_model(), wanted, self.emotion_coefficients, settings.capacity, compiled, weight_bits(config)
         )
         spec = next(iter(circuits.values())).spec.model
         self.expert_sites = experts.install(

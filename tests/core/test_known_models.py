@@ -53,8 +53,13 @@ def test_a_model_of_experts_and_of_text_and_images_is_told_by_its_configuration(
     composite = describe(write(tmp_path / "both", model_type="gemma3", text_config=text, **quantised))
     assert "gemma3_text" in composite
     assert "the language model in it alone" in composite
-    assert "yes, if Transformers can dequantise fp8 weights here; else discover on the original" in composite
-    assert "fp8: served" in composite
+    assert "discovery   yes, on the weights that it stands for (dequantised by emovllm)" in composite
+    assert "weights     fp8: FP8, 8 bits; folded exactly through the kernel's arithmetic" in composite
+    assert "may differ by 0.1 through them, by 0.2 at a site" in composite
+    others = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    refused = describe(write(tmp_path / "others", model_type="llama", **sizes, **others))
+    assert "discovery   refused: discover on the original, and serve this one with its circuit" in refused
+    assert "weights     bitsandbytes: others, 4 bits; not tried" in refused
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from emovllm.architectures import parse_site
 from emovllm.circuit_files import load_circuit
+from emovllm.schemes import scheme_of
 from support.circuits import random_circuit
 from support.engine import Engine, EngineError, Reply
 from support.families import family_model
+from support.models import tiny_model
 from support.oracle import Oracle
+from support.rounding import Rounded, awq, fp8, gptq, int8, packed_integers
 from support.series import Series, mixed_batch, unsteered
 
 pytestmark = pytest.mark.engine
@@ -29,89 +32,70 @@ TOKENS = 12
 GROUP = 32
 
 
-def pack_int4(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """W4A16: symmetric, a scale for each 32 inputs; eight values in an int32, lowest bits first."""
-    rows, columns = weight.shape
-    groups = weight.view(rows, columns // GROUP, GROUP)
-    # Powers of two, so that bfloat16 holds each weight exactly.
-    scale = torch.exp2((groups.abs().amax(-1) / 7).log2().ceil())  # [rows, groups]
-    values = (groups / scale[..., None]).round().clamp(-8, 7)
-    nibbles = (values + 8).to(torch.int64).view(rows, columns // 8, 8)
-    packed = (nibbles << torch.arange(0, 32, 4)).sum(-1).to(torch.int32)
-    tensors = {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor([rows, columns])}
-    return tensors, (values * scale[..., None]).view(rows, columns)
-
-
-def pack_int8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """W8A8: a scale for each output; activations are rounded to int8 as they come, a scale for each token."""
-    scale = weight.abs().amax(-1, keepdim=True) / 127
-    values = (weight / scale).round()
-    return {"weight": values.to(torch.int8), "weight_scale": scale}, values * scale
-
-
 WEIGHTS = {"type": "int", "symmetric": True, "dynamic": False}
-SCHEMES: dict[str, tuple[Callable[[Tensor], tuple[dict[str, Tensor], Tensor]], dict[str, Any]]] = {
+Pack = Callable[[Tensor], Rounded]
+
+
+def compressed(format: str, **of_group: Any) -> dict[str, Any]:
+    """A quantization_config of compressed-tensors."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], **of_group}},
+    }
+
+
+EIGHT = {**WEIGHTS, "num_bits": 8}
+# W4A16, and W8A8, whose activations are rounded as they come, a scale for each token.
+SCHEMES: dict[str, tuple[Pack, dict[str, Any]]] = {
     "w4a16": (
-        pack_int4,
-        {
-            "format": "pack-quantized",
-            "weights": {**WEIGHTS, "num_bits": 4, "strategy": "group", "group_size": GROUP},
-            "input_activations": None,
-        },
+        packed_integers,
+        compressed("pack-quantized", weights={**WEIGHTS, "num_bits": 4, "strategy": "group", "group_size": GROUP}),
     ),
     "w8a8": (
-        pack_int8,
-        {
-            "format": "int-quantized",
-            "weights": {**WEIGHTS, "num_bits": 8, "strategy": "channel"},
-            "input_activations": {**WEIGHTS, "num_bits": 8, "strategy": "token", "dynamic": True},
-        },
+        int8,
+        compressed(
+            "int-quantized",
+            weights={**EIGHT, "strategy": "channel"},
+            input_activations={**EIGHT, "strategy": "token", "dynamic": True},
+        ),
     ),
 }
 
 
-def quantize(model: str, scheme: str, folder: Path) -> tuple[str, str]:
-    """Writes a compressed-tensors checkpoint of `model`, and a plain one of the same, dequantised weights."""
-    pack, config = SCHEMES[scheme]
+def quantize(model: str, pack: Pack, settings: dict[str, Any], folder: Path, only: str = "_proj") -> tuple[str, str]:
+    """Writes a quantised checkpoint of `model`, and a plain one of the same, dequantised weights. only: the end of the
+    names of layers that are quantised."""
     quantized: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
     for name, weight in load_file(Path(model) / "model.safetensors").items():
-        if "_proj.weight" not in name:
+        if not name.endswith(f"{only}.weight"):
             quantized[name] = plain[name] = weight
             continue
-        tensors, plain[name] = pack(weight)
+        plain[name], tensors = pack(weight)
         quantized |= {name.removesuffix("weight") + part: tensor.contiguous() for part, tensor in tensors.items()}
     for kind, state in (("quantized", quantized), ("plain", plain)):
         shutil.copytree(model, folder / kind)
         save_file(state, folder / kind / "model.safetensors", {"format": "pt"})
     path = folder / "quantized" / "config.json"
-    group = {"targets": ["Linear"], **{key: config[key] for key in ("weights", "input_activations")}}
-    content = {
-        **json.loads(path.read_text()),
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "format": config["format"],
-            "quantization_status": "compressed",
-            "ignore": ["lm_head"],
-            "config_groups": {"group_0": group},
-        },
-    }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
     return str(folder / "quantized"), str(folder / "plain")
 
 
-def round_activations(model: nn.Module) -> None:
-    """Makes a Hugging Face model round the inputs of its projections as W8A8 does. Hooks run in the order in which
-    they were added, so that what the oracle injects afterwards is not rounded; nor is what the engine folded."""
+def by_token(x: Tensor) -> Tensor:
+    # A padding token's embedding is zero.
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+    return (x / scale).round() * scale
 
-    def rounded(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # A padding token's embedding is zero.
-        scale = args[0].abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
-        return ((args[0] / scale).round() * scale, *args[1:])
 
+def round_activations(model: nn.Module, rounding: Callable[[Tensor], Tensor], only: str = "_proj") -> None:
+    """Makes a Hugging Face model round the inputs of its projections. Hooks run in the order in which they were added,
+    so that what the oracle injects afterwards is not rounded; nor is what the engine folded."""
     for name, module in model.named_modules():
-        if name.endswith("_proj"):
-            module.register_forward_pre_hook(rounded)
+        if name.endswith(only):
+            module.register_forward_pre_hook(lambda _, args: (rounding(args[0]), *args[1:]))
 
 
 def agreement(replies: list[Reply], right: list[Reply]) -> tuple[int, float]:
@@ -141,11 +125,11 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
     original = family_model("llama", folder / "original")
-    model, plain = quantize(original, request.param, folder)
+    model, plain = quantize(original, *SCHEMES[request.param], folder)
     circuit = random_circuit(original, folder / "circuit", scale=1.0)
     oracle = Oracle(plain, circuit)
     if request.param == "w8a8":
-        round_activations(oracle.model)
+        round_activations(oracle.model, by_token)
     # vLLM's kernel of 4-bit weights takes no float32 on a CPU, and with AMX that of 8-bit ones takes none either.
     takes_float32 = request.param == "w8a8" and not torch.cpu._is_amx_tile_supported()
     return Case(model, plain, circuit, oracle, "float32" if takes_float32 else "bfloat16")
@@ -207,3 +191,122 @@ def test_another_models_circuit_is_still_refused(
     stranger = random_circuit(family_model("llama", tmp_path / "stranger", seed=1), tmp_path / "circuit")
     with pytest.raises(EngineError, match="weights served here are not that model's"):
         series.start(case.model, stranger, dtype=case.dtype)
+
+
+# Inputs up to this: a 1 would be clipped to it.
+LARGEST = 0.5
+# vLLM's kernel that keeps activations in 16 bits; without it, PyTorch's rounds them.
+ROUNDED_INPUTS = {"VLLM_DISABLED_KERNELS": "CPUFp8PerTensorScaledMMLinearKernel"}
+
+
+def beside(pack: Pack, **scales: Tensor) -> Pack:
+    """With more tensors beside each weight."""
+
+    def packed(weight: Tensor) -> Rounded:
+        plain, tensors = pack(weight)
+        return Rounded(plain, {**tensors, **{name: scale.clone() for name, scale in scales.items()}})
+
+    return packed
+
+
+def fixed_fp8(x: Tensor) -> Tensor:
+    scale = LARGEST / 448
+    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+
+
+def fixed_int8(x: Tensor) -> Tensor:
+    """With a zero at -28, of which there are 155 steps up to the largest."""
+    scale = LARGEST / 155
+    return (((x / scale).round() - 28).clamp(-128, 127) + 28) * scale
+
+
+@dataclass(frozen=True)
+class Other:
+    """A scheme that vLLM's CPU build loads, at least on some processors."""
+
+    pack: Pack
+    settings: dict[str, Any]
+    rounding: Callable[[Tensor], Tensor] | None = None
+    env: dict[str, str] | None = None
+    only: str = "_proj"
+
+
+# One scale that is wide enough for all, for vLLM rounds parts of a fused projection anew where theirs differ.
+MODELOPT: dict[str, Any] = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
+IN_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def fp8_of_one_scale(weight: Tensor) -> Rounded:
+    scale = torch.tensor(2.0**-11)
+    packed = (weight / scale).to(torch.float8_e4m3fn)
+    return Rounded(packed.float() * scale, {"weight": packed, "weight_scale": scale})
+
+
+OTHERS = {
+    "fp8": Other(beside(fp8_of_one_scale, input_scale=torch.tensor(LARGEST / 448)), MODELOPT),
+    "fp8 in blocks": Other(lambda weight: fp8(weight, 128, 128, "weight_scale_inv"), IN_BLOCKS),
+    # What is between gate and down projection would be rounded by a function that the CPU build lacks.
+    "fp8, inputs by a fixed scale": Other(
+        beside(fp8_of_one_scale, input_scale=torch.tensor(LARGEST / 448)),
+        {**MODELOPT, "ignore": ["lm_head", "*q_proj", "*k_proj", "*v_proj", "*mlp*"]},
+        fixed_fp8,
+        ROUNDED_INPUTS,
+        only="o_proj",
+    ),
+    "int8, inputs by a fixed scale and zero": Other(
+        beside(
+            int8,
+            input_scale=torch.tensor([LARGEST / 155]),
+            input_zero_point=torch.tensor([-28], dtype=torch.int8),
+        ),
+        compressed(
+            "int-quantized",
+            weights={**EIGHT, "strategy": "channel"},
+            input_activations={**EIGHT, "strategy": "tensor", "symmetric": False},
+        ),
+        fixed_int8,
+    ),
+    "awq": Other(awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}),
+    "gptq": Other(
+        gptq,
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True, "lm_head": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", OTHERS)
+def test_what_else_the_cpu_loads_is_folded_and_served_as_its_dequantised_weights(
+    series: Series, tmp_path: Path, scheme: str
+) -> None:
+    other = OTHERS[scheme]
+    # As `emovllm models` says.
+    assert scheme_of(other.settings).evidence == "kernel"
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
+    original = tiny_model(tmp_path / "original", **sizes)
+    model, plain = quantize(original, other.pack, other.settings, tmp_path, other.only)
+    circuit = random_circuit(original, tmp_path / "circuit", scale=1.0)
+    try:
+        engine = series.start(model, circuit, other.env, dtype="bfloat16")
+    except EngineError:
+        # Nor does plain vLLM start with it on this processor.
+        with pytest.raises(EngineError):
+            series.start(model, None, other.env, dtype="bfloat16")
+        return
+    weights = load_file(Path(plain) / "model.safetensors")
+    sites = {parse_site(name.removesuffix(".weight")): weight.numpy() for name, weight in weights.items()}
+    of_circuit = load_circuit(circuit)
+    folded = engine.vectors()
+    for kind, layer in of_circuit.sites():
+        right = of_circuit.site_delta(kind, layer) @ sites[kind, layer].T
+        wrong = np.array(folded[f"{kind}.{layer}"]) - right
+        assert np.linalg.norm(wrong) < 0.004 * np.linalg.norm(right), f"{kind}.{layer}"
+    oracle = Oracle(plain, circuit)
+    if other.rounding is not None:
+        round_activations(oracle.model, other.rounding, other.only)
+    asks = mixed_batch()[:6]
+    (_, plain_error), (apart, error) = (
+        agreement(engine.generate(batch, 6), oracle.generate(batch, 6)) for batch in (unsteered(asks), asks)
+    )
+    assert error <= 1.5 * plain_error + 0.005
+    # In 16 bits some replies part, at tokens that are about as likely.
+    assert apart < 18

@@ -11,13 +11,14 @@ from emovllm.circuit import Circuit, Components
 from emovllm.errors import AssemblyError
 from emovllm.experts import RoutedNeurons
 from emovllm.models import QUANTIZATION, is_default
+from emovllm.quantization import bits_of, method_of
 from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec, ModelSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.routed import divide, fold, routed_counts
 from emovllm_offline.model.decoder import Decoder
-from emovllm_offline.model.dequantize import method_of, quantization
+from emovllm_offline.model.dequantize import quantization
 
 # What a circuit with routed experts says of itself.
 ROUTED = (
@@ -105,13 +106,16 @@ def _choose(
     return neurons, _units(findings.heads[e], shares.heads, by_head, counts["heads"]), experts
 
 
-def _precision(decoder: Decoder, model_id: str) -> dict[str, str]:
-    """Of which quantisation the weights are, where they are of one: a server then expects others to differ."""
+def _precision(decoder: Decoder, model_id: str) -> dict[str, Any]:
+    """Of which quantisation the weights are, where they are of one: a server then expects others to differ, and by how
+    much their bits tell."""
     if is_default(model_id):
         return {"quantization": QUANTIZATION}
-    settings = quantization(decoder.config)
-    method = method_of(settings) if settings else getattr(decoder.config, "dequantized_from", None)
-    return {"quantization": method} if method else {}
+    settings = quantization(decoder.config) or getattr(decoder.config, "dequantized_from", None)
+    if not settings:
+        return {}
+    bits = bits_of(settings)
+    return {"quantization": method_of(settings), **({"weight_bits": bits} if bits else {})}
 
 
 def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> EmotionSpec:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emovllm.errors import UnsupportedModelError
-from emovllm_offline.model.dequantize import PLAIN, REMEDY
+from emovllm_offline.model.dequantize import REMEDY
+from emovllm_offline.model.unpack import PLAIN
 
 # What the module of experts has that Transformers computes with any of its kernels.
 _PARTS = ("gate_up_proj", "down_proj", "_apply_gate", "is_transposed", "has_bias")

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from emovllm.architectures import REFUSED, Family, candidates, layer_of, parse_site
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.decoder import Decoder, Layer, projection_weight
-from emovllm_offline.model.dequantize import PLAIN, REMEDY
+from emovllm_offline.model.dequantize import REMEDY
 from emovllm_offline.model.experts import Experts, find_experts
 from emovllm_offline.model.hooks import after, before, given, hooked
 from emovllm_offline.model.output_norm import OutputNorm, read_norm
+from emovllm_offline.model.unpack import PLAIN
 
 # What is run once to see that a model is built as its row says, and how many roundings its sums may be off by.
 _CHECKED_TOKENS = 4

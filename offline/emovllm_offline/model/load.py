@@ -15,14 +15,7 @@ import emovllm
 from emovllm.errors import OptionError, PromptError, UnsupportedModelError
 from emovllm.models import public_model_id, resolve_model
 from emovllm_offline.data.prompts import has_template
-from emovllm_offline.model.dequantize import (
-    ask_for_plain_weights,
-    method_of,
-    quantization,
-    require_no_scales,
-    run_plain,
-    told,
-)
+from emovllm_offline.model.dequantize import load_plain, quantization, require_no_scales
 
 # Exact, and on most CPUs faster than half precision.
 DTYPE = "float32"
@@ -71,17 +64,14 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = No
     if target is None:
         _require_accelerate()
         options["device_map"] = "auto"
-    settings = quantization(config)
+    settings = quantization(config, Path(folder))
     if settings is None:
         network, report = kind.from_pretrained(folder, **options)
         require_no_scales(report["unexpected_keys"], folder)
     else:
-        ask_for_plain_weights(config, folder)
-        with told(folder):
-            network, _ = kind.from_pretrained(folder, config=config, **options)
-        run_plain(network)
+        network = load_plain(kind, config, settings, folder, options)
         # Transformers forgets it, and a circuit says it of itself.
-        network.config.get_text_config().dequantized_from = method_of(settings)
+        network.config.get_text_config().dequantized_from = settings
     if target is None:
         require_in_memory(network, folder)
         return network.eval()

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from emovllm.architectures import parse_site
 from emovllm.errors import WeightsError
-from emovllm_offline.model.dequantize import PLAIN
+from emovllm_offline.model.unpack import PLAIN
 
 
 class Projections:
