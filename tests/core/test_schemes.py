@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emovllm.fingerprint import LIMITS
 from emovllm.schemes import SCHEMES, scheme_of, schemes_table
 
 
@@ -51,5 +53,9 @@ def test_a_configuration_is_of_one_scheme(settings: dict[str, Any], key: str) ->
     assert scheme_of(settings) is SCHEMES[key]
 
 
-def test_the_table_has_each_scheme() -> None:
+def test_the_page_has_each_scheme_and_each_limit() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/quantization.md").read_text()
+    assert schemes_table() in page
     assert len(schemes_table().splitlines()) == 2 + len(SCHEMES)
+    for bits, limit in LIMITS.items():
+        assert f"| {bits if bits > 1 else 'below'} | {limit.whole} | {limit.site} |" in page

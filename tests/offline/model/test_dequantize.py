@@ -23,7 +23,7 @@ from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load_network
 from emovllm_offline.model.unpack import UNPACKED
 from emovllm_offline.model.weights import Projections
-from support.rounding import Rounded, awq, fp8, gptq, mxfp4, mxfp8, nvfp4, packed_integers
+from support.rounding import Rounded, awq, fp8, gptq, int8, mxfp4, mxfp8, nvfp4, packed_integers
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 # No multiple of it is as wide as the tiny model's projections.
@@ -48,6 +48,16 @@ CHANNELS = compressed(
     "float-quantized",
     {**_EIGHT_BITS, "strategy": "channel", "dynamic": False},
     {**_EIGHT_BITS, "strategy": "token", "dynamic": True},
+)
+FIXED = compressed(
+    "float-quantized",
+    {**_EIGHT_BITS, "strategy": "tensor", "dynamic": False},
+    {**_EIGHT_BITS, "strategy": "tensor", "dynamic": False},
+)
+INT8 = compressed(
+    "int-quantized",
+    {**_EIGHT_BITS, "type": "int", "strategy": "channel", "dynamic": False},
+    {**_EIGHT_BITS, "type": "int", "strategy": "token", "dynamic": True},
 )
 _FOUR_BITS = {"num_bits": 4, "symmetric": True, "dynamic": False}
 GROUPS = compressed("pack-quantized", {**_FOUR_BITS, "type": "int", "strategy": "group", "group_size": 32})
@@ -77,6 +87,8 @@ SCHEMES: dict[str, tuple[dict[str, Any], Callable[[Tensor], Rounded]]] = {
     "fp8, ModelOpt": ({"quant_method": "modelopt", "quant_algo": "FP8"}, with_inputs),
     "mxfp8, ModelOpt": ({"quant_method": "modelopt", "quant_algo": "MXFP8"}, mxfp8),
     "fp8 by output": (CHANNELS, lambda weight: fp8(weight, 1, 0)),
+    "fp8, inputs by a fixed scale": (FIXED, with_inputs),
+    "int8": (INT8, int8),
     "int4": (GROUPS, packed_integers),
     "awq": (AWQ, awq),
     "gptq": (GPTQ, out_of_order),
