@@ -29,6 +29,8 @@ from emovllm.quantization import PLAIN_BITS
 
 logger = init_logger(__name__)
 
+# Of random signs, to see what a router's scores would be if values did not cancel each other.
+_DRAWS = 16
 # What blocks call the router.
 _ROUTERS = ("gate", "router")
 
@@ -96,12 +98,12 @@ def fill(sites: list[ExpertsSite], circuit: Circuit, first: int) -> None:
 
 
 def _written(site: ExpertsSite, vectors: Tensor) -> Written:
-    """What a router's scores of the vectors tell of the model."""
-    entries = fingerprint_entries(_routed(site, vectors))
-    if not isinstance(getattr(site.router, "quant_method", None), UnquantizedLinearMethod | None):
-        return Written(entries, 0.0, None)
-    power = vectors.square() @ site.router.weight.detach().float().square().mean(0).cpu()
-    return Written(entries, float(power.sum()), PLAIN_BITS)
+    """What a router's scores of the vectors tell of the model; its weight may be packed."""
+    signs = torch.randint(2, (_DRAWS, 1, vectors.shape[1]), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    scores = _routed(site, (signs * vectors).flatten(0, 1))
+    power = float(np.square(scores).mean(1).sum()) / _DRAWS
+    plain = isinstance(getattr(site.router, "quant_method", None), UnquantizedLinearMethod | None)
+    return Written(fingerprint_entries(_routed(site, vectors)), power, PLAIN_BITS if plain else None)
 
 
 def clear(sites: list[ExpertsSite], columns: slice) -> None:
