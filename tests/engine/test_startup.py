@@ -323,9 +323,11 @@ class PretendWorker(EmotionWorkerMixin):
             SimpleNamespace(key=key, layer=SimpleNamespace(emotion_vectors=torch.full((1, 3), 0.5)))  # type: ignore[misc]
             for key in ("mlp.0", "attn.0", "mlp.1")
         ]
+        self.expert_sites = [
+            SimpleNamespace(key="experts.1", layer=SimpleNamespace(emotion_vectors=torch.full((1, 3), 0.5)))  # type: ignore[list-item]
+        ]
         self.emotion_coefficients = Coefficients(1, 8, torch.device("cpu"), max_requests=4)
         self.model_runner = self
-        self.expert_sites = []
         self.steered_layers = []
         self.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
         self._ignored = ignored
@@ -335,7 +337,7 @@ class PretendWorker(EmotionWorkerMixin):
 
     def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
         rows = self.emotion_coefficients.buffer[:tokens]
-        read = [site.layer.emotion_vectors for site in self.emotion_sites if site.key not in self._ignored]
+        read = [place.layer.emotion_vectors for place in self._places() if place.key not in self._ignored]
         return (torch.ones(tokens, 3) + sum((rows @ vectors for vectors in read), torch.zeros(tokens, 3)),)
 
 
@@ -343,9 +345,11 @@ def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
     alive = PretendWorker()
     alive._check_live()
     assert not alive.emotion_coefficients.buffer.any()
-    assert all((site.layer.emotion_vectors == 0.5).all() for site in alive.emotion_sites)
-    with pytest.raises(Unsupported, match=r"ignores the emotion circuit at 3 of 3 sites \(mlp\.0, attn\.0, mlp\.1\)"):
-        PretendWorker(ignored=("mlp.0", "attn.0", "mlp.1"))._check_live()
+    assert all((place.layer.emotion_vectors == 0.5).all() for place in alive._places())
+    with pytest.raises(Unsupported, match=r"at 4 of 4 sites \(mlp\.0, attn\.0, mlp\.1, experts\.1\)"):
+        PretendWorker(ignored=("mlp.0", "attn.0", "mlp.1", "experts.1"))._check_live()
+    with pytest.raises(Unsupported, match=r"ignores the emotion circuit at 1 of 4 sites \(experts\.1\)"):
+        PretendWorker(ignored=("experts.1",))._check_live()
 
 
 class Rows:

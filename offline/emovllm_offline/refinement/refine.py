@@ -70,11 +70,7 @@ def refine(
         log-probability, and the anchor's cross-entropy in its share.
     Raises: RefinementError, PromptError.
     """
-    if circuit.experts:
-        raise RefinementError(
-            "the circuit adds constant vectors of routed experts, which are not fitted: give one that was discovered "
-            "without --experts"
-        )
+    _require_no_experts(circuit)
     held_out, learnt = _split(circuit, given, training)
     frames, style = prompts.frames, prompts.style
     decoder.model.requires_grad_(False)
@@ -122,6 +118,14 @@ def refine(
     spec = circuit.spec.model_copy(update={"emotions": tuple(EmotionSpec(name=name) for name in circuit.names)})
     refined = Circuit.fingerprinted(spec, neurons, heads, decoder.projection, circuit.directions)
     return refined, [dict(zip(circuit.names, row, strict=True)) for row in fit.history]
+
+
+def _require_no_experts(circuit: Circuit) -> None:
+    if circuit.experts:
+        raise RefinementError(
+            "the circuit adds constant vectors of routed experts, which are not fitted: give one that was discovered "
+            "without --experts"
+        )
 
 
 def _split(circuit: Circuit, given: Sequence[Example], training: Training) -> tuple[list[Example], list[Example]]:
@@ -190,6 +194,7 @@ def run(
 
     found = examples.load_examples(settings.replies)[: settings.limit]
     given = load_circuit(circuit)
+    _require_no_experts(given)
     examples.require_emotions(found, given.names)
     chosen = load_style(settings.anchor_style)
     if training.anchor and (missing := [name for name in given.names if name not in chosen.emotions]):

@@ -19,7 +19,7 @@ from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.routed import divide
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.refinement.refine import refine
+from emovllm_offline.refinement.refine import refine, run
 
 NAMES = ("calm", "pride", "boredom")
 # Words of the tests' tokenizer that are replies of each emotion.
@@ -161,7 +161,11 @@ def test_what_was_measured_without_experts_gives_no_circuit_with_them(tiny, toke
         findings.require_experts(decoder)
 
 
-def test_vectors_of_experts_are_not_refined(planted, tokenizer, records, replies):
+def test_vectors_of_experts_are_not_refined(planted, tokenizer, records, replies, tmp_path):
     circuit = discover(planted, tokenizer, records, [replies], parameters=PARAMETERS)
-    with pytest.raises(RefinementError, match="constant vectors of routed experts, which are not fitted"):
+    refusal = "constant vectors of routed experts, which are not fitted"
+    with pytest.raises(RefinementError, match=refusal):
         refine(find_decoder(planted), tokenizer, circuit, [])
+    save_circuit(circuit, tmp_path / "circuit")
+    with pytest.raises(RefinementError, match=refusal):
+        run("no/such/model", tmp_path / "circuit", tmp_path / "out")
