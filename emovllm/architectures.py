@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 Kind = Literal["attn", "mlp"]
 # tests: a tiny model equals Hugging Face with hooks in every run of the tests. once: it did when tried, and is like
-# others to the engine. sites: vLLM computes it on no CPU in float32, and its sites are found in vLLM's class. unseen:
-# vLLM's class could not be imported where it was tried.
-Served = Literal["tests", "once", "sites", "unseen"]
+# others to the engine. sites: vLLM computes it on no CPU in float32, or in no environment of a CPU, and its sites are
+# found in vLLM's class. none: vLLM has no class that computes it.
+Served = Literal["tests", "once", "sites", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Family:
         neurons of the routed experts are folded.
     experts_in_vllm: what that is called there, where it differs.
     no_experts: why discovery leaves out the routed experts' neurons, where it does.
+    beside: the module of experts whose output is added to that of `mlp`, in the models that have it.
     mixers: modules in the place of attention in other layers (linear attention, Mamba), on which no circuit acts.
     attn_in_vllm: what `attn` is called there, where that differs.
     before_mlp: the module whose input is the residual between attention and MLP, where they are sequential.
@@ -48,6 +49,7 @@ class Family:
     experts: str | None = None
     experts_in_vllm: str | None = None
     no_experts: str = ""
+    beside: str | None = None
     mixers: tuple[str, ...] = ()
     attn_in_vllm: str | None = None
     before_mlp: str = "post_attention_layernorm"
@@ -92,9 +94,18 @@ def _normed(
     return Family(model_type, before_mlp=before_mlp, attn_norm=attn_norm, mlp_norm=mlp_norm, **more)
 
 
+_LFM2: dict[str, Any] = {
+    "attn": "self_attn.out_proj",
+    "mlp": "feed_forward.w2",
+    "mixers": ("conv",),
+    "before_mlp": "ffn_norm",
+}
+_SHARED = "mlp.shared_experts.down_proj"
+
 FAMILIES: tuple[Family, ...] = (
     Family("llama", name="Llama 2, 3"),
     Family("mistral", name="Mistral, Ministral"),
+    Family("ministral3", name="Ministral 3", served="once"),
     Family("qwen2", name="Qwen 2, 2.5"),
     Family("qwen3", name="Qwen 3"),
     _normed("gemma2", "pre_feedforward_layernorm", name="Gemma 2"),
@@ -105,7 +116,7 @@ FAMILIES: tuple[Family, ...] = (
     _normed("olmo3", "mlp", name="OLMo 3"),
     _normed("exaone4", "mlp", name="EXAONE 4", served="once"),
     _normed("glm4", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm", name="GLM 4 (dense)"),
-    Family("smollm3", name="SmolLM 3", served="once"),
+    Family("smollm3", name="SmolLM 3"),
     Family("seed_oss", name="Seed-OSS", served="once"),
     Family("ernie4_5", name="ERNIE 4.5 (dense)", served="once"),
     Family("hunyuan_v1_dense", name="Hunyuan (dense)", served="once"),
@@ -142,12 +153,26 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("bloom", attn="self_attention.dense", mlp="mlp.dense_4h_to_h", alibi=True, name="Bloom"),
     Family("mixtral", mlp=None, experts="mlp", experts_in_vllm="block_sparse_moe", name="Mixtral"),
+    Family("phimoe", mlp=None, experts="mlp", experts_in_vllm="block_sparse_moe", name="Phi 3.5 MoE", served="sites"),
+    Family(
+        "minimax_m2", mlp=None, experts="mlp", experts_in_vllm="block_sparse_moe", name="MiniMax M2", served="sites"
+    ),
+    Family(
+        "granitemoe",
+        mlp=None,
+        experts="block_sparse_moe",
+        scale="residual_multiplier",
+        name="Granite 3 MoE",
+        served="once",
+    ),
     # Their shared expert is weighed by a gate of its own.
     Family("qwen2_moe", experts="mlp", name="Qwen 2 MoE"),
     Family("qwen3_moe", experts="mlp", name="Qwen 3 MoE"),
     Family("olmoe", mlp=None, experts="mlp", name="OLMoE"),
-    Family("glm4_moe", shared="mlp.shared_experts.down_proj", experts="mlp", name="GLM 4.5 to 4.7"),
-    Family("deepseek_v3", shared="mlp.shared_experts.down_proj", experts="mlp", name="DeepSeek V3, R1", served="sites"),
+    Family("glm4_moe", shared=_SHARED, experts="mlp", name="GLM 4.5 to 4.7"),
+    Family("glm4_moe_lite", shared=_SHARED, experts="mlp", name="GLM 4.7 Flash", served="sites"),
+    Family("deepseek_v2", shared=_SHARED, experts="mlp", name="DeepSeek V2", served="sites"),
+    Family("deepseek_v3", shared=_SHARED, experts="mlp", name="DeepSeek V3, R1", served="sites"),
     Family("gpt_oss", mlp=None, experts="mlp", attn_in_vllm="attn.o_proj", name="gpt-oss"),
     Family(
         "llama4_text",
@@ -157,23 +182,38 @@ FAMILIES: tuple[Family, ...] = (
         name="Llama 4",
     ),
     Family("qwen3_next", experts="mlp", mixers=("linear_attn",), name="Qwen 3 Next", served="sites"),
-    Family("qwen3_5_text", mixers=("linear_attn",), name="Qwen 3.5, 3.6 (dense)", served="unseen"),
+    Family("qwen3_5_text", mixers=("linear_attn",), name="Qwen 3.5, 3.6 (dense)", served="sites"),
+    Family("qwen3_5_moe_text", mlp=None, experts="mlp", mixers=("linear_attn",), name="Qwen 3.5 MoE", served="sites"),
+    Family("qwen2_vl_text", name="Qwen 2 VL", served="once"),
+    Family("qwen2_5_vl_text", name="Qwen 2.5 VL", served="once"),
+    Family("qwen3_vl_text", name="Qwen 3 VL", served="once"),
+    Family("qwen3_vl_moe_text", experts="mlp", name="Qwen 3 VL MoE", served="sites"),
     Family(
         "granitemoehybrid",
         mlp="shared_mlp.output_linear",
+        beside="block_sparse_moe",
         mixers=("mamba",),
         scale="residual_multiplier",
-        name="Granite 4 (dense hybrid)",
+        name="Granite 4 (hybrid)",
     ),
     Family(
-        "lfm2",
-        attn="self_attn.out_proj",
-        mlp="feed_forward.w2",
-        mixers=("conv",),
-        before_mlp="ffn_norm",
-        name="LFM 2",
-        served="sites",
+        "granitemoeshared",
+        mlp="shared_mlp.output_linear",
+        beside="block_sparse_moe",
+        scale="residual_multiplier",
+        name="Granite MoE, shared",
+        served="once",
     ),
+    Family(
+        "bamba",
+        mlp="feed_forward.down_proj",
+        mixers=("mamba",),
+        before_mlp="pre_ff_layernorm",
+        name="Bamba",
+        served="none",
+    ),
+    Family("lfm2", **_LFM2, name="LFM 2", served="sites"),
+    Family("lfm2_moe", **_LFM2, experts="feed_forward", name="LFM 2 MoE", served="sites"),
 )
 
 # What is known not to fit the table: its name, and why.
@@ -181,7 +221,9 @@ REFUSED = {
     "gemma3n_text": ("Gemma 3n", "its layers read and write several residual streams"),
     "gemma4_text": ("Gemma 4", "its layers take inputs of their own beside the residual, and share keys and values"),
     "nemotron_h": ("Nemotron H, 3", "each of its layers is one sublayer: attention, Mamba or MLP"),
+    "jamba": ("Jamba", "Transformers forgets the state of its layers between one part of a prompt and the next"),
     "zamba2": ("Zamba 2", "its attention is shared by several layers"),
+    "olmo_hybrid": ("OLMo Hybrid", "attention norms what it writes, linear attention what it reads"),
     "falcon_h1": ("Falcon H1", "attention and Mamba write side by side, each times a factor of its own"),
 }
 

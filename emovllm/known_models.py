@@ -24,7 +24,7 @@ _SERVED = {
     "tests": "exact (tests)",
     "once": "exact (tried)",
     "sites": "not on a CPU",
-    "unseen": "not tried",
+    "none": "not by vLLM",
 }
 _EXPERTS = ": its MLPs are experts"
 # What GPT-2 and its like call them.
@@ -38,8 +38,8 @@ _WIDTHS = (
     "ffn_hidden_size",
     "n_inner",
 )
-# Packages of vLLM's that compute a whole model with kernels of their own.
-_FUSED = re.compile(r"deepseek_v(32|4)|glm_moe_dsa|glm5|kimi_k3|minimax_m3|qwen4|hy_v4|inkling|dots3")
+# Architectures that vLLM computes with kernels of their own, those of its package vllm.models.
+FUSED = re.compile(r"(?i)DeepseekV(32|4)|GlmMoeDsa|Glm5|Kimi(K3|Linear)|MiniMaxM3|Qwen4|HYV4|Inkling|Dots3|Step5")
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,14 @@ def describe(model: str) -> str:
     config = whole.get("text_config") or whole
     model_type = str(config.get("model_type") or whole.get("model_type"))
     rows = candidates(model_type)
-    name = (whole.get("architectures") or ["an unnamed architecture"])[0]
-    lines = [f"{model}: {name}, {model_type}"]
+    lines = [f"{model}: {_architecture(whole)}, {model_type}"]
     if config is not whole:
         lines.append("text        the language model in it alone; other modalities have no sites")
     if model_type in REFUSED:
         return "\n".join([*lines, f"refused     {REFUSED[model_type][1]}"])
     if len(rows) > 1:
         lines.append("table       no row: discovery looks whether a row fits, and refuses it otherwise")
-        return "\n".join([*lines, *_engine(model_type, None, whole)])
+        return "\n".join([*lines, *_engine(None, whole)])
     (family,) = rows
     units = units_of(family, config)
     lines += [
@@ -114,7 +113,7 @@ def describe(model: str) -> str:
         *([f"experts     {_routed(family, units)}"] if family.experts else []),
         f"heads       {in_layers(units.heads)}, inputs of {family.attn}",
         f"discovery   {f'refused: {family.not_discovered}' if family.not_discovered else _discovery(whole)}",
-        *_engine(model_type, family, whole),
+        *_engine(family, whole),
     ]
     sites = sum(map(bool, units.neurons)) + sum(map(bool, units.heads))
     size = 6 * sites * _size(config, "hidden_size") * 4
@@ -154,6 +153,10 @@ def read_config(model: str) -> dict[str, Any]:
     return config
 
 
+def _architecture(whole: Mapping[str, Any]) -> str:
+    return str((whole.get("architectures") or ["an unnamed architecture"])[0])
+
+
 def _inputs_of(family: Family) -> str:
     return f", inputs of {' or '.join(family.projections['mlp'])}"
 
@@ -175,6 +178,8 @@ def _other_mixer(family: Family, config: Mapping[str, Any], layer: int) -> bool:
     types = config.get("layer_types") or config.get("layers_block_type")
     if types:
         return "attention" not in types[layer] or types[layer] == "linear_attention"
+    if (indices := config.get("attn_layer_indices")) is not None:
+        return layer not in indices
     every = config.get("full_attention_interval") or 4
     return (layer + 1) % int(every) != 0
 
@@ -184,8 +189,11 @@ def _has_experts(family: Family, config: Mapping[str, Any], layer: int) -> bool:
         return False
     if family.mlp is None:
         return True
-    if (dense := config.get("first_k_dense_replace")) is not None:
-        return layer >= int(dense)
+    if (types := config.get("mlp_layer_types")) is not None:
+        return bool(types[layer] == "sparse")
+    for dense in ("first_k_dense_replace", "num_dense_layers"):
+        if config.get(dense) is not None:
+            return layer >= int(config[dense])
     if (interval := config.get("interleave_moe_layer_step")) is not None:
         return layer in config["moe_layers"] if config.get("moe_layers") else (layer + 1) % int(interval) == 0
     if layer in (config.get("mlp_only_layers") or ()):
@@ -221,8 +229,8 @@ def _discovery(whole: Mapping[str, Any]) -> str:
     return "yes" if settings is None else scheme_of(settings).discovery
 
 
-def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) -> list[str]:
-    if _FUSED.match(model_type):
+def _engine(family: Family | None, whole: Mapping[str, Any]) -> list[str]:
+    if FUSED.match(_architecture(whole)):
         return ["engine      refused: vLLM computes it with fused kernels, which go past the projections"]
     known = (
         "served if vLLM has its projections as row-parallel layers; start-up tells"
@@ -231,7 +239,7 @@ def _engine(model_type: str, family: Family | None, whole: Mapping[str, Any]) ->
             "tests": "served, equal to Hugging Face with hooks in the tests",
             "once": "served, equal to Hugging Face with hooks when tried",
             "sites": "its sites are found; vLLM computes it on a GPU alone, where it was not run",
-            "unseen": "not tried: its class needs packages that a CPU's environment lacks",
+            "none": "refused: vLLM has no class that computes it",
         }[family.served]
     )
     settings = _quantisation(whole)

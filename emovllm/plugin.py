@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from emovllm.engine.patching import patches
@@ -30,9 +31,13 @@ def register() -> None:
 
 @patches("vllm.engine.arg_utils.EngineArgs.create_engine_config")
 def configure(create_engine_config: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    vllm_config = create_engine_config(self, *args, **kwargs)
-    additional = vllm_config.additional_config
-    if isinstance(additional, dict) and additional.get("emovllm") is not None:
+    try:
+        vllm_config = create_engine_config(self, *args, **kwargs)
+    except ValueError as error:
+        if _has_circuit(self.additional_config):
+            tell_what_is_missing(self.model, error)
+        raise
+    if _has_circuit(vllm_config.additional_config):
         from emovllm.engine import config, handshake, registry, requests, shutdown
 
         circuits = config.configure(vllm_config)
@@ -43,6 +48,22 @@ def configure(create_engine_config: Callable[..., Any], self: Any, *args: Any, *
             handshake.install()
             shutdown.watch.install()
     return vllm_config
+
+
+def _has_circuit(additional: Any) -> bool:
+    return isinstance(additional, dict) and additional.get("emovllm") is not None
+
+
+def tell_what_is_missing(model: str, error: ValueError) -> None:
+    """vLLM leaves to its log why it cannot import a class. Raises: Unsupported."""
+    if "failed to be inspected" not in str(error) or find_spec("torchvision") is not None:
+        return
+    from emovllm.errors import Unsupported
+
+    raise Unsupported(
+        f"{model}: vLLM cannot import its class of this model. Those of models of text and images need torchvision, "
+        "which is not installed here: install the build of it that fits your PyTorch"
+    ) from None
 
 
 def name_plugins() -> None:

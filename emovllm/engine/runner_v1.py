@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,20 @@ def set_coefficients(
         lambda: adapter_slots(runner, batch.request_lora_mapping[:count]),
     )
     return prepared
+
+
+@contextmanager
+def blocks_apart(runner: Any, requests: int) -> Iterator[int]:
+    """Gives each of so many dummy requests a block of its own for each kind of layer. Yields: the last such block."""
+    batch = runner.input_batch
+    tables = batch.block_table.block_tables
+    rows = range(min(requests, batch.max_num_reqs))
+    for group, table in enumerate(tables):
+        for row in rows:
+            table.add_row([1 + group * len(rows) + row], row)
+    try:
+        yield len(tables) * len(rows)
+    finally:
+        for table in tables:
+            for row in rows:
+                table.clear_row(row)

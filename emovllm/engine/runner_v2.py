@@ -3,8 +3,11 @@ every forward, the replay of a full CUDA graph included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from emovllm.emotion import Wire
 from emovllm.engine.coefficients import Coefficients
@@ -44,3 +47,23 @@ def set_coefficients(prepare_inputs: Callable[..., Any], state: Any, input_batch
         lambda: adapter_slots(runner, runner.lora_state.lora_ids[input_batch.idx_mapping_np]),
     )
     return prepare_inputs(state, input_batch, req_states)
+
+
+@contextmanager
+def blocks_apart(runner: Any, requests: int) -> Iterator[int]:
+    """Gives each of so many dummy requests a block of its own for each kind of layer. Yields: the last such block."""
+    tables = runner.block_tables
+    shared = tables.get_dummy_block_tables
+
+    def apart(count: int) -> tuple[torch.Tensor, ...]:
+        rows: tuple[torch.Tensor, ...] = shared(count)
+        for group, table in enumerate(rows):
+            first = 1 + group * requests
+            table[:, 0] = torch.arange(first, first + count, dtype=table.dtype, device=table.device)
+        return rows
+
+    tables.get_dummy_block_tables = apart
+    try:
+        yield len(tables.block_tables) * requests
+    finally:
+        del tables.get_dummy_block_tables

@@ -247,24 +247,16 @@ class EmotionWorkerMixin:
         short convolutions): dummy requests share one block otherwise, with the keys and values of other layers too."""
         context = self.vllm_config.compilation_config.static_forward_context  # type: ignore[attr-defined]
         stateful = [layer for layer in context.values() if hasattr(layer, "mamba_type")]
-        batch: Any = getattr(self.model_runner, "input_batch", None)  # type: ignore[attr-defined]
-        if not stateful or not hasattr(batch, "block_table"):
+        if not stateful:
             yield
             return
-        tables = batch.block_table.block_tables
-        rows = range(min(_LIVE_TOKENS, batch.max_num_reqs))
-        for layer in stateful:
-            for state in layer.kv_cache:
-                state[: 1 + len(tables) * len(rows)].zero_()
-        for group, table in enumerate(tables):
-            for row in rows:
-                table.add_row([1 + group * len(rows) + row], row)
-        try:
+        runner = self.model_runner  # type: ignore[attr-defined]
+        blocks_apart = runner_v2.blocks_apart if hasattr(runner, "model_state") else runner_v1.blocks_apart
+        with blocks_apart(runner, _LIVE_TOKENS) as last:
+            for layer in stateful:
+                for state in layer.kv_cache:
+                    state[: last + 1].zero_()
             yield
-        finally:
-            for table in tables:
-                for row in rows:
-                    table.clear_row(row)
 
 
 class EmotionWorker(EmotionWorkerMixin, Worker):

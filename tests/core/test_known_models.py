@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from emovllm.architectures import FAMILIES, REFUSED, candidates
 from emovllm.cli import main
-from emovllm.known_models import describe, table, units_of
+from emovllm.known_models import FUSED, describe, table, units_of
 from emovllm_offline.model.find import find_decoder
 from support.families import VARIANTS, family_config, family_network
 
@@ -63,15 +65,32 @@ def test_a_model_of_experts_and_of_text_and_images_is_told_by_its_configuration(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "message"),
+    ("model_type", "architecture", "message"),
     [
-        ("gemma4_text", "refused     its layers take inputs of their own"),
-        ("kimi_k3", "engine      refused: vLLM computes it with fused kernels"),
-        ("someones", "no row: discovery looks whether a row fits"),
+        ("gemma4_text", "Gemma4ForCausalLM", "refused     its layers take inputs of their own"),
+        ("kimi_k3", "KimiK3ForConditionalGeneration", "engine      refused: vLLM computes it with fused kernels"),
+        ("someones", "SomeonesForCausalLM", "no row: discovery looks whether a row fits"),
     ],
 )
-def test_what_is_refused_is_told_with_the_reason(tmp_path: Path, model_type: str, message: str) -> None:
-    assert message in describe(write(tmp_path / "model", model_type=model_type, architectures=["X"]))
+def test_what_is_refused_is_told_with_the_reason(
+    tmp_path: Path, model_type: str, architecture: str, message: str
+) -> None:
+    assert message in describe(write(tmp_path / "model", model_type=model_type, architectures=[architecture]))
+
+
+def test_each_architecture_that_vllm_has_fused_kernels_for_is_known_to_have_them() -> None:
+    vllm = find_spec("vllm")
+    assert vllm is not None
+    assert vllm.origin is not None
+    registry = (Path(vllm.origin).parent / "model_executor" / "models" / "registry.py").read_text()
+    fused, others = (
+        {name for name in re.findall(rf'"(\w+)":\s*\(\s*"{module}', registry) if "DSpark" not in name}
+        for module in (r"vllm\.models\.", r"\w+\"")
+    )
+    assert len(fused) > 10
+    assert len(others) > 100
+    assert all(map(FUSED.match, fused))
+    assert not any(map(FUSED.match, others))
 
 
 def test_the_command_prints_the_table_or_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from emovllm.architectures import FAMILIES
+from emovllm.emotion import KEY
 from support.circuits import random_circuit
-from support.engine import EngineError, assert_same
-from support.families import family_model
+from support.engine import Ask, Engine, EngineError, assert_same
+from support.families import WRAPPERS, family_model, family_network, wrapper_network
 from support.oracle import Oracle
+from support.pictures import PICTURES
 from support.series import Series, mixed_batch, unsteered
+from support.walk import Walk
 
 pytestmark = pytest.mark.engine
 
@@ -23,32 +26,82 @@ DYNAMO = {"VLLM_CPU_CI_ENV": "1"}
 # vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart. Its xIELU, which
 # Apertus has, keeps its parameters in bfloat16.
 TOLERANCE = {"gemma2": 0.01, "apertus": 0.01}
+# Those whose circuits are made by the command too, each unlike the others: experts; an expert that all tokens share;
+# other names in vLLM; layers with a state; norms by another name; norms of what sublayers write; parallel sublayers;
+# layers without positions. vLLM has no class of its own for the last two.
+DISCOVERED = ("qwen3_moe", "glm4_moe", "gpt_oss", "granitemoehybrid", "apertus", "glm4", "gpt_neox", "smollm3")
+# Models of text and images, asked about text alone.
+WRAPPED = ("gemma3", "mistral3")
+STRONGEST = 2.0
 
 
-def strong_circuit(family: str, folder: Path) -> tuple[str, Path]:
-    """A tiny model, and a random circuit of it with all that it has, experts included."""
-    model = family_model(family, folder / family)
-    neurons = 0 if family in EXPERTS else 8
-    return model, random_circuit(model, folder / "circuit", neurons=neurons, scale=1.0, experts=0.5)
+def strong_circuit(family: str, model: str, folder: Path) -> Path:
+    """A random circuit of a tiny model with all that it has, experts included."""
+    return random_circuit(model, folder, neurons=0 if family in EXPERTS else 8, scale=1.0, experts=0.5)
 
 
-@pytest.mark.parametrize("family", [family.model_type for family in FAMILIES if family.served == "tests"])
+def start(series: Series, family: str, model: str, circuits: dict[str, Path]) -> Engine:
+    settings = {KEY: {"circuit": {name: str(folder) for name, folder in circuits.items()}}}
+    if family in WRAPPERS:
+        return series.start(model, None, {PICTURES: "1"}, language_model_only=True, additional_config=settings)
+    return series.start(model, None, additional_config=settings)
+
+
+def discovered_batch() -> list[Ask]:
+    fields = [
+        {"emotion": "anger", "emotion_strength": STRONGEST},
+        {"emotion": {"anger": 1.0, "fear": -1.0}},
+        {"emotion": "fear", "emotion_scope": "all"},
+    ]
+    return [Ask(ask.prompt, asked) for ask, asked in zip(mixed_batch(), fields, strict=False)]
+
+
+def of_circuit(name: str, ask: Ask) -> Ask:
+    """The same request to an engine that has several circuits."""
+    emotion = ask.fields.get("emotion")
+    if emotion is None:
+        return ask
+    weights = emotion if isinstance(emotion, dict) else {emotion: 1.0}
+    return Ask(ask.prompt, {**ask.fields, "emotion": {f"{name}/{one}": weight for one, weight in weights.items()}})
+
+
+def assert_equal(engine: Engine, oracle: Oracle, name: str, asks: list[Ask], tolerance: float) -> None:
+    replies = engine.generate([of_circuit(name, ask) for ask in asks], TOKENS)
+    for reply, right in zip(replies, oracle.generate(asks, TOKENS), strict=True):
+        assert reply.tokens == right.tokens, name
+        assert reply.logprobs == pytest.approx(right.logprobs, abs=tolerance), name
+
+
+@pytest.mark.parametrize("family", [*(row.model_type for row in FAMILIES if row.served == "tests"), *WRAPPED])
 def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
-    model, circuit = strong_circuit(family, tmp_path)
-    asks, oracle = mixed_batch(), Oracle(model, circuit)
+    walk = Walk(tmp_path, wrapper_network(family) if family in WRAPPERS else family_network(family))
+    circuits = {"random": tmp_path / "random"}
+    strong_circuit(family, walk.model, circuits["random"])
+    asks, oracle = mixed_batch(), Oracle(walk.model, circuits["random"])
     expected = oracle.generate(asks, TOKENS)
     plain = oracle.generate(unsteered(asks), TOKENS)
     # The circuit is felt, and the replies do not repeat one token, which a wrong engine might as well.
     assert sum(a.tokens != b.tokens for a, b in zip(plain, expected, strict=True)) >= len(asks) - 4
     assert sum(len(set(reply.tokens)) for reply in expected) >= 3 * len(asks)
-    for reply, right in zip(series.start(model, circuit).generate(asks, TOKENS), expected, strict=True):
-        assert reply.tokens == right.tokens
-        assert reply.logprobs == pytest.approx(right.logprobs, abs=TOLERANCE.get(family, 1e-3))
+
+    by_command = family in (*DISCOVERED, *WRAPPED)
+    if by_command:
+        circuits["discovered"] = tmp_path / "discovered"
+        assert walk.discover(circuits["discovered"]) == 0
+    engine = start(series, family, walk.model, circuits)
+    tolerance = TOLERANCE.get(family, 1e-3)
+    assert_equal(engine, oracle, "random", asks, tolerance)
+    if by_command:
+        oracle, asks = Oracle(walk.model, circuits["discovered"]), discovered_batch()
+        felt = zip(oracle.generate(asks, TOKENS), oracle.generate(unsteered(asks), TOKENS), strict=True)
+        assert all(a.logprobs != pytest.approx(b.logprobs, abs=10 * tolerance) for a, b in felt)
+        assert_equal(engine, oracle, "discovered", asks, tolerance)
 
 
 @pytest.mark.parametrize("family", EXPERTS[:2])
 def test_experts_in_a_compiled_model_equal_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
-    model, circuit = strong_circuit(family, tmp_path)
+    model = family_model(family, tmp_path / family)
+    circuit = strong_circuit(family, model, tmp_path / "circuit")
     asks, oracle = mixed_batch(), Oracle(model, circuit)
     assert {site for site, _ in oracle.circuit.sites()} == {"attn", "experts"}
     assert_same(

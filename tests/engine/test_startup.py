@@ -27,6 +27,7 @@ from emovllm.engine.worker import EmotionWorkerMixin
 from emovllm.errors import CircuitError, Unsupported
 from support.circuits import SIX, random_circuit
 from support.engine import Ask, EngineError
+from support.families import wrapper_network
 from support.models import tiny_model
 from support.series import Series
 
@@ -303,6 +304,24 @@ def test_our_worker_does_not_start_where_the_plugin_was_not_loaded(additional: d
         worker.load_model()
 
 
+def test_what_vllms_classes_of_text_and_images_need_is_told_in_a_line(
+    circuit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.models import registry
+
+    from emovllm import plugin
+
+    # vLLM looks at each class of model in a process of its own, which imports everything again.
+    monkeypatch.setattr(registry, "_run_in_subprocess", lambda inspect: inspect())
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    plugin.register()
+    wrapper_network("gemma3").save_pretrained(tmp_path)
+    args = EngineArgs(str(tmp_path), skip_tokenizer_init=True, additional_config={KEY: {"circuit": str(circuit)}})
+    with pytest.raises(Unsupported, match="Those of models of text and images need torchvision"):
+        args.create_engine_config()
+
+
 def test_registering_twice_is_registering_once() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -377,20 +396,49 @@ class StatefulWorker(PretendWorker):
         table = SimpleNamespace(block_tables=self.tables)
         self.input_batch = SimpleNamespace(block_table=table, max_num_reqs=8)
 
+    def blocks(self, tokens: int) -> list[list[int]]:
+        """Of each kind of layer, the block of each request."""
+        return [[rows.of[row][0] for row in range(tokens)] for rows in self.tables]
+
     def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
-        blocks = [self.tables[1].of[row][0] for row in range(tokens)]
-        assert not {0, *(one for rows in self.tables[0].of.values() for one in rows)} & set(blocks)
+        others, blocks = self.blocks(tokens)
+        assert not {0, *others} & set(blocks)
         (output,) = super()._dummy_run(tokens, force_attention)
         self._state[blocks] += torch.rand(tokens, 3)
         return (output + self._state[blocks] * 0.001,)
 
 
-def test_layers_with_a_state_do_not_hide_which_sites_are_live() -> None:
-    alive = StatefulWorker()
+class Tables:
+    """The V2 runner's block tables, whose dummy requests have all block 0."""
+
+    block_tables = (None, None)
+
+    def get_dummy_block_tables(self, requests: int) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.zeros(requests, 4, dtype=torch.int32) for _ in self.block_tables)
+
+
+class StatefulV2Worker(StatefulWorker):
+    """The same with the V2 runner."""
+
+    model_state = None
+
+    def __init__(self, ignored: tuple[str, ...] = ()) -> None:
+        super().__init__(ignored)
+        self.block_tables = Tables()
+
+    def blocks(self, tokens: int) -> list[list[int]]:
+        return [rows[:, 0].tolist() for rows in self.block_tables.get_dummy_block_tables(tokens)]
+
+
+@pytest.mark.parametrize("worker", [StatefulWorker, StatefulV2Worker])
+def test_layers_with_a_state_do_not_hide_which_sites_are_live(worker: type[StatefulWorker]) -> None:
+    alive = worker()
     alive._check_live()
-    assert [rows.of for rows in alive.tables] == [{}, {}]
+    # The tables are as they were.
+    with pytest.raises(KeyError if worker is StatefulWorker else AssertionError):
+        alive._dummy_run(8, force_attention=True)
     with pytest.raises(Unsupported, match=r"at 2 of 3 sites \(attn\.0, mlp\.1\)"):
-        StatefulWorker(ignored=("attn.0", "mlp.1"))._check_live()
+        worker(ignored=("attn.0", "mlp.1"))._check_live()
 
 
 def test_a_model_that_goes_past_one_projection_is_refused() -> None:

@@ -34,7 +34,8 @@ def random_circuit(
 
     experts: the scale of vectors at the output of blocks of experts; 0 for none.
     """
-    config = AutoConfig.from_pretrained(model)
+    whole = AutoConfig.from_pretrained(model)
+    config = whole.get_text_config()
     layers = config.num_hidden_layers
     random = np.random.default_rng(seed)
     projections = {}
@@ -77,7 +78,7 @@ def random_circuit(
     spec = CircuitSpec(
         model=ModelSpec(
             id=Path(model).name,
-            architecture=config.architectures[0],
+            architecture=whole.architectures[0],
             num_hidden_layers=layers,
             hidden_size=config.hidden_size,
             intermediate_size=intermediate,

@@ -34,6 +34,12 @@ def tiny_model(folder: Path, seed: int = 0, **changes: Any) -> str:
 def tiny_chat_model(folder: Path, seed: int = 0, **changes: Any) -> str:
     """A tiny model with a tokenizer, whose tokens are ASCII characters: what it writes is what it generated, token by
     token."""
+    return tiny_model(folder, seed, **{"vocab_size": add_tokenizer(folder), **changes})
+
+
+def add_tokenizer(folder: Path) -> int:
+    """Puts the tokenizer of ASCII characters, with a chat template, into a model's folder. Returns: how many tokens it
+    has."""
     characters = [chr(code) for code in range(32, 127)]
     vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {character: 3 + i for i, character in enumerate(characters)}
     tokenizer = Tokenizer(BPE(vocabulary, merges=[], unk_token="<unk>", fuse_unk=False))
@@ -42,4 +48,4 @@ def tiny_chat_model(folder: Path, seed: int = 0, **changes: Any) -> str:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
     fast.save_pretrained(folder)
-    return tiny_model(folder, seed, **{"vocab_size": len(vocabulary), **changes})
+    return len(vocabulary)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import METHODS, resolve
 from emovllm_offline.model.control import Control
+from emovllm_offline.model.load import load_network
 from support.engine import Ask, Reply
 
 
@@ -20,7 +20,7 @@ class Oracle:
 
     def __init__(self, model: str, circuit: Path) -> None:
         self.circuit = load_circuit(circuit)
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.model = load_network(model, device="cpu")
         self._control = Control(self.model, self.circuit)
         self._known: dict[str, Reply] = {}
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from emovllm.cli import main
-from support.models import tiny_chat_model
+from support.models import add_tokenizer, tiny_chat_model
 
 EMOTIONS = ("anger", "fear")
 # Frames without a prompt of their own: their replies are what is judged. Every other one of fear shows none.
@@ -31,10 +33,16 @@ EVENTS = {"positive": "It wins.", "neutral": "It sits.", "negative": "It falls."
 class Walk:
     """A folder with a model, its data, and what commands make of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: PreTrainedModel | None = None) -> None:
+        """network: a tiny model, or Llama."""
         self.folder = folder
         # A token is a character.
-        self.model = tiny_chat_model(folder / "model", max_position_embeddings=256)
+        if network is None:
+            self.model = tiny_chat_model(folder / "model", max_position_embeddings=256)
+        else:
+            self.model = str(folder / "model")
+            network.save_pretrained(self.model)
+            add_tokenizer(Path(self.model))
         scenarios = [
             {"skeleton_id": f"s{i}", "theme": "Pets", "scenario": f"My {pet} runs.", "event": EVENTS}
             for i, pet in enumerate(("dog", "cat"))

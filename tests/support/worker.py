@@ -20,6 +20,8 @@ import sys
 import traceback
 from typing import Any
 
+from pictures import PICTURES, stand_in
+
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
@@ -55,6 +57,8 @@ def main() -> None:
                 begun = True
                 os.environ.clear()
                 os.environ.update(environment | request["env"])
+                if PICTURES in request["env"]:
+                    stand_in()
                 llm = LLM(**request["config"])
                 reply = {"ready": True}
             elif "vectors" in request:

@@ -30,6 +30,7 @@ class Layer:
     after_attention: its input is the residual after attention; None where attention and MLP are parallel. Nothing
         reads that residual then: it is the block's input and what attention adds.
     attention_writer, mlp_writer: their outputs, times `residual_scale`, are what the sublayers add to the residual.
+    mlp_beside: a module whose output is added to that of the MLP's writer, if any.
     attention_norm, mlp_norm: what the writers do to the output of o_proj and down_proj where they are norms of it.
     experts: the routed experts in the MLP's place, where they were asked for.
     """
@@ -45,6 +46,7 @@ class Layer:
     after_attention: nn.Module | None
     attention_writer: nn.Module
     mlp_writer: nn.Module
+    mlp_beside: nn.Module | None
     residual_scale: float
     attention_norm: OutputNorm | None
     mlp_norm: OutputNorm | None

@@ -20,6 +20,8 @@ from emovllm_offline.model.unpack import PLAIN
 # What is run once to see that a model is built as its row says, and how many roundings its sums may be off by.
 _CHECKED_TOKENS = 4
 _CHECK_ROUNDING = 16
+# How far what follows a kept state may be off, of the largest value: no rounding is as much.
+_CHECK_STATE = 0.2
 
 
 def find_decoder(model: Any, experts: bool = False) -> Decoder:
@@ -75,14 +77,17 @@ def _decoder(model: Any, family: Family, experts: bool) -> Decoder:
         trunk,
         layers,
         config.hidden_size,
-        # A model without neurons that a circuit acts on has the width of its experts, or of what its settings say.
-        max(layer.neurons for layer in layers) or config.intermediate_size,
+        # A model without neurons that a circuit acts on has the width that its settings say, or that of its experts.
+        max(layer.neurons for layer in layers)
+        or getattr(config, "intermediate_size", None)
+        or config.moe_intermediate_size,
         max(layer.heads for layer in layers),
         max(layer.head_dim for layer in layers),
         family.has_alibi(config),
         any(layer.o_proj is None for layer in layers),
     )
     _check(decoder, name)
+    _check_state(decoder, name)
     if experts:
         _check_experts(decoder, name)
     return decoder
@@ -127,7 +132,8 @@ def _layer(block: nn.Module, family: Family, config: Any, where: str, experts: b
 
     o_proj = find(family.attn)
     down = find(family.mlp, family.shared)
-    heads, head_dim = _heads(o_proj[1], config, where) if o_proj else (0, 0)
+    heads, head_dim = _heads(block, *o_proj, config, where) if o_proj else (0, 0)
+    beside = find(family.beside)
     # What experts write is their module's output, whatever of it a projection that they share has.
     writes = down[1] if down and down[0] == family.mlp else part(family.experts or family.mlp)[1]
     return Layer(
@@ -142,6 +148,7 @@ def _layer(block: nn.Module, family: Family, config: Any, where: str, experts: b
         after_attention=None if family.is_parallel(config) else part(family.before_mlp)[1],
         attention_writer=part(family.attn_norm)[1] if family.attn_norm else part(family.attn, *family.mixers)[1],
         mlp_writer=part(family.mlp_norm)[1] if family.mlp_norm else writes,
+        mlp_beside=beside[1] if beside else None,
         residual_scale=family.residual_scale(config),
         attention_norm=norm(family.attn_norm, config.hidden_size),
         mlp_norm=norm(family.mlp_norm, config.hidden_size),
@@ -162,9 +169,15 @@ def _experts(block: nn.Module, family: Family, where: str) -> Experts | None:
     return find_experts(block.get_submodule(family.experts), family.experts, where)
 
 
-def _heads(o_proj: nn.Module, config: Any, where: str) -> tuple[int, int]:
-    """How many heads a projection takes, and how wide each is."""
+def _heads(block: nn.Module, path: str, o_proj: nn.Module, config: Any, where: str) -> tuple[int, int]:
+    """How many heads a projection takes, and how wide each is: by their width where attention tells it, for layers may
+    have more or fewer heads than the configuration says."""
     heads, width = config.num_attention_heads, _weight(o_proj, f"{where}: o_proj").shape[1]
+    attention = block.get_submodule(path.rpartition(".")[0])
+    for name in ("v_head_dim", "head_dim"):
+        head_dim = getattr(attention, name, None)
+        if isinstance(head_dim, int) and head_dim and width % head_dim == 0:
+            return width // head_dim, head_dim
     if width % heads:
         raise UnsupportedModelError(f"{where}: o_proj takes {width} values, which {heads} heads do not divide")
     return heads, width // heads
@@ -178,9 +191,16 @@ def _check(decoder: Decoder, name: str) -> None:
     """
     seen: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
 
-    def keep(layer: int, what: str) -> Callable[[Tensor], None]:
-        # A copy: Falcon adds to what its MLP gave in place.
-        return lambda values: seen[layer].__setitem__(what, values.float().clone().to(decoder.device))
+    def keep(layer: int, what: str) -> Callable[[Any], None]:
+        def see(values: Any) -> None:
+            if not isinstance(values, Tensor):
+                raise UnsupportedModelError(
+                    f"{name}: layer {layer} hands on a {type(values).__name__}, no hidden states"
+                )
+            # A copy: Falcon adds to what its MLP gave in place.
+            seen[layer][what] = values.float().clone().to(decoder.device)
+
+        return see
 
     hooks = []
     for i, layer in enumerate(decoder.layers):
@@ -188,13 +208,17 @@ def _check(decoder: Decoder, name: str) -> None:
         hooks += [after(layer.attention_writer, keep(i, "attention")), after(layer.mlp_writer, keep(i, "mlp"))]
         hooks += layer.seen_after_mlp(keep(i, "after mlp"))
         projections = {"attention's projection": layer.o_proj, "mlp's projection": layer.down_proj}
-        hooks += [after(module, keep(i, what)) for what, module in projections.items() if module is not None]
+        parts = {**projections, "beside the mlp": layer.mlp_beside}
+        hooks += [after(module, keep(i, what)) for what, module in parts.items() if module is not None]
     with hooked(hooks):
         decoder.forward(torch.arange(_CHECKED_TOKENS, device=decoder.device)[None])
     for layer, states in zip(decoder.layers, seen, strict=True):
         # Experts may see the tokens of all sequences in one row.
         if layer.down_proj is None and "mlp" in states and states["mlp"].numel() == states["input"].numel():
             states["mlp"] = states["mlp"].reshape(states["input"].shape)
+        if layer.mlp_beside is not None:
+            beside = states.pop("beside the mlp")
+            states["mlp"] = states["mlp"] + beside.reshape(states["mlp"].shape)
     rounding = _CHECK_ROUNDING * torch.finfo(decoder.dtype).eps
     for i, (layer, states) in enumerate(zip(decoder.layers, seen, strict=True)):
         shapes = {tuple(values.shape) for values in states.values()}
@@ -236,6 +260,22 @@ def _check_experts(decoder: Decoder, name: str) -> None:
                 f"{name}: the experts of layer {i} do not write the sum of routing weight times what each gives; "
                 "leave out --experts"
             )
+
+
+@torch.no_grad()
+def _check_state(decoder: Decoder, name: str) -> None:
+    """Raises: UnsupportedModelError where layers with a state begin anew with several tokens after a cached prefix."""
+    if not decoder.recurrent:
+        return
+    ids = torch.arange(2 * _CHECKED_TOKENS, device=decoder.device)[None]
+    whole = decoder.forward(ids)[:, _CHECKED_TOKENS:]
+    cache = decoder.prefix_cache(ids[0, :_CHECKED_TOKENS].tolist())
+    wrong = (decoder.forward(ids[:, _CHECKED_TOKENS:], cache) - whole).abs().max()
+    if wrong > _CHECK_STATE * whole.abs().max():
+        raise UnsupportedModelError(
+            f"{name}: Transformers forgets the state of its layers between one part of a prompt and the next; "
+            "discovery would measure it wrongly"
+        )
 
 
 def _check_norms(layer: Layer, states: dict[str, Tensor], rounding: float, where: str) -> None:

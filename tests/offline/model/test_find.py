@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from emovllm import architectures
 from emovllm.architectures import candidates
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import collect
+from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.hooks import after, hooked
 from offline.conftest import REFUSED, SHAPE
@@ -24,7 +27,7 @@ PROMPT = Prompt((5, 9, 17, 33, 65, 9), range(5, 6))
 
 
 def row_of(decoder):
-    (row,) = candidates(decoder.model.config.model_type)
+    (row,) = candidates(decoder.config.model_type)
     return row
 
 
@@ -38,17 +41,18 @@ def read_mlp(decoder):
 
 def test_dimensions_are_those_of_the_config(any_decoder):
     # Bloom's MLPs have four times the hidden size, always; Granite's shared ones have a setting of their own.
-    width = {"bloom": 128, "granitemoehybrid": 96, "llama4_text": 96}.get(any_decoder.model.config.model_type, 64)
+    name = any_decoder.config.model_type
+    width = {"bloom": 128, "granitemoehybrid": 96, "granitemoeshared": 96, "llama4_text": 96}.get(name, 64)
     assert (any_decoder.hidden_size, any_decoder.intermediate_size) == (32, width)
     assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (
         4,
-        32 if any_decoder.model.config.model_type == "deepseek_v3" else 8,
+        32 if name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite") else 8,
         8,
     )
 
 
 def test_what_parallel_sublayers_write_does_not_depend_on_each_other(any_decoder):
-    row, config = row_of(any_decoder), any_decoder.model.config
+    row, config = row_of(any_decoder), any_decoder.config
     with read_mlp(any_decoder) as given:
         collect(any_decoder, [PROMPT])
     with hooked([after(any_decoder.layers[1].attention_writer, torch.zeros_like)]), read_mlp(any_decoder) as without:
@@ -108,6 +112,30 @@ def test_a_norm_of_something_else_than_the_projection_gives_is_refused(tiny):
         find_decoder(model)
 
 
+def test_a_model_whose_states_are_not_kept_is_refused(tiny, monkeypatch):
+    model = tiny("granitemoehybrid")
+    monkeypatch.setattr(Decoder, "prefix_cache", lambda decoder, ids: DynamicCache(config=decoder.config))
+    with pytest.raises(UnsupportedModelError, match="forgets the state of its layers between one part of a prompt"):
+        find_decoder(model)
+
+
+@pytest.mark.parametrize("model_type", architectures.REFUSED)
+def test_what_does_not_fit_the_table_is_refused_by_its_name(model_type):
+    config = SimpleNamespace(model_type=model_type)
+    name, reason = architectures.REFUSED[model_type]
+    with pytest.raises(UnsupportedModelError, match=f"^{re.escape(f'{name} is not supported: {reason}')}$"):
+        find_decoder(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config)))
+
+
+def test_heads_are_counted_by_layer():
+    sizes = {key: value for key, value in SHAPE.items() if value is not None}
+    per_layer = {"num_attention_heads_per_layer": [4, 8, 4, 4], "layer_types": ["full_attention"] * 4}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = AutoConfig.for_model("laguna", **sizes, **per_layer, **experts, shared_expert_intermediate_size=16)
+    decoder = find_decoder(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    assert [(layer.heads, layer.head_dim) for layer in decoder.layers] == [(4, 8), (8, 8), (4, 8), (4, 8)]
+
+
 def test_a_setting_that_changes_what_is_added_is_refused(tiny):
     model = tiny("bloom")
     for block in model.transformer.h:
@@ -123,7 +151,7 @@ def without_a_row(model_type: str):
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("model_type", ["arcee", "gemma"])
+@pytest.mark.parametrize("model_type", ["arcee", "gemma", "glm", "olmo", "nemotron"])
 def test_a_model_without_a_row_that_is_built_as_llama_is_taken(model_type):
     decoder = find_decoder(without_a_row(model_type))
     assert decoder.layers[0].after_attention is decoder.layers[0].block.post_attention_layernorm
