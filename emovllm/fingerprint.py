@@ -25,7 +25,7 @@ class Limit(NamedTuple):
 
 # By the bits of the weights, on either side the coarser: what rounding to them was measured to give, and some more
 # (docs/reference/quantization.md); another model is 1 or more from it at each site.
-LIMITS = {16: Limit(0.02, 0.02), 8: Limit(0.1, 0.2), 4: Limit(0.35, 0.8), 1: Limit(0.6, 0.9)}
+LIMITS = {16: Limit(0.02, 0.02), 8: Limit(0.15, 0.25), 4: Limit(0.35, 0.8), 1: Limit(0.6, 0.9)}
 # Of quantised weights of which nothing tells the width.
 USUAL_BITS = 4
 
