@@ -14,6 +14,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from emovllm.engine.fold import fold
 from emovllm.errors import Unsupported
+from support import rounding
 from support.rounding import of_fp4, to_fp4
 
 WIDTH, HIDDEN = 256, 48
@@ -26,11 +27,11 @@ Rounding = Callable[[Tensor], Tensor]
 class Kernel:
     """A quant_method."""
 
-    def __init__(self, rounding: Rounding, weight: Tensor = WEIGHT) -> None:
-        self._rounding, self._weight = rounding, weight
+    def __init__(self, rounds: Rounding, weight: Tensor = WEIGHT) -> None:
+        self._rounds, self._weight = rounds, weight
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return (self._rounding(x.float()) @ self._weight.T).to(x.dtype)
+        return (self._rounds(x.float()) @ self._weight.T).to(x.dtype)
 
 
 def layer_of(method: Any, dtype: torch.dtype = torch.float32, **scales: Any) -> Any:
@@ -44,14 +45,14 @@ def layer_of(method: Any, dtype: torch.dtype = torch.float32, **scales: Any) -> 
     )
 
 
-def distance(layer: Any) -> float:
+def distance(layer: Any, weight: Tensor = WEIGHT) -> float:
     delta = np.zeros((2, WIDTH), np.float32)
     random = np.random.default_rng(1)
     for row in delta:
         row[random.choice(WIDTH, 20, replace=False)] = random.standard_normal(20)
-    right = torch.from_numpy(delta) @ WEIGHT.T
+    right = torch.from_numpy(delta) @ weight.T
     folded = fold("mlp.3", layer, layer.quant_method.apply, delta)
-    power = torch.from_numpy(delta).square() @ WEIGHT.square().mean(0)
+    power = torch.from_numpy(delta).square() @ weight.square().mean(0)
     torch.testing.assert_close(folded.power, power, rtol=0.02, atol=0)
     return float((folded.vectors - right).norm() / right.norm())
 
@@ -111,12 +112,32 @@ FIXED = ("fp8", "fp8 of AMD, as vLLM clips it", "fp8 of AMD", "int8", "int8-128"
 @pytest.mark.parametrize("seen", SEEN)
 @pytest.mark.parametrize("scheme", FIXED)
 def test_a_scale_that_was_fixed_beforehand_neither_clips_nor_rounds(scheme: str, seen: float) -> None:
-    rounding, scales = of_fixed_scale(scheme, seen)
-    one = rounding(torch.eye(1, WIDTH))[0, 0]
-    assert distance(layer_of(Kernel(rounding), **scales)) < 1e-5
-    assert distance(layer_of(Kernel(rounding), torch.bfloat16, **scales)) < 4e-3
+    rounds, scales = of_fixed_scale(scheme, seen)
+    one = rounds(torch.eye(1, WIDTH))[0, 0]
+    assert distance(layer_of(Kernel(rounds), **scales)) < 1e-5
+    assert distance(layer_of(Kernel(rounds), torch.bfloat16, **scales)) < 4e-3
     # The case is one only where a 1 would not do.
     assert seen not in (0.02, 0.25, 0.8) or abs(one - 1) > 0.1
+
+
+@pytest.mark.parametrize("seen", [0.25, 37.0])
+def test_vllms_own_kernels_of_four_and_eight_bit_blocks_are_folded_through_as_their_weights(seen: float) -> None:
+    from vllm.model_executor.kernels.linear.mxfp8.emulation import EmulationMxfp8LinearKernel
+    from vllm.model_executor.kernels.linear.nvfp4.emulation import EmulationNvFp4LinearKernel
+
+    of_nvfp4, of_mxfp8 = rounding.nvfp4(WEIGHT, modelopt=True), rounding.mxfp8(WEIGHT)
+    fixed = {"input_global_scale": seen / 2688, "input_global_scale_inv": 2688 / seen}
+    whole = {"weight_global_scale": of_nvfp4.tensors["weight_scale_2"]}
+    for kernel, rounded, scales in (
+        (EmulationNvFp4LinearKernel, of_nvfp4, {**fixed, **whole}),
+        (EmulationMxfp8LinearKernel, of_mxfp8, {}),
+    ):
+        stored = {name: tensor for name, tensor in rounded.tensors.items() if name != "weight_scale_2"}
+        layer = layer_of(SimpleNamespace(), torch.bfloat16, **stored, **scales)
+        own = kernel.__new__(kernel)
+        own.process_weights_after_loading(layer)
+        layer.quant_method.apply = own.apply_weights
+        assert distance(layer, rounded.plain) < 4e-3
 
 
 DYNAMIC: dict[str, Rounding] = {
@@ -186,10 +207,10 @@ def hadamard(x: Tensor) -> Tensor:
     return (x.unflatten(-1, (-1, 32)) @ (matrix / 32**0.5)).flatten(-2)
 
 
-@pytest.mark.parametrize("rounding", [lambda x: fp8(x, 0.5 / 448), lambda x: fp8(x, 9 / 448), lambda x: int8(x, 0.01)])
-def test_a_fixed_scale_that_is_kept_elsewhere_is_refused(rounding: Rounding) -> None:
+@pytest.mark.parametrize("rounds", [lambda x: fp8(x, 0.5 / 448), lambda x: fp8(x, 9 / 448), lambda x: int8(x, 0.01)])
+def test_a_fixed_scale_that_is_kept_elsewhere_is_refused(rounds: Rounding) -> None:
     with pytest.raises(Unsupported, match=r"mlp\.3: Kernel rounds .* serve another quantisation"):
-        distance(layer_of(Kernel(rounding)))
+        distance(layer_of(Kernel(rounds)))
 
 
 def test_a_scale_that_means_something_else_is_refused() -> None:

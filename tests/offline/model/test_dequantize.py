@@ -144,6 +144,16 @@ def test_weights_are_those_that_the_scales_make(tiny, tmp_path, scheme):
     torch.testing.assert_close(inner["out"], inner["given"] @ torch.from_numpy(decoder.projection("mlp", 1)).T)
 
 
+def test_experts_are_put_together_of_what_each_ones_scales_make(tiny, tmp_path):
+    model = tiny("qwen3_moe")
+    network = load_network(checkpoint(model, tmp_path, *SCHEMES["fp8 in blocks"]))
+    experts = "model.layers.1.mlp.experts.down_proj"
+    weights, original = network.get_parameter(experts), model.get_parameter(experts)
+    assert original.dim() == 3
+    for one, expected in zip(weights.detach(), original.detach(), strict=True):
+        torch.testing.assert_close(one, fp8(expected, 24, 24).plain)
+
+
 def test_a_quantised_model_is_loaded_in_the_type_and_with_the_stop_that_its_folder_says(tiny, tmp_path):
     folder = checkpoint(tiny("llama"), tmp_path, *SCHEMES["awq"])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
