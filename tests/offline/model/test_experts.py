@@ -35,6 +35,7 @@ def test_sums_are_those_of_each_token_and_expert_that_it_chooses(tiny, family):
     torch.testing.assert_close(activations, expected.flatten(1))
     torch.testing.assert_close(routing, shares)
     assert (routing > 0).any()
+    assert layer.router_weight.shape == (layer.count, decoder.hidden_size)
 
 
 def test_experts_are_left_out_unless_they_are_asked_for(tiny):
