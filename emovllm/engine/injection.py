@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
@@ -97,12 +97,11 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
     """
     columns = slice(first, first + len(circuit.names))
     here = set(circuit.sites())
-    measured: dict[str, Written] = {}
+    present = [site for site in sites if (site.kind, site.number) in here]
+    written: list[Tensor] = []
     refused: list[Unsupported] = []
-    for site in sites:
+    for site in present:
         layer = site.layer
-        if (site.kind, site.number) not in here:
-            continue
         shard = site.shard(circuit)
         try:
             folded = fold(site.key, layer, site.apply, shard)
@@ -116,13 +115,31 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
         if site.delta is not None:
             site.delta[columns] = torch.from_numpy(shard).to(site.delta.device)
             fold_adapters(site.lora, site.delta, layer.emotion_vectors)
-        whole = torch.cat([folded.vectors, folded.power[:, None]], 1)
-        whole = (tensor_model_parallel_all_reduce(whole) if layer.tp_size > 1 else whole).cpu()
-        measured[site.key] = Written(fingerprint_entries(whole[:, :-1].numpy()), float(whole[:, -1].sum()), site.bits)
+        entries = torch.from_numpy(fingerprint_entries(folded.vectors.cpu().numpy()))
+        written.append(torch.cat([entries, folded.power.cpu()[:, None]], 1))
+    _sum_over_ranks(present, written)
     if refused:
         raise refused[0]
+    measured = {
+        site.key: Written(values[:, :-1].numpy(), float(values[:, -1].sum()), site.bits)
+        for site, values in zip(present, written, strict=True)
+    }
     if warning := require_same_weights(measured, circuit.fingerprint, circuit.spec):
         logger.warning(warning)
+
+
+def _sum_over_ranks(sites: list[Site], written: list[Tensor]) -> None:
+    """Adds up, in place, what the shards of each site write: float32 [emotions, FINGERPRINT_SIZE + 1] each.
+
+    On the CPU: a device's communicators may set up buffers for the type that they meet first, which is to be the
+    model's.
+    """
+    split = [values for site, values in zip(sites, written, strict=True) if site.layer.tp_size > 1]
+    if split:
+        stacked = torch.stack(split)
+        torch.distributed.all_reduce(stacked, group=get_tp_group().cpu_group)
+        for values, whole in zip(split, stacked, strict=True):
+            values.copy_(whole)
 
 
 def clear(sites: list[Site], columns: slice) -> None:
