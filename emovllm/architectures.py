@@ -7,81 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["attn", "mlp"]
-# tests: a tiny model equals Hugging Face with hooks in every run of the tests. once: it did when tried, and is like
-# others to the engine. sites: vLLM computes it on no CPU in float32, or in no environment of a CPU, and its sites are
-# found in vLLM's class. none: vLLM has no class that computes it.
-Served = Literal["tests", "once", "sites", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How the decoder layers of a family are built. Modules are named by their path inside a layer, which Transformers
-    and vLLM share; settings are those of Transformers' text configuration.
-
-    A layer without output norms computes a = s A(x), x1 = x + a, m = s M(x1), x + a + m; a parallel one m = s M(x).
-
-    model_type: its name in config.json.
-    attn, mlp: the projections whose inputs a circuit acts on, in layers that have them.
-    shared: the projection that stands for `mlp` in layers of experts, where all tokens go through a shared one.
-    experts: the module of such layers whose output is what their MLP adds. A circuit may add vectors there, into which
-        neurons of the routed experts are folded.
-    experts_in_vllm: what that is called there, where it differs.
-    no_experts: why discovery leaves out the routed experts' neurons, where it does.
-    beside: the module of experts whose output is added to that of `mlp`, in the models that have it.
-    mixers: modules in the place of attention in other layers (linear attention, Mamba), on which no circuit acts.
-    attn_in_vllm: what `attn` is called there, where that differs.
-    before_mlp: the module whose input is the residual between attention and MLP, where they are sequential.
-    attn_norm, mlp_norm: norms of a sublayer's output, where it is the norm's output that reaches the residual.
-    parallel: whether attention and MLP read the same residual, or the settings of which any one makes them do so.
-    alibi: whether positions are read off the attention mask, which has two dimensions then, or the settings that do so.
-    scale: the setting by which a sublayer's output is multiplied before it is added.
-    name: for people. served: how it is known that the engine serves it exactly. not_discovered: why discovery refuses.
-    """
-
-    model_type: str
-    attn: str = "self_attn.o_proj"
-    mlp: str | None = "mlp.down_proj"
-    shared: str | None = None
-    experts: str | None = None
-    experts_in_vllm: str | None = None
-    no_experts: str = ""
-    beside: str | None = None
-    mixers: tuple[str, ...] = ()
-    attn_in_vllm: str | None = None
-    before_mlp: str = "post_attention_layernorm"
-    attn_norm: str | None = None
-    mlp_norm: str | None = None
-    parallel: bool | tuple[str, ...] = False
-    alibi: bool | tuple[str, ...] = False
-    scale: str | None = None
-    name: str = ""
-    served: Served = "tests"
-    not_discovered: str = ""
-
-    @property
-    def projections(self) -> dict[Kind, tuple[str, ...]]:
-        """The paths that each kind of site may have in a layer."""
-        return {
-            "attn": tuple(filter(None, (self.attn, self.attn_in_vllm))),
-            "mlp": tuple(filter(None, (self.mlp, self.shared))),
-        }
-
-    def is_parallel(self, config: Any) -> bool:
-        return _holds(self.parallel, config)
-
-    def has_alibi(self, config: Any) -> bool:
-        return _holds(self.alibi, config)
-
-    def residual_scale(self, config: Any) -> float:
-        return 1.0 if self.scale is None else float(getattr(config, self.scale, 1.0))
-
-
-def _holds(rule: bool | tuple[str, ...], config: Any) -> bool:
-    return rule if isinstance(rule, bool) else any(getattr(config, setting, False) for setting in rule)
+from emovllm.family import Family, Kind, Mixer
 
 
 def _normed(
@@ -97,9 +25,11 @@ def _normed(
 _LFM2: dict[str, Any] = {
     "attn": "self_attn.out_proj",
     "mlp": "feed_forward.w2",
-    "mixers": ("conv",),
+    "mixers": (Mixer("conv.out_proj", in_vllm="short_conv.out_proj"),),
     "before_mlp": "ffn_norm",
 }
+_DELTA_NET = Mixer("linear_attn.out_proj", "linear_num_value_heads")
+_MAMBA = Mixer("mamba.out_proj", "mamba_n_heads")
 _SHARED = "mlp.shared_experts.down_proj"
 
 FAMILIES: tuple[Family, ...] = (
@@ -181,9 +111,9 @@ FAMILIES: tuple[Family, ...] = (
         no_experts="they weigh what experts are given, not what they give, so that a neuron's write is no linear share",
         name="Llama 4",
     ),
-    Family("qwen3_next", experts="mlp", mixers=("linear_attn",), name="Qwen 3 Next", served="sites"),
-    Family("qwen3_5_text", mixers=("linear_attn",), name="Qwen 3.5, 3.6 (dense)", served="sites"),
-    Family("qwen3_5_moe_text", mlp=None, experts="mlp", mixers=("linear_attn",), name="Qwen 3.5 MoE", served="sites"),
+    Family("qwen3_next", experts="mlp", mixers=(_DELTA_NET,), name="Qwen 3 Next", served="sites"),
+    Family("qwen3_5_text", mixers=(_DELTA_NET,), name="Qwen 3.5, 3.6 (dense)", served="sites"),
+    Family("qwen3_5_moe_text", mlp=None, experts="mlp", mixers=(_DELTA_NET,), name="Qwen 3.5 MoE", served="sites"),
     Family("qwen2_vl_text", name="Qwen 2 VL", served="once"),
     Family("qwen2_5_vl_text", name="Qwen 2.5 VL", served="once"),
     Family("qwen3_vl_text", name="Qwen 3 VL", served="once"),
@@ -192,7 +122,7 @@ FAMILIES: tuple[Family, ...] = (
         "granitemoehybrid",
         mlp="shared_mlp.output_linear",
         beside="block_sparse_moe",
-        mixers=("mamba",),
+        mixers=(_MAMBA,),
         scale="residual_multiplier",
         name="Granite 4 (hybrid)",
     ),
@@ -207,24 +137,41 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "bamba",
         mlp="feed_forward.down_proj",
-        mixers=("mamba",),
+        mixers=(_MAMBA,),
         before_mlp="pre_ff_layernorm",
         name="Bamba",
         served="none",
     ),
     Family("lfm2", **_LFM2, name="LFM 2", served="sites"),
     Family("lfm2_moe", **_LFM2, experts="feed_forward", name="LFM 2 MoE", served="sites"),
+    Family(
+        "falcon_h1",
+        mlp="feed_forward.down_proj",
+        before_mlp="pre_ff_layernorm",
+        beside_attn=("mamba", "ssm_out_multiplier"),
+        scale=("attention_out_multiplier", "mlp_multipliers.1"),
+        name="Falcon H1",
+    ),
+    Family(
+        "nemotron_h",
+        attn="mixer.o_proj",
+        mlp="mixer.down_proj",
+        shared="mixer.shared_experts.down_proj",
+        experts="mixer",
+        mixers=(Mixer("mixer.out_proj", "mamba_num_heads"),),
+        alone=True,
+        no_experts="they are not gated, and some models project what they write once more",
+        name="Nemotron H, 3",
+    ),
 )
 
 # What is known not to fit the table: its name, and why.
 REFUSED = {
     "gemma3n_text": ("Gemma 3n", "its layers read and write several residual streams"),
     "gemma4_text": ("Gemma 4", "its layers take inputs of their own beside the residual, and share keys and values"),
-    "nemotron_h": ("Nemotron H, 3", "each of its layers is one sublayer: attention, Mamba or MLP"),
     "jamba": ("Jamba", "Transformers forgets the state of its layers between one part of a prompt and the next"),
     "zamba2": ("Zamba 2", "its attention is shared by several layers"),
     "olmo_hybrid": ("OLMo Hybrid", "attention norms what it writes, linear attention what it reads"),
-    "falcon_h1": ("Falcon H1", "attention and Mamba write side by side, each times a factor of its own"),
 }
 
 _BY_TYPE = {family.model_type: family for family in FAMILIES}

@@ -11,14 +11,15 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from emovllm.architectures import FAMILIES, REFUSED, Family, candidates
+from emovllm.architectures import FAMILIES, REFUSED, candidates
 from emovllm.errors import ModelError
+from emovllm.family import Family
 from emovllm.fingerprint import USUAL_BITS, limit_of
 from emovllm.models import resolve_model
 from emovllm.options import FLAT, Options
 from emovllm.quantization import bits_of, method_of
 from emovllm.schemes import scheme_of
-from emovllm.spec import in_layers
+from emovllm.spec import by_projection, in_layers
 
 _SERVED = {
     "tests": "exact (tests)",
@@ -38,6 +39,8 @@ _WIDTHS = (
     "ffn_hidden_size",
     "n_inner",
 )
+# How Nemotron writes what its layers are.
+_PATTERN = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 # Architectures that vLLM computes with kernels of their own, those of its package vllm.models.
 FUSED = re.compile(r"(?i)DeepseekV(32|4)|GlmMoeDsa|Glm5|Kimi(K3|Linear)|MiniMaxM3|Qwen4|HYV4|Inkling|Dots3|Step5")
 
@@ -49,10 +52,14 @@ class ModelsOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What a circuit of a model can act on, by layer: 0 where it cannot."""
+    """What a circuit of a model can act on, by layer: 0 where it cannot.
+
+    attn: the projection that takes the heads, by its path in the layer.
+    """
 
     neurons: tuple[int, ...]
     heads: tuple[int, ...]
+    attn: tuple[str, ...]
     experts: tuple[bool, ...]  # whether neurons of routed experts can be discovered
 
 
@@ -68,7 +75,7 @@ def table() -> str:
     rows = [("models", "model_type", "heads at", "neurons at", "experts at", "discovery", "served")]
     for family in FAMILIES:
         neurons = ", ".join(family.projections["mlp"]) or "-"
-        heads = family.attn + (" (not in all layers)" if family.mixers else "")
+        heads = ", ".join((family.attn, *(mixer.projection for mixer in family.mixers)))
         discovery = "refused" if family.not_discovered else "yes"
         rows.append(
             (
@@ -111,7 +118,7 @@ def describe(model: str) -> str:
         f"table       {family.name}",
         f"neurons     {in_layers(units.neurons)}{_inputs_of(family) if any(units.neurons) else _EXPERTS}",
         *([f"experts     {_routed(family, units)}"] if family.experts else []),
-        f"heads       {in_layers(units.heads)}, inputs of {family.attn}",
+        f"heads       {_heads(units)}",
         f"discovery   {f'refused: {family.not_discovered}' if family.not_discovered else _discovery(whole)}",
         *_engine(family, whole),
     ]
@@ -123,15 +130,12 @@ def describe(model: str) -> str:
 
 def units_of(family: Family, config: Mapping[str, Any]) -> Units:
     """By a text configuration alone. Raises: ModelError where it lacks a size."""
-    layers, heads = _size(config, "num_hidden_layers"), _size(config, "num_attention_heads")
-    attention = [not _other_mixer(family, config, layer) for layer in range(layers)]
-    experts = [_has_experts(family, config, layer) for layer in range(layers)]
-    neurons = [
-        (_shared_width(config) if family.shared else 0) if of_experts else (_dense_width(config) if family.mlp else 0)
-        for of_experts in experts
-    ]
-    routed = tuple(has and not family.no_experts for has in experts)
-    return Units(tuple(neurons), tuple(heads if has else 0 for has in attention), routed)
+    layers = range(len(_layer_types(config)) if family.alone else _size(config, "num_hidden_layers"))
+    attn = tuple(_attn(family, config, layer) for layer in layers)
+    heads = tuple(_size(config, family.heads_setting(path)) if path else 0 for path in attn)
+    neurons = tuple(0 if family.alone and attn[layer] else _neurons(family, config, layer) for layer in layers)
+    experts = tuple(_has_experts(family, config, layer) and not family.no_experts for layer in layers)
+    return Units(neurons, heads, attn, experts)
 
 
 def read_config(model: str) -> dict[str, Any]:
@@ -157,6 +161,11 @@ def _architecture(whole: Mapping[str, Any]) -> str:
     return str((whole.get("architectures") or ["an unnamed architecture"])[0])
 
 
+def _heads(units: Units) -> str:
+    of_each = by_projection(units.heads, units.attn)
+    return "; ".join(f"{in_layers(counts)}, inputs of {path}" for path, counts in of_each.items())
+
+
 def _inputs_of(family: Family) -> str:
     return f", inputs of {' or '.join(family.projections['mlp'])}"
 
@@ -172,16 +181,33 @@ def _mixed(family: Family) -> bool:
     return family.experts is not None and family.mlp is not None
 
 
-def _other_mixer(family: Family, config: Mapping[str, Any], layer: int) -> bool:
+def _attn(family: Family, config: Mapping[str, Any], layer: int) -> str:
+    """The projection of attention, or of the mixer in its place, in a layer; none where a layer is an MLP alone."""
     if not family.mixers:
-        return False
-    types = config.get("layer_types") or config.get("layers_block_type")
+        return family.attn
+    (mixer,) = family.mixers
+    types = _layer_types(config)
+    if family.alone and types[layer] in ("mlp", "moe"):
+        return ""
     if types:
-        return "attention" not in types[layer] or types[layer] == "linear_attention"
-    if (indices := config.get("attn_layer_indices")) is not None:
-        return layer not in indices
-    every = config.get("full_attention_interval") or 4
-    return (layer + 1) % int(every) != 0
+        other = "attention" not in types[layer] or types[layer] == "linear_attention"
+    elif (indices := config.get("attn_layer_indices")) is not None:
+        other = layer not in indices
+    else:
+        other = (layer + 1) % int(config.get("full_attention_interval") or 4) != 0
+    return mixer.projection if other else family.attn
+
+
+def _layer_types(config: Mapping[str, Any]) -> list[str]:
+    """What each layer is, where the configuration says so."""
+    named = config.get("layer_types") or config.get("layers_block_type")
+    return list(named or map(_PATTERN.__getitem__, config.get("hybrid_override_pattern", "")))
+
+
+def _neurons(family: Family, config: Mapping[str, Any], layer: int) -> int:
+    if _has_experts(family, config, layer):
+        return _shared_width(config) if family.shared else 0
+    return _dense_width(config) if family.mlp else 0
 
 
 def _has_experts(family: Family, config: Mapping[str, Any], layer: int) -> bool:
@@ -189,6 +215,8 @@ def _has_experts(family: Family, config: Mapping[str, Any], layer: int) -> bool:
         return False
     if family.mlp is None:
         return True
+    if family.alone:
+        return _layer_types(config)[layer] == "moe"
     if (types := config.get("mlp_layer_types")) is not None:
         return bool(types[layer] == "sparse")
     for dense in ("first_k_dense_replace", "num_dense_layers"):
@@ -203,7 +231,7 @@ def _has_experts(family: Family, config: Mapping[str, Any], layer: int) -> bool:
 
 def _size(config: Mapping[str, Any], name: str) -> int:
     """Raises: ModelError."""
-    for each in (name, _OLDER[name]):
+    for each in (name, _OLDER.get(name, name)):
         if isinstance(config.get(each), int):
             return int(config[each])
     raise ModelError(f"the configuration has no {name}")
@@ -217,7 +245,8 @@ def _dense_width(config: Mapping[str, Any]) -> int:
 
 
 def _shared_width(config: Mapping[str, Any]) -> int:
-    return int(config["moe_intermediate_size"]) * int(config.get("n_shared_experts") or 0)
+    of_shared = config.get("moe_shared_expert_intermediate_size") or config["moe_intermediate_size"]
+    return int(of_shared) * int(config.get("n_shared_experts") or 0)
 
 
 def _quantisation(whole: Mapping[str, Any]) -> Mapping[str, Any] | None:

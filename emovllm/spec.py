@@ -52,7 +52,8 @@ class ExpertsSpec(_Model):
 class LayerSpec(_Model):
     """What one decoder layer has: 0 neurons or heads where a circuit cannot act on its MLP or its mixer.
 
-    attn, mlp: the projections by their paths in the layer, whose inputs hold the heads and the neurons.
+    attn, mlp: the projections by their paths in the layer, whose inputs hold the heads and the neurons. The path says
+        what the heads are: those of attention, of linear attention, of Mamba, or groups of a convolution's channels.
     experts: where the circuit acts on them too.
     """
 
@@ -124,7 +125,9 @@ class ModelSpec(_Model):
         if self.layers is None:
             heads = f"{self.num_attention_heads} heads of {self.head_dim}"
             return f"{self.intermediate_size} neurons and {heads} in each layer"
-        units = f"neurons: {in_layers(self.per_layer('neurons'))}; heads: {in_layers(self.per_layer('heads'))}"
+        of_each = by_projection(self.per_layer("heads"), [layer.attn for layer in self.layers])
+        kinds = [in_layers(counts) + (f" ({path})" if len(of_each) > 1 else "") for path, counts in of_each.items()]
+        units = f"neurons: {in_layers(self.per_layer('neurons'))}; heads: {', '.join(kinds) or 'none'}"
         if not self.has_experts:
             return units
         routed = [experts.count * experts.neurons if (experts := layer.experts) else 0 for layer in self.layers]
@@ -133,6 +136,13 @@ class ModelSpec(_Model):
     def per_layer(self, part: Literal["neurons", "heads", "head_dim"]) -> list[int]:
         """A size of each layer."""
         return [getattr(self.layer(number), part) for number in range(self.num_hidden_layers)]
+
+
+def by_projection(counts: Sequence[int], paths: Sequence[str]) -> dict[str, list[int]]:
+    """The units of each projection that has any, by its path: in all layers, 0 in those with another."""
+    layers = list(zip(counts, paths, strict=True))
+    some = dict.fromkeys(path for count, path in layers if count)
+    return {one: [count if path == one else 0 for count, path in layers] for one in some}
 
 
 def in_layers(counts: Sequence[int]) -> str:

@@ -18,13 +18,14 @@ from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
-from emovllm.architectures import Kind, parse_site
+from emovllm.architectures import parse_site
 from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.fold import Folded, fold
 from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.errors import Unsupported
+from emovllm.family import Kind
 from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
 from emovllm.quantization import PLAIN_BITS
 
@@ -179,6 +180,8 @@ def _override(site: Site, coefficients: Coefficients, compiled: bool) -> None:
     layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
 
     def steered_apply(layer: Any, x: Any, bias: Tensor | None = None) -> Tensor:
-        return add_emotion(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors, fused)
+        # Short convolutions run their projection inside an operator of vLLM's, which the compiler does not see into.
+        in_graph = fused and torch.compiler.is_compiling()
+        return add_emotion(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors, in_graph)
 
     layer.quant_method.apply = steered_apply

@@ -2,6 +2,7 @@
 
 Prompt blocks before the prompt's last token hold nothing of the emotion (scope `all` apart), so all emotions and plain
 requests share them; from the block with the prompt's last token on, the key holds the emotion and where it begins.
+States (of Mamba, say) are kept by the key of the block that they are made at the end of, and so are told apart alike.
 """
 
 from __future__ import annotations

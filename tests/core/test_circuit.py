@@ -103,6 +103,9 @@ def test_layers_may_differ_in_what_they_have(circuit: Circuit, tmp_path: Path) -
     assert np.array_equal(made.site_delta("attn", 2)[0], made.heads["anger"].delta[1, :2])
     assert made.spec.model.units == "neurons: 6 or 10 in 2 of 3 layers; heads: 1 or 2 in 2 of 3 layers"
     assert circuit.spec.model.units == "10 neurons and 2 heads of 4 in each layer"
+    of_mamba = LAYERS[1].model_copy(update={"attn": "mamba.out_proj"})
+    hybrid = made.spec.model.model_copy(update={"layers": (LAYERS[0], of_mamba, LAYERS[2])})
+    assert hybrid.units.endswith("heads: 2 in 1 of 3 layers (mamba.out_proj), 1 in 1 of 3 layers (self_attn.o_proj)")
     save_circuit(made, tmp_path)
     read = load_circuit(tmp_path)
     assert (read.spec.format_version, read.spec.model.layers, read.digest()) == (2, LAYERS, made.digest())

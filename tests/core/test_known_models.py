@@ -28,6 +28,7 @@ def test_the_units_told_by_the_configuration_are_those_of_the_model(name: str) -
     decoder = find_decoder(family_network(name, **DEEPER), experts=any(units.experts))
     assert units.neurons == tuple(layer.neurons for layer in decoder.layers)
     assert units.heads == tuple(layer.heads for layer in decoder.layers)
+    assert units.attn == tuple(layer.attn for layer in decoder.layers)
     assert units.experts == tuple(layer.experts is not None for layer in decoder.layers)
 
 
@@ -62,6 +63,15 @@ def test_a_model_of_experts_and_of_text_and_images_is_told_by_its_configuration(
     refused = describe(write(tmp_path / "others", model_type="llama", **sizes, **others))
     assert "discovery   refused: discover on the original, and serve this one with its circuit" in refused
     assert "weights     bitsandbytes: others, 4 bits; not tried" in refused
+
+
+def test_heads_of_a_hybrid_are_told_by_mixer(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 40, "num_attention_heads": 32, "hidden_size": 2048, "shared_intermediate_size": 8192}
+    types = (["mamba"] * 9 + ["attention"]) * 4
+    hybrid = describe(
+        write(tmp_path / "hybrid", model_type="granitemoehybrid", layer_types=types, mamba_n_heads=64, **sizes)
+    )
+    assert "64 in 36 of 40 layers, inputs of mamba.out_proj; 32 in 4 of 40 layers, inputs of self_attn.o_proj" in hybrid
 
 
 @pytest.mark.parametrize(

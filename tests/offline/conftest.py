@@ -49,8 +49,8 @@ DISCOVERED = [family for family in (*FAMILIES, *VARIANTS) if family not in REFUS
 ROUTED = [row.model_type for row in ROWS if row.experts and not row.no_experts]
 # One of each way in which they differ: plain; normed output, windows, scaled embeddings; the MLP itself reads the
 # residual; a scale; parallel; transposed weights, learnt positions; positions off the mask; experts that share one;
-# layers of another mixer, with a state.
-DIFFERENT = ["llama", "gemma2", "olmo2", "granite", "gpt_neox", "gpt2", "falcon_alibi", "glm4_moe", "lfm2"]
+# layers of another mixer, with a state and wider heads.
+DIFFERENT = ["llama", "gemma2", "olmo2", "granite", "gpt_neox", "gpt2", "falcon_alibi", "glm4_moe", "granitemoehybrid"]
 
 
 def tiny_model(family: str) -> PreTrainedModel:

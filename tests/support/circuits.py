@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from emovllm.architectures import parse_site
+from emovllm.architectures import candidates, parse_site
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
 from emovllm.experts import RoutedNeurons
@@ -29,37 +29,45 @@ def random_circuit(
     seed: int = 0,
     directions: bool = False,
     experts: float = 0,
+    mixers: bool = True,
 ) -> Path:
     """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once.
 
     experts: the scale of vectors at the output of blocks of experts; 0 for none.
+    mixers: whether it has heads where another mixer stands in the place of attention.
     """
     whole = AutoConfig.from_pretrained(model)
     config = whole.get_text_config()
+    families = candidates(config.model_type)
     layers = config.num_hidden_layers
     random = np.random.default_rng(seed)
-    projections = {}
+    projections, heads_of = {}, {}
     routers = {}
     for file in sorted(Path(model).glob("*.safetensors")):
         for name, weight in load_file(file).items():
-            site = parse_site(name.removesuffix(".weight"))
+            site = parse_site(name.removesuffix(".weight"), families)
             if site is not None and name.endswith(".weight"):
                 # GPT-2's Conv1D holds [in, out].
                 projections[site] = (weight.T if config.model_type == "gpt2" else weight).float().numpy()
+                setting = families[0].heads_setting(".".join(name.split(".")[-3:-1]))
+                if mixers or setting == "num_attention_heads":
+                    heads_of[site] = getattr(config, setting)
             if experts and (router := re.search(r"layers\.(\d+)\.\w+\.(?:gate|router)\.weight$", name)):
                 routers[int(router[1])] = weight.float().numpy()
-    heads_all = config.num_attention_heads
-    sizes = [
-        LayerSpec(
-            neurons=projections["mlp", layer].shape[1] if ("mlp", layer) in projections else 0,
-            heads=heads_all if ("attn", layer) in projections else 0,
-            head_dim=projections["attn", layer].shape[1] // heads_all if ("attn", layer) in projections else 0,
+
+    def size(layer: int) -> LayerSpec:
+        mlp, attn = ("mlp", layer), ("attn", layer)
+        heads = heads_of.get(attn, 0)
+        return LayerSpec(
+            neurons=projections[mlp].shape[1] if mlp in projections else 0,
+            heads=heads,
+            head_dim=projections[attn].shape[1] // heads if heads else 0,
             experts=ExpertsSpec(count=len(routers[layer]), neurons=8, block="mlp") if layer in routers else None,
         )
-        for layer in range(layers)
-    ]
+
+    sizes = [size(layer) for layer in range(layers)]
     intermediate = max(size.neurons for size in sizes) or config.intermediate_size
-    head_dim = max(size.head_dim for size in sizes)
+    heads_all, head_dim = max(size.heads for size in sizes), max(size.head_dim for size in sizes)
     # As many neurons as it has are asked of a model without any, to be refused.
     if not any(size.neurons for size in sizes) and neurons:
         sizes = [size.model_copy(update={"neurons": intermediate}) for size in sizes]

@@ -54,7 +54,7 @@ _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": "auto", "mamba_expand": 2, "mamba_
 _LINEAR = {
     "pattern": ("linear_attention", "full_attention"),
     "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
+    "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
@@ -167,6 +167,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "conv_dim_out": 64,
     },
     "lfm2_moe": {**_ALL_HEADS, **_EXPERTS, "pattern": ("full_attention", "conv"), "num_dense_layers": 1},
+    "falcon_h1": {
+        **_HEAD,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": "auto",
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mlp_multipliers": [0.8, 0.6],
+        "ssm_multipliers": [0.9, 0.8, 1.1, 1.2, 0.7],
+        "attention_in_multiplier": 0.9,
+        "attention_out_multiplier": 0.7,
+        "ssm_in_multiplier": 1.2,
+        "ssm_out_multiplier": 0.5,
+        "key_multiplier": 0.6,
+        "embedding_multiplier": 3.0,
+        "lm_head_multiplier": 0.7,
+    },
+    "nemotron_h": {
+        **_HEAD,
+        **_EXPERTS,
+        **_ROUTED,
+        "num_hidden_layers": 4,
+        "pattern": ("linear_attention", "mlp", "full_attention", "mlp"),
+        "moe_shared_expert_intermediate_size": 48,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 16,
+        "n_groups": 1,
+    },
 }
 # The same families by other settings, which change how a layer is built: (model_type, changes).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -175,6 +204,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_sequential": ("falcon", {"parallel_attn": False}),
     "falcon_alibi": ("falcon", {"alibi": True}),
     "granitemoehybrid_experts": ("granitemoehybrid", _EXPERTS),
+    # vLLM has its experts on no CPU.
+    "nemotron_h_moe": ("nemotron_h", {"pattern": ("linear_attention", "mlp", "full_attention", "moe")}),
     "falcon_new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
 _TEXT_WIDTH: Any = object()

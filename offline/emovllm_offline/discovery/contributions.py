@@ -78,7 +78,7 @@ def head_writes(output: Tensor, layer: Layer, heads: int) -> Iterator[Tensor]:
     width = output.shape[1] // heads
     for start in range(0, output.shape[1], width):
         part = slice(start, start + width)
-        yield output[:, part].to(weight) @ weight[:, part].T * layer.residual_scale
+        yield output[:, part].to(weight) @ weight[:, part].T * layer.attention_scale
 
 
 def normed_head_writes(written: Tensor, stretch: Tensor, normed: Tensor, layer: Layer) -> Iterator[Tensor]:
@@ -88,7 +88,7 @@ def normed_head_writes(written: Tensor, stretch: Tensor, normed: Tensor, layer: 
     weight = projection_weight(layer.o_proj)
     for head, write in enumerate(head_writes(written, layer, stretch.shape[1])):
         stretched = stretch[:, head, None].to(weight) * normed.to(weight)
-        yield write * layer.attention_norm.gain.to(weight) - stretched * layer.residual_scale
+        yield write * layer.attention_norm.gain.to(weight) - stretched * layer.attention_scale
 
 
 @torch.no_grad()

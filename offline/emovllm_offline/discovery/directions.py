@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from emovllm_offline.discovery.parameters import BAND
@@ -35,12 +37,17 @@ def band_layers(layers: int, band: tuple[float, float] = BAND) -> range:
     return range(first, max(first, min(int(band[1] * layers), layers - 1)) + 1)
 
 
-def reference_direction(sublayers: np.ndarray, band: range) -> np.ndarray:
+def reference_direction(sublayers: np.ndarray, band: range, present: Sequence[bool] | None = None) -> np.ndarray:
     """The direction that late layers share: [emotions, 2L, hidden] to [emotions, hidden], unit norm.
 
     Each of the band's sublayer directions is turned to the side of the band's first before they are summed.
+
+    present: which sublayers there are, where some layers lack one.
     """
-    late = sublayers[:, 2 * band.start : 2 * band.stop]
+    part = slice(2 * band.start, 2 * band.stop)
+    late = sublayers[:, part]
+    if present is not None:
+        late = late[:, np.array(present[part])]
     sign = np.where(np.einsum("esd,ed->es", late, late[:, 0]) < 0, -1.0, 1.0)
     return normalise(np.einsum("es,esd->ed", sign, late))
 

@@ -179,7 +179,8 @@ def gradient_agreement(
 
 
 def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) -> np.ndarray:
-    return directions.reference_direction(sublayers, directions.band_layers(len(decoder.layers), parameters.band))
+    band = directions.band_layers(len(decoder.layers), parameters.band)
+    return directions.reference_direction(sublayers, band, decoder.present)
 
 
 def run(

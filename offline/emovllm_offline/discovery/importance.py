@@ -13,7 +13,7 @@ from emovllm_offline.data.prompts import Prompt
 from emovllm_offline.discovery.activations import collect
 from emovllm_offline.discovery.parameters import ALPHAS
 from emovllm_offline.model.decoder import Decoder, repeat_cache
-from emovllm_offline.model.hooks import after, hooked
+from emovllm_offline.model.hooks import after, before, hooked
 
 
 @contextmanager
@@ -38,8 +38,10 @@ def pushed(decoder: Decoder, pushes: dict[int, tuple[Tensor, Tensor]]) -> Iterat
         layer = decoder.layers[sublayer // 2]
         if sublayer % 2:
             hooks.append(after(layer.block, push(rows, vectors)))
+        elif layer.attention_writer is None:
+            hooks.append(before(layer.block, push(rows, vectors)))
         else:
-            hooks.append(after(layer.attention_writer, push(rows, vectors / layer.residual_scale)))
+            hooks.append(after(layer.attention_writer, push(rows, vectors / layer.attention_scale)))
     with hooked(hooks):
         yield
 

@@ -196,7 +196,7 @@ def unit_contributions(
                 if layer.mlp_norm is None
                 else contributions.normed_contributions(normed("neurons", i), down, gain(layer.mlp_norm), mlp[:, i])
             )
-            by_neuron[:, i, : layer.neurons] = of_neurons * layer.residual_scale
+            by_neuron[:, i, : layer.neurons] = of_neurons * layer.mlp_scale
         if layer.o_proj is not None:
             out = _float64(layer.o_proj)
             outputs = means.mean("heads")[:, i, : layer.heads * layer.head_dim]
@@ -205,7 +205,7 @@ def unit_contributions(
                 if layer.attention_norm is None
                 else contributions.normed_contributions(normed("heads", i), out, gain(layer.attention_norm), attn[:, i])
             )
-            by_head[:, i, : layer.heads] = of_heads * layer.residual_scale
+            by_head[:, i, : layer.heads] = of_heads * layer.attention_scale
     return by_neuron, by_head
 
 

@@ -85,9 +85,11 @@ def normed_sites(decoder: Decoder) -> list[NormedSite]:
     sites = []
     for i, layer in enumerate(decoder.layers):
         if (norm := layer.attention_norm) is not None and layer.o_proj is not None:
+            assert layer.attention_writer is not None
             by_head = gram(layer.o_proj, layer.heads)
             sites.append(NormedSite("heads", i, layer.o_proj, layer.attention_writer, norm, by_head))
         if (norm := layer.mlp_norm) is not None and layer.down_proj is not None:
+            assert layer.mlp_writer is not None
             by_neuron = gram(layer.down_proj, layer.neurons)
             sites.append(NormedSite("neurons", i, layer.down_proj, layer.mlp_writer, norm, by_neuron))
     return sites

@@ -40,7 +40,7 @@ def expert_contributions(decoder: Decoder, means: GroupMeans, mlp: np.ndarray) -
         for expert in range(layer.experts.count):
             own = slice(expert * layer.experts.neurons, (expert + 1) * layer.experts.neurons)
             along = neuron_contributions(activation[:, i, own], _columns(layer.experts, expert), mlp[:, i])
-            out[:, i, own] = along * layer.residual_scale
+            out[:, i, own] = along * layer.mlp_scale
     return out
 
 

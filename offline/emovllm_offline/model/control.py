@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emovllm.architectures import layer_of, parse_experts, parse_site
+from emovllm.architectures import candidates, layer_of, parse_experts, parse_site
 from emovllm.baseline import steered_layers, steering_vectors
 from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, resolve
@@ -33,11 +33,12 @@ class Control:
         self.model = model
         self.circuit = circuit
         self._trunk = trunk_of(model)
+        families = candidates(self._trunk.config.get_text_config().model_type)
         wanted = set(circuit.sites())
         self._sites: list[tuple[nn.Module, Tensor]] = []
         self._experts: list[tuple[nn.Module, Tensor]] = []
         for name, module in self._trunk.named_modules():
-            site = parse_site(name)
+            site = parse_site(name, families)
             if site in wanted:
                 delta = torch.from_numpy(circuit.site_delta(*site))  # [emotions, width]
                 self._sites.append((module, delta.to(module.weight)))

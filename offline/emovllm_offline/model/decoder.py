@@ -25,11 +25,13 @@ class Layer:
 
     block: its output is the residual after the MLP.
     o_proj, down_proj: their inputs hold the heads' outputs [H * d_h] and the gated activations [m]; None where the
-        layer has another mixer than attention, or experts.
+        layer has none. A layer with another mixer than attention has that one's output projection for o_proj.
     heads, head_dim, neurons: how many of them there are, 0 where none. attn, mlp: the projections' paths in the layer.
-    after_attention: its input is the residual after attention; None where attention and MLP are parallel. Nothing
-        reads that residual then: it is the block's input and what attention adds.
-    attention_writer, mlp_writer: their outputs, times `residual_scale`, are what the sublayers add to the residual.
+    after_attention: its input is the residual after attention; None where nothing reads that residual, because
+        attention and MLP are parallel, or the layer is one of them alone.
+    attention_writer, mlp_writer: their outputs, times `attention_scale` and `mlp_scale`, are what the sublayers add to
+        the residual. None where a layer is the other sublayer alone: the residual is the same before and after.
+    attention_beside: what writes to the residual along with attention, and what its output is multiplied by.
     mlp_beside: a module whose output is added to that of the MLP's writer, if any.
     attention_norm, mlp_norm: what the writers do to the output of o_proj and down_proj where they are norms of it.
     experts: the routed experts in the MLP's place, where they were asked for.
@@ -44,10 +46,12 @@ class Layer:
     attn: str
     mlp: str
     after_attention: nn.Module | None
-    attention_writer: nn.Module
-    mlp_writer: nn.Module
+    attention_writer: nn.Module | None
+    mlp_writer: nn.Module | None
+    attention_beside: tuple[nn.Module, float] | None
     mlp_beside: nn.Module | None
-    residual_scale: float
+    attention_scale: float
+    mlp_scale: float
     attention_norm: OutputNorm | None
     mlp_norm: OutputNorm | None
     experts: Experts | None
@@ -56,11 +60,15 @@ class Layer:
         """Hooks that hand `see` the residual after attention, [..., hidden]."""
         if self.after_attention is not None:
             return [before(self.after_attention, see)]
+        if self.attention_writer is None:
+            return [before(self.block, see)]
+        if self.mlp_writer is None:
+            return [after(self.block, see)]
         into: list[Tensor] = []
 
         def add(written: Tensor) -> None:
             # What a layer is given may lie on the device of the one before.
-            see(into.pop().to(written.device) + written * self.residual_scale)
+            see(into.pop().to(written.device) + written * self.attention_scale)
 
         return [before(self.block, into.append), after(self.attention_writer, add)]
 
@@ -93,6 +101,11 @@ class Decoder:
     @property
     def sublayers(self) -> int:
         return 2 * len(self.layers)
+
+    @property
+    def present(self) -> list[bool]:
+        """Which of the sublayers the model has."""
+        return [writer is not None for layer in self.layers for writer in (layer.attention_writer, layer.mlp_writer)]
 
     @property
     def counts(self) -> dict[str, list[int]]:

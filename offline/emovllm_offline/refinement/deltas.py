@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,8 @@ class Deltas:
             "attn": [layer.o_proj for layer in decoder.layers],
             "mlp": [layer.down_proj for layer in decoder.layers],
         }
-        ones = replace(circuit, neurons=_ones(circuit.neurons), heads=_ones(circuit.heads))
+        widths = circuit.spec.model.per_layer("head_dim")
+        ones = replace(circuit, neurons=_ones(circuit.neurons), heads=_ones(circuit.heads, widths))
         at = 0
         for kind, layer in circuit.sites():
             delta = circuit.site_delta(kind, layer)  # [emotions, width]
@@ -82,5 +83,13 @@ class Deltas:
         return neurons, {name: taken("attn", circuit.heads[name], e) for e, name in names}
 
 
-def _ones(units: Any) -> dict[str, Components]:
-    return {name: Components(u.layer, u.index, np.ones_like(u.delta)) for name, u in units.items()}
+def _ones(units: Mapping[str, Components], widths: Sequence[int] = ()) -> dict[str, Components]:
+    """The units with 1 for each number of their deltas; widths: of each layer's heads, beyond which 0 stays."""
+
+    def ones(of_emotion: Components) -> np.ndarray:
+        delta = np.ones_like(of_emotion.delta)
+        if delta.ndim > 1:
+            delta[np.arange(delta.shape[1]) >= np.array(widths)[of_emotion.layer][:, None]] = 0
+        return delta
+
+    return {name: Components(u.layer, u.index, ones(u)) for name, u in units.items()}

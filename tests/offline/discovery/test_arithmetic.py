@@ -58,6 +58,14 @@ def test_reference_direction_ignores_the_sign_of_a_sublayer():
     )
 
 
+def test_sublayers_that_the_model_lacks_are_no_part_of_the_reference_direction():
+    sublayers = unit(2, 8, 16)
+    np.testing.assert_allclose(
+        directions.reference_direction(sublayers, range(2, 4), [True, False, False, True] * 2),
+        directions.reference_direction(sublayers[:, [4, 7]], range(1)),
+    )
+
+
 def test_similarity_of_a_sublayer_with_itself_is_one():
     np.testing.assert_allclose(np.diag(directions.similarity(unit(3, 8, 16))), 1)
 

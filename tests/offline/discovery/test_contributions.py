@@ -66,7 +66,11 @@ def ablated(decoder: Decoder, groups: list[Words], attn: np.ndarray, mlp: np.nda
         decoder.forward(torch.tensor([prompt.ids for prompt in prompts]))
 
     def drops(
-        projection: torch.nn.Module | None, norm: torch.nn.Module | None, count: int, toward: np.ndarray
+        projection: torch.nn.Module | None,
+        norm: torch.nn.Module | None,
+        count: int,
+        scale: float,
+        toward: np.ndarray,
     ) -> torch.Tensor:
         if projection is None:
             return torch.zeros(EMOTIONS, 0)
@@ -76,22 +80,25 @@ def ablated(decoder: Decoder, groups: list[Words], attn: np.ndarray, mlp: np.nda
         written = y if norm is None else norm(y)
         groupwise = written.double().mean(2).unflatten(1, (-1, EMOTIONS))  # [1 + units, groups, E, hidden]
         along = torch.einsum("ugeh,eh->eu", groupwise, torch.tensor(toward)) / len(groups)
-        return along[:, :1] - along[:, 1:]
+        return (along[:, :1] - along[:, 1:]) * scale
 
     by_layer = [
         (
-            drops(layer.down_proj, layer.mlp_norm and layer.mlp_writer, layer.neurons, mlp[:, i]),
-            drops(layer.o_proj, layer.attention_norm and layer.attention_writer, layer.heads, attn[:, i]),
+            drops(layer.down_proj, layer.mlp_norm and layer.mlp_writer, layer.neurons, layer.mlp_scale, mlp[:, i]),
+            drops(
+                layer.o_proj,
+                layer.attention_norm and layer.attention_writer,
+                layer.heads,
+                layer.attention_scale,
+                attn[:, i],
+            ),
         )
         for i, layer in enumerate(decoder.layers)
     ]
     widths = (decoder.intermediate_size, decoder.num_heads)
     return [
         torch.stack(
-            [
-                functional.pad(units, (0, width - units.shape[1])) * layer.residual_scale
-                for units, layer in zip(of_layers, decoder.layers, strict=True)
-            ],
+            [functional.pad(units, (0, width - units.shape[1])) for units in of_layers],
             1,
         ).numpy()
         for of_layers, width in zip(zip(*by_layer, strict=True), widths, strict=True)
@@ -128,7 +135,7 @@ def test_contributions_rank_units_as_switching_each_off_does(family):
         measured, real = measured[:, there], real[:, there]
         assert spearmanr(measured.ravel(), real.ravel()).statistic > (0.99 if normed else 0.9999)
         # Where nothing norms what a unit writes, its contribution is exact.
-        assert np.abs(measured - real).max() < (0.1 if normed else 1e-5) * np.abs(real).max()
+        assert np.abs(measured - real).max() < (0.1 if normed else 1e-4) * np.abs(real).max()
 
 
 @pytest.mark.parametrize("family", NORMED)
@@ -203,7 +210,7 @@ def test_contributions_of_routed_neurons_are_what_the_residual_loses_without_eac
         output = experts.block(*inputs[0])
         written = (output[0] if isinstance(output, tuple) else output).reshape(*prompts.shape, -1)[:, -3:].double()
         groupwise = written.mean(1).unflatten(0, (-1, EMOTIONS)).mean(0)  # [E, hidden]
-        return (groupwise * torch.tensor(mlp[:, i])).sum(1) * decoder.layers[i].residual_scale
+        return (groupwise * torch.tensor(mlp[:, i])).sum(1) * decoder.layers[i].mlp_scale
 
     whole = along()
     # The strongest, and some of which many are never chosen.

@@ -32,10 +32,10 @@ def row_of(decoder):
 
 
 @contextmanager
-def read_mlp(decoder):
-    """What the second layer's MLP writes."""
+def read_mlp(layer):
+    """What a layer's MLP writes."""
     written = []
-    with hooked([after(decoder.layers[1].mlp_writer, lambda values: written.append(values.clone()))]):
+    with hooked([after(layer.mlp_writer, lambda values: written.append(values.clone()))]):
         yield written
 
 
@@ -44,22 +44,52 @@ def test_dimensions_are_those_of_the_config(any_decoder):
     name = any_decoder.config.model_type
     width = {"bloom": 128, "granitemoehybrid": 96, "granitemoeshared": 96, "llama4_text": 96}.get(name, 64)
     assert (any_decoder.hidden_size, any_decoder.intermediate_size) == (32, width)
-    assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (
-        4,
-        32 if name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite") else 8,
-        8,
-    )
+    latent = {"deepseek_v2": 32, "deepseek_v3": 32, "glm4_moe_lite": 32}
+    linear = {"qwen3_next": 16, "qwen3_5_text": 16, "qwen3_5_moe_text": 16}
+    mamba = {"granitemoehybrid": 16, "bamba": 16, "nemotron_h": 32}
+    head_dim = {**latent, **linear, **mamba}.get(name, 8)
+    assert (any_decoder.num_heads, any_decoder.head_dim, any_decoder.sublayers) == (4, head_dim, 8)
+
+
+@pytest.mark.parametrize(
+    ("family", "mixer", "attention"),
+    [
+        ("qwen3_next", ("linear_attn.out_proj", 4, 16), ("self_attn.o_proj", 4, 8)),
+        ("granitemoehybrid", ("mamba.out_proj", 4, 16), ("self_attn.o_proj", 4, 8)),
+        # A convolution has no heads: its channels are taken in groups as wide as heads.
+        ("lfm2", ("conv.out_proj", 4, 8), ("self_attn.out_proj", 4, 8)),
+    ],
+)
+def test_heads_are_those_of_each_layers_mixer(tiny, family, mixer, attention):
+    decoder = find_decoder(tiny(family))
+    assert all(decoder.present)
+    assert [(layer.attn, layer.heads, layer.head_dim) for layer in decoder.layers] == [mixer, attention] * 2
+    assert decoder.recurrent
 
 
 def test_what_parallel_sublayers_write_does_not_depend_on_each_other(any_decoder):
     row, config = row_of(any_decoder), any_decoder.config
-    with read_mlp(any_decoder) as given:
+    layer = any_decoder.layers[1]
+    # Where layers are one sublayer alone, the second is an MLP, and attention's place is in the first.
+    attention = any_decoder.layers[0 if row.alone else 1].attention_writer
+    with read_mlp(layer) as given:
         collect(any_decoder, [PROMPT])
-    with hooked([after(any_decoder.layers[1].attention_writer, torch.zeros_like)]), read_mlp(any_decoder) as without:
+    with hooked([after(attention, torch.zeros_like)]), read_mlp(layer) as without:
         collect(any_decoder, [PROMPT])
     changed = not torch.allclose(given[-1], without[-1])
     assert changed != row.is_parallel(config)
-    assert (any_decoder.layers[1].after_attention is None) == row.is_parallel(config)
+    assert (layer.after_attention is None) == (row.is_parallel(config) or row.alone)
+
+
+def test_a_layer_that_is_one_sublayer_alone_has_its_units_and_no_others(tiny):
+    decoder = find_decoder(tiny("nemotron_h_moe"))
+    assert [(layer.heads, layer.neurons, layer.attn, layer.mlp) for layer in decoder.layers] == [
+        (4, 0, "mixer.out_proj", ""),
+        (0, 64, "", "mixer.down_proj"),
+        (4, 0, "mixer.o_proj", ""),
+        (0, 48, "", "mixer.shared_experts.down_proj"),
+    ]
+    assert decoder.present == [True, False, False, True] * 2
 
 
 def test_both_orders_of_each_family_that_has_two_are_tried():
@@ -91,6 +121,9 @@ def test_half_precision_is_not_taken_for_another_order(tiny, family):
         ("gemma2", {"mlp_norm": None}),
         ("olmo2", {"before_mlp": "post_feedforward_layernorm"}),
         ("granite", {"scale": None}),
+        ("falcon_h1", {"scale": None}),
+        ("falcon_h1", {"beside_attn": None}),
+        ("nemotron_h", {"alone": False}),
     ],
 )
 def test_a_row_that_does_not_describe_its_model_is_refused_rather_than_measured(tiny, monkeypatch, family, wrong):

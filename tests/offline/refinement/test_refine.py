@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.cli import main
 from emovllm.emotion import Emotion
 from emovllm.errors import ExamplesError, PromptError, RefinementError
 from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
+from emovllm.spec import ModelSpec
 from emovllm_offline.data import sev
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.data.prompts import render
@@ -20,7 +22,7 @@ from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.refinement.loss import end_of_turn
-from emovllm_offline.refinement.refine import Prompts, refine
+from emovllm_offline.refinement.refine import Prompts, check_model, refine
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.storage import checkpoint
 from offline.conftest import DIFFERENT
@@ -266,6 +268,26 @@ def test_a_circuit_of_another_model_is_refused(command, tiny, tokenizer, tmp_pat
     tiny("qwen2").save_pretrained(tmp_path / "private" / "model")
     assert command() == 2
     assert "the circuit is of another model (tiny)" in capsys.readouterr().err
+
+
+def test_a_circuit_made_before_mixers_had_heads_is_taken(tiny, tokenizer, records, style):
+    model = tiny("granitemoehybrid")
+    circuit, decoder = circuit_of(model, tokenizer, records, style), find_decoder(model)
+    layers = [layer.model_dump() for layer in circuit.spec.model.layers]
+    for layer in layers:
+        if layer["attn"] == "mamba.out_proj":
+            layer.update(heads=0, head_dim=0, attn="")
+    older = circuit.spec.model.model_dump(exclude={"layers"})
+    spec = circuit.spec.model_copy(update={"model": ModelSpec(**older, layers=layers)})
+    heads = {}
+    for name, units in circuit.heads.items():
+        kept = units.layer % 2 == 1
+        assert 0 < kept.sum() < len(units)
+        heads[name] = Components(units.layer[kept], units.index[kept], units.delta[kept])
+    made = Circuit.fingerprinted(spec, circuit.neurons, heads, decoder.projection)
+    check_model(made, decoder)
+    with pytest.raises(RefinementError, match="is of another model"):
+        check_model(made, find_decoder(tiny("granite")))
 
 
 @pytest.mark.parametrize(

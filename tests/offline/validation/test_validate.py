@@ -94,7 +94,7 @@ def full_forward(decoder, ids, findings, ranks, mode, scale, variant) -> np.ndar
         count = layer.heads if variant.kind == "heads" else layer.neurons
         chosen = torch.from_numpy(np.flatnonzero(ranks[variant.source][i][:count] < variant.k))
         if variant.kind == "heads":
-            chosen = (chosen[:, None] * decoder.head_dim + torch.arange(decoder.head_dim)).flatten()
+            chosen = (chosen[:, None] * layer.head_dim + torch.arange(layer.head_dim)).flatten()
         deltas = {"neurons": findings.mlp_delta, "heads": findings.attn_delta}[variant.kind]
         delta = torch.from_numpy(deltas[variant.emotion, i]).float()[chosen]
 
