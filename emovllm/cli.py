@@ -22,6 +22,10 @@ _OF_VLLM = {
         "emovllm_server.batch.command",
         "answer an OpenAI Batch file (and the arguments of vllm run-batch)",
     ),
+    "verify": (
+        "emovllm_server.verify.command",
+        "check an engine on this machine (takes every argument of vllm serve)",
+    ),
 }
 _COMMANDS = {
     "models": ("emovllm.known_models", "which models are known, and what can be done with one"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -98,7 +98,12 @@ QUIET = Parameter(show_default=False)
 
 def published_command(name: str, options: Options) -> str:
     """The command that gives the same: what differs from the defaults, without places on a machine and addresses."""
-    return shlex.join(["emovllm", name, *map(_public, _words(options))])
+    return public_command(name, _words(options))
+
+
+def public_command(name: str, words: Iterable[str]) -> str:
+    """A command line without places on a machine and addresses."""
+    return shlex.join(["emovllm", name, *map(_public, words)])
 
 
 def out_of_range(hint: Any, value: Any) -> str | None:

@@ -51,6 +51,7 @@ class Admin:
         """
         folder = self._folder(name, path)
         async with self._turn:
+            await self._awake()
             if name in self._catalogue.circuits or name in self._catalogue.leaving:
                 raise AdminError(409, f"a circuit {name} is there already; unload it first")
             try:
@@ -69,6 +70,7 @@ class Admin:
         Raises: AdminError.
         """
         async with self._turn:
+            await self._awake()
             served = self._catalogue.circuits.get(name)
             if served is None:
                 raise AdminError(404, f"no circuit {name} is loaded; there are {', '.join(self._catalogue.circuits)}")
@@ -91,6 +93,11 @@ class Admin:
                 raise
             await asyncio.shield(self._give_up(served))
             return served
+
+    async def _awake(self) -> None:
+        """A circuit is folded through weights, which a sleeping engine has given up. Raises: AdminError."""
+        if await self._client.is_sleeping():
+            raise AdminError(409, "the engine sleeps; wake it up first (POST /wake_up)")
 
     async def _give_up(self, served: Served) -> None:
         await ask_engines(self._client, "emotion_unload", served.digest)

@@ -18,10 +18,12 @@ def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool)
             vLLM's Transformers backend, which runs layers on [1, tokens, hidden].
         coefficients: float32 [max_tokens, emotions], row i belonging to token i; all zero for a plain token.
         vectors: float32 [emotions, hidden], W @ delta.
-        fused: whether the surrounding graph is compiled, and the emotions few enough.
+        fused: whether the surrounding graph may be compiled, and the emotions are few enough. Where it is not, as
+            inside of an opaque operator, the sum's [tokens, emotions, hidden] terms would be written to memory.
     Returns: a tensor like `out`; bit-identical to it in the rows of plain tokens.
     """
     rows = coefficients[: out.shape[-2]]
     # A few nodes per site, however many emotions: the compiler's time grows with the nodes.
-    added = (rows.unsqueeze(2) * vectors).sum(1) if fused else torch.mm(rows, vectors)
+    reduction = fused and torch.compiler.is_compiling()
+    added = (rows.unsqueeze(2) * vectors).sum(1) if reduction else torch.mm(rows, vectors)
     return (out.float() + added).to(out.dtype)

@@ -8,7 +8,8 @@ and speculative decoding all give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,23 @@ import torch
 from emovllm.emotion import Wire
 
 _NEVER = np.iinfo(np.int64).max
+
+
+class BatchAdapters(NamedTuple):
+    """The LoRA adapters of a batch.
+
+    layout: the `lora_int_id` in each slot. vLLM may put another adapter into a slot under an unchanged batch, when one
+        is loaded meanwhile.
+    lora_ids: int [requests], 0 for none.
+    """
+
+    layout: tuple[int | None, ...]
+    lora_ids: np.ndarray
+
+    def slots(self, requests: np.ndarray) -> np.ndarray:
+        """The slot of some requests' adapters, -1 for none; requests, result: int [n]."""
+        slots = {0: -1, **{lora_id: slot for slot, lora_id in enumerate(self.layout) if lora_id is not None}}
+        return np.array([slots[lora_id] for lora_id in self.lora_ids[requests].tolist()], np.int64)
 
 
 class Coefficients:
@@ -51,6 +69,7 @@ class Coefficients:
         self._last = np.zeros(max_requests, np.int64)  # last position injected
         # The current batch: which of its requests are steered, and what each of their tokens gets.
         self._req_ids: list[str] = []
+        self._layout: tuple[int | None, ...] = ()
         self._joined = False
         self._rows = np.zeros(0, np.int64)
         self._batch_slots = np.zeros(0, np.int64)
@@ -110,7 +129,7 @@ class Coefficients:
         req_ids: Sequence[str],
         num_scheduled: np.ndarray,
         num_computed: np.ndarray,
-        adapters: Callable[[], np.ndarray | None] = lambda: None,
+        adapters: BatchAdapters | None = None,
     ) -> None:
         """Prepares the buffer for the next forward.
 
@@ -119,16 +138,17 @@ class Coefficients:
             num_scheduled: tokens of each request in this forward.
             num_computed: tokens computed before it, so that the first one's position is this. Exact within the prompt;
                 beyond it, drafts that are not yet known to be rejected may be counted.
-            adapters: gives the slot of each request's LoRA adapter, -1 for none; None without LoRA.
+            adapters: None without LoRA.
         """
         if not self._slots:
             self._decoding = False
             self._req_ids = []
             self._put(self._rows[:0], self._values[:0])
             return
-        changed = self._joined or self._req_ids != req_ids
+        layout = () if adapters is None else adapters.layout
+        changed = self._joined or self._req_ids != req_ids or self._layout != layout
         if changed:
-            self._compose(req_ids, adapters())
+            self._compose(req_ids, adapters)
         # One generated token each: where that was so in the last forward too, every row is as it was.
         decoding = bool((num_scheduled == 1).all()) and bool(
             (num_computed[self._rows] >= self._prompt[self._batch_slots]).all()
@@ -146,8 +166,9 @@ class Coefficients:
         )
         self._put(tokens, self._values[which])
 
-    def _compose(self, req_ids: Sequence[str], adapters: np.ndarray | None) -> None:
+    def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)
+        self._layout = () if adapters is None else adapters.layout
         self._joined = False
         slots = np.fromiter((self._slots.get(req_id, -1) for req_id in req_ids), np.int64, len(req_ids))
         self._rows = np.flatnonzero(slots >= 0)
@@ -158,8 +179,9 @@ class Coefficients:
         self._values[:, :emotions] = weights[:, :emotions]
         if self._steering:
             self._values[:, -emotions:] = weights[:, emotions:]
-        if adapters is not None:
-            adapter = adapters[self._rows]
+        # Batches of made-up requests, which data parallelism runs while other ranks are busy, have stale adapters.
+        if adapters is not None and len(self._rows):
+            adapter = adapters.slots(self._rows)
             adapted = np.flatnonzero(adapter >= 0)
             columns = (1 + adapter[adapted, None]) * emotions + np.arange(emotions)
             self._values[adapted[:, None], columns] = weights[adapted, :emotions]

@@ -13,7 +13,8 @@ from emovllm import __version__
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import KEY
-from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Settings, settings_of
+from emovllm.engine.arithmetic import MAX_FUSED
+from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Carried, Settings, settings_of
 from emovllm.errors import Unsupported
 from emovllm.quantization import bits_of, bits_of_name
 
@@ -51,6 +52,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
     capacity = _capacity(settings, circuits.values())
     _check_modes(vllm_config)
     _use_our_classes(vllm_config)
+    _unroll_sums(vllm_config)
     digests = {name: circuit.digest() for name, circuit in circuits.items()}
     if len(set(digests.values())) < len(digests):
         raise Unsupported(f"of the circuits {', '.join(digests)}, two are the same")
@@ -62,8 +64,16 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
             "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config), settings.steering),
         }
     )
-    vllm_config.additional_config = {**vllm_config.additional_config, KEY: filled.model_dump(mode="json")}
+    vllm_config.additional_config = {**vllm_config.additional_config, KEY: Carried(filled)}
     return circuits
+
+
+def _unroll_sums(vllm_config: VllmConfig) -> None:
+    """Has Inductor write the sum over as many emotions as we fuse into the kernel that follows; by itself it does so
+    below 8, and starts a kernel of its own from there on."""
+    if vllm_config.device_config.device_type == "cuda":
+        options = vllm_config.compilation_config.inductor_compile_config
+        options.setdefault("unroll_reductions_threshold", MAX_FUSED + 1)
 
 
 def has_room(circuits: Iterable[Circuit], capacity: int) -> bool:
@@ -176,6 +186,9 @@ def _check_modes(vllm_config: VllmConfig) -> None:
         f"KV connectors, whose caches do not tell emotions apart; drop {_kv_option(vllm_config)}": bool(
             vllm_config.kv_transfer_config
         ),
+        "weights that are moved to the device when they are needed, where the circuit cannot be folded through them; "
+        "drop --offload-group-size": _prefetches(vllm_config),
+        "offloaded weights without unified addressing; unset VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": _copies(vllm_config),
         "weight transfer, which changes weights after the circuit was folded": bool(
             getattr(vllm_config, "weight_transfer_config", None)
         ),
@@ -183,6 +196,19 @@ def _check_modes(vllm_config: VllmConfig) -> None:
     refused = [what for what, present in refusals.items() if present]
     if refused:
         raise Unsupported(f"emovllm cannot steer exactly with {'; nor with '.join(refused)}")
+
+
+def _prefetches(vllm_config: VllmConfig) -> bool:
+    offload = getattr(vllm_config, "offload_config", None)
+    return offload is not None and offload.offload_backend != "uva" and offload.prefetch.offload_group_size > 0
+
+
+def _copies(vllm_config: VllmConfig) -> bool:
+    import vllm.envs as envs
+
+    offload = getattr(vllm_config, "offload_config", None)
+    disabled = getattr(envs, "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA", False)
+    return offload is not None and disabled and offload.uva.cpu_offload_gb > 0
 
 
 def _kv_option(vllm_config: VllmConfig) -> str:

@@ -10,25 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emovllm.engine.patching import patches
 
 
-def adapter_slots(runner: Any, lora_ids: np.ndarray) -> np.ndarray | None:
-    """The slot of each request's adapter.
-
-    Args:
-        lora_ids: int [requests], vLLM's `lora_int_id`, 0 for none.
-    Returns: int [requests], -1 for none; None where LoRA is not enabled.
-    """
-    if not runner.lora_config:
-        return None
-    slots = {0: -1}
-    slots.update((lora_id, slot) for slot, lora_id in enumerate(runner.lora_manager._adapter_manager.lora_index_to_id))
-    return np.array([slots[lora_id] for lora_id in lora_ids.tolist()], np.int64)
+def adapter_layout(runner: Any) -> tuple[int | None, ...]:
+    """The `lora_int_id` in each slot of a runner for which LoRA is enabled."""
+    return tuple(runner.lora_manager._adapter_manager.lora_index_to_id)
 
 
 def follow_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:

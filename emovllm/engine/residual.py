@@ -105,5 +105,6 @@ def add_steering(hidden: Tensor, residual: Tensor | None, coefficients: Tensor, 
     stream = hidden.float() if residual is None else hidden.float() + residual.float()
     rms = stream.square().mean(-1, keepdim=True).sqrt()
     rows = coefficients[: hidden.shape[-2]]
-    push = (rows.unsqueeze(2) * vectors).sum(1) if fused else torch.mm(rows, vectors)
+    reduction = fused and torch.compiler.is_compiling()
+    push = (rows.unsqueeze(2) * vectors).sum(1) if reduction else torch.mm(rows, vectors)
     return (hidden.float() + rms * push).to(hidden.dtype)

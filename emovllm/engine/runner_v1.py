@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from emovllm.emotion import Wire
-from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.lora import adapter_slots
+from emovllm.engine.coefficients import BatchAdapters, Coefficients
+from emovllm.engine.lora import adapter_layout
 from emovllm.engine.patching import patches
 
 
@@ -46,7 +46,7 @@ def set_coefficients(
         batch.req_ids,
         num_scheduled_tokens,
         batch.num_computed_tokens_cpu[:count],
-        lambda: adapter_slots(runner, batch.request_lora_mapping[:count]),
+        BatchAdapters(adapter_layout(runner), batch.request_lora_mapping[:count]) if runner.lora_config else None,
     )
     return prepared
 

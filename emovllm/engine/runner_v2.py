@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from emovllm.emotion import Wire
-from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.lora import adapter_slots
+from emovllm.engine.coefficients import BatchAdapters, Coefficients
+from emovllm.engine.lora import adapter_layout
 from emovllm.engine.patching import patches
 
 
@@ -40,11 +40,14 @@ def leave(remove_request: Callable[..., Any], state: Any, req_id: str) -> None:
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.prepare_inputs")
 def set_coefficients(prepare_inputs: Callable[..., Any], state: Any, input_batch: Any, req_states: Any) -> Any:
     runner = state.emotion_runner
+    adapters = None
+    if runner.lora_config:
+        adapters = BatchAdapters(adapter_layout(runner), runner.lora_state.lora_ids[input_batch.idx_mapping_np])
     state.emotion_coefficients.update(
         input_batch.req_ids,
         input_batch.num_scheduled_tokens,
         input_batch.num_computed_tokens_np,
-        lambda: adapter_slots(runner, runner.lora_state.lora_ids[input_batch.idx_mapping_np]),
+        adapters,
     )
     return prepare_inputs(state, input_batch, req_states)
 

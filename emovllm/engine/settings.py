@@ -52,11 +52,29 @@ class Settings(Policy):
         return {DEFAULT_NAME: self.circuit} if isinstance(self.circuit, str) else self.circuit
 
 
+class Carried(str):
+    """Settings on their way through vLLM's configuration. As a string they are `graph` alone, which is what vLLM's
+    compile cache then knows of them: a moved folder or another limit must not compile the model anew."""
+
+    __slots__ = ("settings",)
+    settings: Settings
+
+    def __new__(cls, settings: Settings) -> Carried:
+        carried = super().__new__(cls, settings.graph)
+        carried.settings = settings
+        return carried
+
+    def __reduce__(self) -> tuple[type[Carried], tuple[Settings]]:
+        return Carried, (self.settings,)
+
+
 def settings_of(vllm_config: VllmConfig) -> Settings | None:
     """The settings in a configuration, or None where no circuit is configured. Raises: Unsupported."""
     additional = vllm_config.additional_config
     if not isinstance(additional, dict) or additional.get(KEY) is None:
         return None
+    if isinstance(additional[KEY], Carried):
+        return additional[KEY].settings  # type: ignore[no-any-return]
     try:
         return Settings.model_validate(additional[KEY])
     except ValidationError as error:

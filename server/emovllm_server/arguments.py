@@ -1,5 +1,5 @@
-"""The arguments of `emovllm serve` and `emovllm run-batch`: vLLM's and our options, from the command line and from the
-file of vLLM's --config.
+"""The arguments of `emovllm serve`, `emovllm run-batch` and `emovllm verify`: vLLM's and our options, from the command
+line and from the file of vLLM's --config.
 
 Each of our options is None where neither gives it; the command line goes before the file.
 """
@@ -23,6 +23,11 @@ COMMANDS = {
     "run-batch": (
         "Answers an OpenAI Batch file, whose lines may ask for an `emotion`. Given again, the command goes on.",
         "-i INPUT.jsonl -o OUTPUT.jsonl [model]",
+    ),
+    "verify": (
+        "Checks on this machine that an engine started with these arguments does what Hugging Face with hooks does, "
+        "leaves plain requests alone, and what it costs beside plain vLLM. Minutes.",
+        "[model]",
     ),
 }
 _CONFIG = "--config"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import KEY
+from emovllm.engine.arithmetic import MAX_FUSED
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import configure, graph_tag
 from emovllm.engine.handshake import check_workers
@@ -70,6 +73,21 @@ def test_a_configured_engine_has_our_classes_and_a_tag(make_config: Callable[...
     again = config.additional_config
     configure(config)
     assert config.additional_config == again
+
+
+def test_the_compile_cache_knows_neither_paths_nor_limits(
+    make_config: Callable[..., Any], circuit: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(circuit, tmp_path / "moved")
+    hashes = set()
+    for settings in ({"circuit": str(circuit)}, {"circuit": str(moved), "max_strength": 1.5}):
+        config = make_config(settings)
+        configure(config)
+        hashes.add(config.compute_hash())
+        arrived = pickle.loads(pickle.dumps(config))
+        assert settings_of(arrived) == settings_of(config)
+        assert settings_of(arrived).sources == {"default": settings["circuit"]}  # type: ignore[union-attr]
+    assert len(hashes) == 1
 
 
 def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_path: Path) -> None:
@@ -132,6 +150,7 @@ def test_a_model_of_other_dimensions_is_refused(
             "drop --kv-transfer-config",
         ),
         ({"kv_offloading_size": 1.0}, "drop --kv-offloading-size"),
+        ({"offload_group_size": 2}, "drop --offload-group-size"),
     ],
 )
 def test_what_would_not_be_exact_is_refused(
@@ -154,6 +173,34 @@ def test_front_ends_that_we_do_not_reach_are_refused(
     with pytest.raises(Unsupported) as caught:
         configure(config)
     assert message in str(caught.value)
+
+
+def test_offloaded_weights_that_are_copied_are_refused(
+    make_config: Callable[..., Any], circuit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config({"circuit": str(circuit)}, cpu_offload_gb=1)
+    assert configure(config) is not None
+    monkeypatch.setenv("VLLM_WEIGHT_OFFLOADING_DISABLE_UVA", "1")
+    with pytest.raises(Unsupported, match="unset VLLM_WEIGHT_OFFLOADING_DISABLE_UVA"):
+        configure(config)
+
+
+def test_on_a_gpu_inductor_unrolls_the_sum_over_as_many_emotions_as_are_fused(
+    make_config: Callable[..., Any], circuit: Path
+) -> None:
+    from torch._inductor import config as inductor
+
+    for device, unrolled in (("cpu", None), ("cuda", MAX_FUSED + 1)):
+        config = make_config({"circuit": str(circuit)})
+        config.device_config.device_type = device
+        configure(config)
+        assert config.compilation_config.inductor_compile_config.get("unroll_reductions_threshold") == unrolled
+    assert inductor.unroll_reductions_threshold <= MAX_FUSED
+    config = make_config({"circuit": str(circuit)})
+    config.device_config.device_type = "cuda"
+    config.compilation_config.inductor_compile_config["unroll_reductions_threshold"] = 3
+    configure(config)
+    assert config.compilation_config.inductor_compile_config["unroll_reductions_threshold"] == 3
 
 
 def test_an_untested_vllm_is_refused_unless_the_user_insists(

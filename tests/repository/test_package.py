@@ -29,7 +29,7 @@ FORMAT = [
 ]
 FORMAT += ["emovllm.cli", "emovllm.plugin"]
 # All but those whose --help is vLLM's.
-COMMANDS = [name for name in app() if not name.startswith("-") and name not in ("serve", "run-batch")]
+COMMANDS = [name for name in app() if not name.startswith("-") and name not in ("serve", "run-batch", "verify")]
 OFFLINE = sorted(
     ".".join(path.relative_to(ROOT / "offline").with_suffix("").parts)
     for path in (ROOT / "offline/emovllm_offline").rglob("*.py")

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from worker import completion
+from worker import completion, fork_processes
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ async def serve(replies: Any) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    fork_processes()
     engine = None
     try:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**json.loads(sys.argv[1])))

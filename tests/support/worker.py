@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import traceback
@@ -23,6 +24,16 @@ from typing import Any
 from pictures import PICTURES, stand_in
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def fork_processes() -> None:
+    """Ranks and engines begin as copies of this process, which has imported vLLM: on a CPU vLLM has each import it
+    anew. Here one thread computes, so that there is none that a copy would miss."""
+    from vllm.v1.engine import coordinator, utils
+    from vllm.v1.executor import multiproc_executor
+
+    for module in (coordinator, utils, multiproc_executor):
+        module.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 
 def main() -> None:
@@ -37,6 +48,7 @@ def main() -> None:
 
     # vLLM looks at each class of model in a process of its own, which imports everything again.
     registry._run_in_subprocess = lambda inspect: inspect()
+    fork_processes()
     ask_for_amx()
     environment = dict(os.environ)
     config = json.loads(sys.argv[1])

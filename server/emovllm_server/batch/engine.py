@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from emovllm.emotion import KEY
+from emovllm.engine.settings import settings_of
 from emovllm.errors import EngineDied, Unsupported
 from emovllm.progress import Bar
 from emovllm_server.batch.answers import answer
@@ -55,8 +56,9 @@ def vllm_server() -> Any:
 
 def engine_identity(vllm_config: Any) -> str:
     """What replies depend on, beside their requests: the model and the circuits. Where they lie does not matter."""
-    model, ours = vllm_config.model_config, vllm_config.additional_config[KEY]
-    settings = {name: value for name, value in ours.items() if name != "circuit"}
+    model, ours = vllm_config.model_config, settings_of(vllm_config)
+    assert ours is not None
+    settings = ours.model_dump(mode="json", exclude={"circuit"})
     return json.dumps([model.served_model_name, str(model.dtype), model.quantization, settings], default=str)
 
 

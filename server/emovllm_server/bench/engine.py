@@ -61,7 +61,12 @@ class Engine:
         self, prompts: list[list[int]], fields: list[dict[str, Any]], output_tokens: int, one_by_one: bool = False
     ) -> dict[str, Any]:
         """Raises: BenchError."""
-        request = {"prompts": prompts, "fields": fields, "output_tokens": output_tokens, "one_by_one": one_by_one}
+        return self.ask(
+            {"prompts": prompts, "fields": fields, "output_tokens": output_tokens, "one_by_one": one_by_one}
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the process answers to a request of its own kind. Raises: BenchError."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the reader below says that it ended
             self._process.stdin.write(json.dumps(request) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import emovllm
@@ -30,6 +31,17 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def driver() -> dict[str, str]:
+    """The GPU's, where there is one."""
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    names = [line.split(",") for line in told.splitlines() if "," in line]
+    return {"gpus": ", ".join(name.strip() for name, _ in names), "driver": names[0][1].strip()} if names else {}
 
 
 def _cpu_model() -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emovllm.emotion import Wire
 from emovllm.engine.arithmetic import add_emotion
-from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.coefficients import BatchAdapters, Coefficients
 from emovllm.spec import Scope
 
 NAMES = ("anger", "fear", "calm")
@@ -152,12 +155,29 @@ def test_an_adapter_adds_its_own_columns() -> None:
     for name, emotion in asked.items():
         coefficients.join(name, emotion, 1)
     one = np.ones(4, np.int64)
-    coefficients.update(list("abcd"), one, 0 * one, lambda: np.array([1, -1, 0, 0]))
+    coefficients.update(list("abcd"), one, 0 * one, BatchAdapters((11, 12), np.array([12, 0, 11, 11])))
     expected = np.zeros((8, 9), np.float32)
     expected[0, [0, 6]] = 1
     expected[1, 1] = 2
     expected[3, [2, 5]] = 3
     np.testing.assert_array_equal(coefficients.buffer.numpy(), expected)
+
+
+def test_adapters_that_change_slots_under_an_unchanged_batch_take_their_columns_along() -> None:
+    coefficients = Coefficients(len(NAMES), 8, torch.device("cpu"), max_requests=2, adapters=2)
+    coefficients.place("d", NAMES, 0)
+    coefficients.join("a", wire(anger=1.0), 1)
+    for layout, column in (((11, 12), 3), ((12, 11), 6), ((None, 11), 6), ((11, 13), 3)):
+        coefficients.update(["a"], np.array([1]), np.array([4]), BatchAdapters(layout, np.array([11])))
+        assert coefficients.buffer[0].nonzero().flatten().tolist() == [0, column], layout
+
+
+def test_a_made_up_batch_may_name_adapters_that_are_gone() -> None:
+    coefficients = Coefficients(len(NAMES), 8, torch.device("cpu"), max_requests=2, adapters=2)
+    coefficients.place("d", NAMES, 0)
+    coefficients.join("a", wire(anger=1.0), 1)
+    coefficients.update(["dummy"], np.array([1]), np.array([0]), BatchAdapters((1, 2), np.array([17])))
+    assert not coefficients.buffer.any()
 
 
 def test_circuits_have_columns_side_by_side() -> None:
@@ -194,15 +214,16 @@ def test_no_coefficient_is_left_when_the_last_steered_request_ends() -> None:
     assert not batch.coefficients.buffer.any()
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, fused: bool) -> None:
+def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, compiled: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     out = torch.randn(5, 16, generator=generator).to(dtype)
     coefficients = torch.zeros(8, 3)
     coefficients[2] = torch.tensor([1.0, -0.5, 0.25])
     vectors = torch.randn(3, 16, generator=generator)
-    steered = add_emotion(out, coefficients, vectors, fused)
+    add = torch.compile(add_emotion, backend="eager", fullgraph=True) if compiled else add_emotion
+    steered = add(out, coefficients, vectors, True)
     others = [0, 1, 3, 4]
     assert steered.dtype == dtype
     assert torch.equal(steered[others], out[others])
@@ -210,12 +231,29 @@ def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, fused: 
     torch.testing.assert_close(steered[2], expected)
 
 
+def test_what_is_not_compiled_holds_no_terms_of_the_sum_in_memory() -> None:
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            largest = max(largest, result.numel())
+            return result
+
+    coefficients, vectors, out = torch.ones(64, 6), torch.ones(6, 16), torch.ones(32, 16)
+    with Sizes():
+        add_emotion(out, coefficients, vectors, fused=True)
+    assert largest == 32 * 16
+
+
 def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:
     coefficients = Coefficients(3, 8, torch.device("cpu"), max_requests=4, adapters=1, steering=True)
     coefficients.place("d", NAMES, 0)
     coefficients.join("circuit", wire(anger=1.0), 1)
     coefficients.join("steered", wire(fear=2.0)._replace(method="steering"), 1)
-    coefficients.update(["circuit", "steered"], np.array([1, 1]), np.array([0, 0]), lambda: np.array([0, 0]))
+    adapters = BatchAdapters((11,), np.array([11, 11]))
+    coefficients.update(["circuit", "steered"], np.array([1, 1]), np.array([0, 0]), adapters)
     expected = np.zeros((8, 9), np.float32)
     expected[0, [0, 3]] = 1.0  # the circuit, and through the adapter
     expected[1, 7] = 2.0  # an adapter changes nothing in the residual stream
@@ -223,7 +261,7 @@ def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:
     # The slot is used again by the other method.
     coefficients.leave("steered")
     coefficients.join("again", wire(fear=0.5), 1)
-    coefficients.update(["again"], np.array([1]), np.array([0]), lambda: np.array([-1]))
+    coefficients.update(["again"], np.array([1]), np.array([0]), BatchAdapters((11,), np.array([0])))
     assert coefficients.buffer[0].tolist() == [0, 0.5, 0, 0, 0, 0, 0, 0, 0]
 
 

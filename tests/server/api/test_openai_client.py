@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -37,26 +38,33 @@ def test_the_default_model_is_served_under_its_name(client: openai.OpenAI) -> No
 
 
 def test_six_emotions_give_six_replies(client: openai.OpenAI, model: str) -> None:
-    replies = {name: chat(client, model, emotion=name) for name in SIX}
-    replies["none"] = chat(client, model)
+    names = [*SIX, "none"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        texts = pool.map(lambda name: chat(client, model, **({} if name == "none" else {"emotion": name})), names)
+    replies = dict(zip(names, texts, strict=True))
     assert len(set(replies.values())) == 7, replies
     assert all(reply.strip() for reply in replies.values())
 
 
 def test_the_default_model_feels(client: openai.OpenAI, model: str) -> None:
     """Of the README's message and of SEV's first: blind, by the local judge. Other machines round differently."""
-    targets, replies = [], []
-    for user in [README, *(item.user for item in expand(load_sev("sev")[:2])[::3])]:
-        for name in SIX:
-            reply = client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": user}],
-                temperature=0,
-                max_tokens=60,
-                extra_body={"emotion": name},
-            )
-            targets.append(name)
-            replies.append(reply.choices[0].message.content or "")
+
+    def reply(asked: tuple[str, str]) -> str:
+        user, name = asked
+        made = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": user}],
+            temperature=0,
+            max_tokens=60,
+            extra_body={"emotion": name},
+        )
+        return made.choices[0].message.content or ""
+
+    users = [README, *(item.user for item in expand(load_sev("sev")[:2])[::3])]
+    asked = [(user, name) for user in users for name in SIX]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        replies = list(pool.map(reply, asked))
+    targets = [name for _, name in asked]
     felt = [verdict.match for verdict in LocalJudge(SIX).judge(replies, targets)]
     assert sum(felt) >= 0.6 * len(felt), list(zip(targets, felt, replies, strict=True))
 
