@@ -484,10 +484,10 @@ def test_layers_with_a_state_do_not_hide_which_sites_are_live(worker: type[State
     # The tables are as they were.
     with pytest.raises(KeyError if worker is StatefulWorker else AssertionError):
         alive._dummy_run(8, force_attention=True)
-    with pytest.raises(Unsupported, match=r"at 2 of 3 sites \(attn\.0, mlp\.1\)"):
+    with pytest.raises(Unsupported, match=r"at 2 of 4 sites \(attn\.0, mlp\.1\)"):
         worker(ignored=("attn.0", "mlp.1"))._check_live()
 
 
 def test_a_model_that_goes_past_one_projection_is_refused() -> None:
-    with pytest.raises(Unsupported, match=r"at 1 of 3 sites \(attn\.0\)"):
+    with pytest.raises(Unsupported, match=r"at 1 of 4 sites \(attn\.0\)"):
         PretendWorker(ignored=("attn.0",))._check_live()
