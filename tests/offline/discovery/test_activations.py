@@ -49,7 +49,10 @@ def test_residuals_are_those_of_the_model(any_decoder):
     out = any_decoder.model(torch.tensor([list(prompt.ids)]), output_hidden_states=True)
     # hidden_states[i + 1] is the output of layer i, save that of the last layer, which is normed.
     for layer in range(len(any_decoder.layers) - 1):
-        torch.testing.assert_close(got["mlp"][0, layer], out.hidden_states[layer + 1][0, -1], rtol=1e-5, atol=1e-4)
+        state = out.hidden_states[layer + 1][0, -1]
+        # Squares (Nemotron's MLP) make the rounding of what they are given as much larger as the values.
+        atol = 1e-4 * max(1.0, float(state.abs().max()))
+        torch.testing.assert_close(got["mlp"][0, layer], state, rtol=1e-5, atol=atol)
     base = any_decoder.trunk
     final_norm = [child for name, child in base.named_children() if "norm" in name or name == "ln_f"][-1]
     final = final_norm(got["mlp"][0, -1])
