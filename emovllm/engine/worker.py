@@ -206,34 +206,50 @@ class EmotionWorkerMixin:
         try:
             for tensor in vectors:
                 tensor.zero_()
-            # In a stage without sites too: stages of a pipeline wait for each other.
-            plain, again = self._dummy_output(), self._dummy_output()
-            noise = (again - plain).abs().nansum()
-            for place, tensor in zip(places, vectors, strict=True):
-                tensor.fill_(_LIVE_VALUE)
-                if not (self._dummy_output() - plain).abs().nansum() > 2 * noise:
-                    dead.append(place.key)
-                tensor.zero_()
+            for tokens, options in self._dummy_runs():
+                # In a stage without sites too: stages of a pipeline wait for each other.
+                plain, again = self._dummy_output(tokens, options), self._dummy_output(tokens, options)
+                noise = (again - plain).abs().nansum()
+                for place, tensor in zip(places, vectors, strict=True):
+                    tensor.fill_(_LIVE_VALUE)
+                    if not (self._dummy_output(tokens, options) - plain).abs().nansum() > 2 * noise:
+                        dead.append(place.key)
+                    tensor.zero_()
         finally:
             for tensor, old in zip(vectors, kept, strict=True):
                 tensor.copy_(old)
             buffer.zero_()
-        if dead:
+        if dead := list(dict.fromkeys(dead)):
             raise Unsupported(
                 f"the compiled model ignores the emotion circuit at {len(dead)} of {len(vectors)} sites "
                 f"({', '.join(dead[:4])}); clear vLLM's compile cache, and if that does not help, start with "
                 "--enforce-eager"
             )
 
-    def _dummy_output(self) -> torch.Tensor:
+    def _dummy_runs(self) -> list[tuple[int, dict[str, Any]]]:
+        """How many tokens to run, and how, so that every kind of graph is: beside graphs of whole decode steps there are
+        pieces for all other batches."""
+        runs: list[tuple[int, dict[str, Any]]] = [(_LIVE_TOKENS, {})]
+        config = self.vllm_config  # type: ignore[attr-defined]
+        if not config.compilation_config.cudagraph_mode.has_full_cudagraphs():
+            return runs
+        if not hasattr(self.model_runner, "model_state"):  # type: ignore[attr-defined]
+            return [*runs, (_LIVE_TOKENS, {"uniform_decode": True})]
+        # The V2 runner makes requests of one token, until there are as many as it takes.
+        mixed = 2 * config.scheduler_config.max_num_seqs + 1
+        if self._stateful() or mixed > config.scheduler_config.max_num_batched_tokens:
+            return runs
+        return [*runs, (mixed, {})]
+
+    def _dummy_output(self, tokens: int, options: dict[str, Any]) -> torch.Tensor:
         runner = self.model_runner  # type: ignore[attr-defined]
         execute_model = runner.execute_model
         outputs: list[Any] = []
         # The V2 runner's dummy run drops what a pipeline stage that is not the last hands on.
         runner.execute_model = lambda *args, **kwargs: outputs.append(execute_model(*args, **kwargs))
         try:
-            with self._states_apart():
-                output = runner._dummy_run(_LIVE_TOKENS, force_attention=True)[0]
+            with self._states_apart(tokens):
+                output = runner._dummy_run(tokens, force_attention=True, **options)[0]
         finally:
             del runner.execute_model
         output = outputs[-1] if output is None else output
@@ -242,21 +258,25 @@ class EmotionWorkerMixin:
         return torch.cat([part.float().flatten() for part in parts])
 
     @contextmanager
-    def _states_apart(self) -> Iterator[None]:
+    def _states_apart(self, tokens: int) -> Iterator[None]:
         """Lets each dummy request start from a state of zeros, in a block of its own, where layers keep states (Mamba,
         short convolutions): dummy requests share one block otherwise, with the keys and values of other layers too."""
-        context = self.vllm_config.compilation_config.static_forward_context  # type: ignore[attr-defined]
-        stateful = [layer for layer in context.values() if hasattr(layer, "mamba_type")]
+        stateful = self._stateful()
         if not stateful:
             yield
             return
         runner = self.model_runner  # type: ignore[attr-defined]
         blocks_apart = runner_v2.blocks_apart if hasattr(runner, "model_state") else runner_v1.blocks_apart
-        with blocks_apart(runner, _LIVE_TOKENS) as last:
+        with blocks_apart(runner, tokens) as last:
             for layer in stateful:
                 for state in layer.kv_cache:
                     state[: last + 1].zero_()
             yield
+
+    def _stateful(self) -> list[Any]:
+        """Layers that keep a state."""
+        context = self.vllm_config.compilation_config.static_forward_context  # type: ignore[attr-defined]
+        return [layer for layer in context.values() if hasattr(layer, "mamba_type")]
 
 
 class EmotionWorker(EmotionWorkerMixin, Worker):

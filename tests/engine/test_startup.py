@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config import CUDAGraphMode
 
 import emovllm
 from emovllm import __version__
@@ -392,18 +393,28 @@ class PretendWorker(EmotionWorkerMixin):
         self.expert_sites = [
             SimpleNamespace(key="experts.1", layer=SimpleNamespace(emotion_vectors=torch.full((1, 3), 0.5)))  # type: ignore[list-item]
         ]
-        self.emotion_coefficients = Coefficients(1, 8, torch.device("cpu"), max_requests=4)
+        self.emotion_coefficients = Coefficients(1, 64, torch.device("cpu"), max_requests=4)
         self.model_runner = self
         self.steered_layers = []
-        self.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
+        # By what is run: a batch of any requests, a decode step. Where there is one graph, all run it.
+        self.ignored_by_graph: dict[str, tuple[str, ...]] = {}
+        self.runs: list[str] = []
+        self.vllm_config = SimpleNamespace(
+            compilation_config=SimpleNamespace(static_forward_context={}, cudagraph_mode=CUDAGraphMode.NONE),
+            scheduler_config=SimpleNamespace(max_num_seqs=16, max_num_batched_tokens=64),
+        )
         self._ignored = ignored
 
     def execute_model(self) -> None:
         raise AssertionError("the dummy run needs no batch")
 
-    def _dummy_run(self, tokens: int, force_attention: bool) -> tuple[torch.Tensor]:
+    def _dummy_run(self, tokens: int, force_attention: bool, uniform_decode: bool = False) -> tuple[torch.Tensor]:
+        assert force_attention
+        decode = uniform_decode or (hasattr(self, "model_state") and tokens <= 16)
+        self.runs.append("decode" if decode else "any")
+        ignored = {*self._ignored, *self.ignored_by_graph.get(self.runs[-1], ())}
         rows = self.emotion_coefficients.buffer[:tokens]
-        read = [place.layer.emotion_vectors for place in self._places() if place.key not in self._ignored]
+        read = [place.layer.emotion_vectors for place in self._places() if place.key not in ignored]
         return (torch.ones(tokens, 3) + sum((rows @ vectors for vectors in read), torch.zeros(tokens, 3)),)
 
 
@@ -416,6 +427,24 @@ def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
         PretendWorker(ignored=("mlp.0", "attn.0", "mlp.1", "experts.1"))._check_live()
     with pytest.raises(Unsupported, match=r"ignores the emotion circuit at 1 of 4 sites \(experts\.1\)"):
         PretendWorker(ignored=("experts.1",))._check_live()
+
+
+class PretendV2Worker(PretendWorker):
+    """The same with the V2 runner."""
+
+    model_state = None
+
+
+@pytest.mark.parametrize("worker", [PretendWorker, PretendV2Worker])
+@pytest.mark.parametrize("graph", ["any", "decode"])
+def test_every_kind_of_graph_is_checked(worker: type[PretendWorker], graph: str) -> None:
+    stale = worker()
+    stale.vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    stale._check_live()
+    assert set(stale.runs) == {"any", "decode"}
+    stale.ignored_by_graph[graph] = ("mlp.1",)
+    with pytest.raises(Unsupported, match=r"at 1 of 4 sites \(mlp\.1\)"):
+        stale._check_live()
 
 
 class Rows:

@@ -28,7 +28,16 @@ def promised() -> list[str]:
 def test_the_gpu_environment_resolves(python: str, tmp_path: Path) -> None:
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert uv is not None, "scripts/env makes environments with uv"
-    command = [uv, "pip", "compile", "--quiet", "--python-version", python, "--python-platform", "x86_64-manylinux_2_28"]
+    command = [
+        uv,
+        "pip",
+        "compile",
+        "--quiet",
+        "--python-version",
+        python,
+        "--python-platform",
+        "x86_64-manylinux_2_28",
+    ]
     command += [word for extra in EXTRAS for word in ("--extra", extra)]
     command += ["--constraints", str(SCRIPTS / "constraints-gpu.txt")]
     command += [word for name in ("", "-gpu") for word in ("--overrides", str(SCRIPTS / f"overrides{name}.txt"))]
