@@ -227,8 +227,8 @@ class EmotionWorkerMixin:
             )
 
     def _dummy_runs(self) -> list[tuple[int, dict[str, Any]]]:
-        """How many tokens to run, and how, so that every kind of graph is: beside graphs of whole decode steps there are
-        pieces for all other batches."""
+        """How many tokens to run, and how, so that every kind of graph is: beside those of whole decode steps there
+        are pieces for all other batches."""
         runs: list[tuple[int, dict[str, Any]]] = [(_LIVE_TOKENS, {})]
         config = self.vllm_config  # type: ignore[attr-defined]
         if not config.compilation_config.cudagraph_mode.has_full_cudagraphs():
