@@ -31,6 +31,8 @@ TOLERANCE = {"gemma2": 0.01, "apertus": 0.01, "nemotron_h": 0.01}
 # other names in vLLM; layers with a state; norms by another name; norms of what sublayers write; parallel sublayers;
 # layers without positions. vLLM has no class of its own for the last two.
 DISCOVERED = ("qwen3_moe", "glm4_moe", "gpt_oss", "granitemoehybrid", "apertus", "glm4", "gpt_neox", "smollm3")
+# One of each way in which they differ to a runner: experts, norms of what sublayers write, parallel sublayers, a state.
+V2 = ("glm4_moe", "olmo2", "gpt_neox", "granitemoehybrid")
 # Models of text and images, asked about text alone.
 WRAPPED = ("gemma3", "mistral3")
 STRONGEST = 2.0
@@ -131,6 +133,17 @@ def test_a_circuit_without_units_in_mamba_layers_is_served_as_it_was(series: Ser
     circuit = random_circuit(model, tmp_path / "circuit", scale=1.0, mixers=False)
     asks = mixed_batch()
     engine = series.start(model, circuit, enable_prefix_caching=False)
+    assert_same(engine.generate(asks, TOKENS), Oracle(model, circuit).generate(asks, TOKENS))
+
+
+@pytest.mark.xdist_group("V2")
+@pytest.mark.parametrize("family", V2)
+def test_a_batch_on_the_v2_runner_equals_the_oracle(series_v2: Series, tmp_path: Path, family: str) -> None:
+    model = family_model(family, tmp_path / family)
+    circuit = strong_circuit(family, model, tmp_path / "circuit")
+    asks = mixed_batch()[::2]
+    engine = start(series_v2, family, model, {"random": circuit})
+    assert "Using V2 Model Runner" in engine.log()
     assert_same(engine.generate(asks, TOKENS), Oracle(model, circuit).generate(asks, TOKENS))
 
 

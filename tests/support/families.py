@@ -231,9 +231,14 @@ WRAPPERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 LANGUAGE_MODELS_OF = {
     text: name for name, (text, _, _) in WRAPPERS.items() if text.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
 }
-# A family that the table has no row for, and that is not known to be built otherwise.
+# Families that the table has no row for, and that one of its rows fits.
 UNKNOWN: dict[str, dict[str, Any]] = {
     "gemma": _HEAD,
+    "glm": {**_HEAD, "pad_token_id": 0},
+    "olmo": {},
+    "nemotron": {"head_dim": 32},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64},
+    "hunyuan_v1_moe": {**_HEAD, "num_experts": 4, "moe_topk": 2},
 }
 
 

@@ -21,7 +21,7 @@ from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.hooks import Hook, after, before, given, hooked
 from emovllm_offline.storage.checkpoint import Checkpoint
 from offline.conftest import DISCOVERED, ROUTED, tiny_model
-from support.families import FAMILIES
+from support.families import FAMILIES, UNKNOWN
 
 EMOTIONS = 3
 NORMED = [family for family in DISCOVERED if candidates(family)[0].mlp_norm and family in FAMILIES]
@@ -121,7 +121,7 @@ def both_ways(decoder: Decoder, groups: list[Words]) -> list[tuple[np.ndarray, n
     return list(zip(unit_contributions(decoder, means, attn, mlp), ablated(decoder, groups, attn, mlp), strict=True))
 
 
-@pytest.mark.parametrize("family", DISCOVERED)
+@pytest.mark.parametrize("family", [*DISCOVERED, *UNKNOWN])
 def test_contributions_rank_units_as_switching_each_off_does(family):
     decoder = random_decoder(family)
     normed = decoder.layers[0].mlp_norm is not None
