@@ -58,6 +58,14 @@ def oracle(split_model: str, circuit: Path) -> Oracle:
 
 
 @pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
+    """Not the process of engines without ranks: it would come to vLLM's kernels after Numba, which vLLM cannot bear."""
+    series = Series(tmp_path_factory.mktemp("ranks"))
+    yield series
+    series.close()
+
+
+@pytest.fixture(scope="module")
 def mixed() -> list[Ask]:
     """The mixed batch: six emotions, blends, negative strength, none, all scopes, 5 to 60 tokens."""
     fields: list[dict[str, Any]] = [
@@ -110,7 +118,7 @@ def test_the_circuit_moves_every_request_and_has_units_on_both_ranks(
 
 
 def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_speculating(
-    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], series: Series
+    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], ranks: Series
 ) -> None:
     config = {
         "speculative_config": {
@@ -123,7 +131,7 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
         "num_gpu_blocks_override": 12,
         "enable_prefix_caching": False,
     }
-    engine = series.start(split_model, circuit, tensor_parallel_size=2, **config)
+    engine = ranks.start(split_model, circuit, tensor_parallel_size=2, **config)
     replies = engine.generate(mixed, MAX_TOKENS)
     assert engine.metric("vllm:num_preemptions") > 0
     assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
@@ -131,7 +139,7 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
 
 
 def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_compiled_and_by_both_methods(
-    replicated_model: str, mixed: list[Ask], series: Series, tmp_path: Path
+    replicated_model: str, mixed: list[Ask], ranks: Series, tmp_path: Path
 ) -> None:
     whole = random_circuit(replicated_model, tmp_path / "whole", directions=True)
     second = of_second_rank(whole, replicated_model, tmp_path / "second")
@@ -140,7 +148,7 @@ def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_orac
     # Compiled by Dynamo alone, which is quick.
     env = {"VLLM_CPU_CI_ENV": "1"}
     config = {"additional_config": {"emovllm": {"circuit": str(second), "steering": True}}}
-    engine = series.start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False, **config)
+    engine = ranks.start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False, **config)
     replies = engine.generate([*mixed, *steered], MAX_TOKENS)
     expected = Oracle(replicated_model, second).generate([*mixed, *steered], MAX_TOKENS)
     by_circuit = [reply for ask, reply in zip(mixed, expected, strict=False) if ask.fields]
@@ -151,21 +159,21 @@ def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_orac
 
 
 def test_each_of_two_ranks_adds_the_vectors_of_experts_whole_and_its_share_of_the_shared_experts(
-    mixed: list[Ask], series: Series, tmp_path: Path
+    mixed: list[Ask], ranks: Series, tmp_path: Path
 ) -> None:
     # A layer of its own, and one with routed experts and one that all tokens share.
     model = family_model("glm4_moe", tmp_path / "model")
     circuit = random_circuit(model, tmp_path / "circuit", scale=1.0, experts=0.5)
     oracle = Oracle(model, circuit)
     assert oracle.circuit.sites()[-3:] == [("attn", 1), ("experts", 1), ("mlp", 1)]
-    engine = series.start(model, circuit, tensor_parallel_size=2)
+    engine = ranks.start(model, circuit, tensor_parallel_size=2)
     assert_same(engine.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
 
 
 def test_two_pipeline_stages_equal_the_oracle(
-    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], series: Series
+    split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], ranks: Series
 ) -> None:
-    engine = series.start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48)
+    engine = ranks.start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48)
     replies = engine.generate(mixed, MAX_TOKENS)
     assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
 

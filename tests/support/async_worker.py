@@ -1,9 +1,10 @@
 """The engine client of vLLM's servers in a process of its own: `python async_worker.py '{"model": ...}'`.
 
-Driven like worker.py, without adapters. A request's parameters may hold `data_parallel_rank`, the engine that is to
-take it; the metrics are {"name/engine": value}. {"beams": {"prompt", "fields", "width", "max_tokens"}} answers
-{"beams": [[token ids, cumulative logprob]]}, by the beam search of vLLM's servers. {"admin": ["load", name, path]} or
-["unload", name] answers {"refusal": text}, empty where it was done; with "requests" beside it, these are under way.
+Driven like worker.py, without adapters and images. A request's parameters may hold `data_parallel_rank`, the engine
+that is to take it; the metrics are {"name/engine": value}. {"beams": {"prompt", "fields", "width", "max_tokens"}}
+answers {"beams": [[token ids, cumulative logprob]]}, by the beam search of vLLM's servers. {"admin": ["load", name,
+path]} or ["unload", name] answers {"refusal": text}, empty where it was done; with "requests" beside it, these are
+under way.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ async def answer(
     fields: list[dict[str, Any]],
     params: list[dict[str, Any]],
     loras: list[str | None],
+    images: list[int | None],
     max_tokens: int,
 ) -> dict[str, Any]:
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
-    assert not any(loras), "this worker takes no adapters"
+    assert not any([*loras, *images]), "this worker takes neither adapters nor images"
     outputs = await asyncio.gather(
         *(
             last_output(engine, ids, asked, dict(changes), max_tokens)

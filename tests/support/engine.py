@@ -40,6 +40,8 @@ class Ask:
     params: dict[str, Any] = field(default_factory=dict)
     # A LoRA adapter's folder.
     lora: str | None = None
+    # The seed of an image (support/images.py), for which the prompt has one token.
+    image: int | None = None
 
 
 def mixed_batch(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
@@ -154,6 +156,7 @@ class Engine:
             "fields": [ask.fields for ask in asks],
             "params": [ask.params for ask in asks],
             "loras": [ask.lora for ask in asks],
+            "images": [ask.image for ask in asks],
             "max_tokens": max_tokens,
         }
 

@@ -2,13 +2,13 @@
 first engine is asked for by a line as well.
 
 Each line in is {"prompts": [[token ids]], "fields": [{emotion fields}], "params": [{sampling parameters}], "loras":
-[folder or null], "max_tokens": n}; each line out is {"outputs": [{"tokens", "logprobs", "others"}], "metrics":
-{name: value}} or {"error": text}. {"config": {...}, "env": {...}} ends the engine and starts another in the same
-process, which has vLLM imported already, with these changes of the process's first environment; {"vectors": true} asks
-for the folded vectors of each site, and {"columns": n} for the first n columns of each projection's weights as its
-kernel multiplies by them, in-process engines only;
-{"method": name, "args": [...], "kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second argument
-names a function of hooks.py to call first.
+[folder or null], "images": [seed or null], "max_tokens": n}; each line out is {"outputs": [{"tokens", "logprobs",
+"others"}], "metrics": {name: value}} or {"error": text}. {"config": {...}, "env": {...}} ends the engine and starts
+another in the same process, which has vLLM imported already, with these changes of the process's first environment;
+{"vectors": true} asks for the folded vectors of each site, and {"columns": n} for the first n columns of each
+projection's weights as its kernel multiplies by them, in-process engines only; {"method": name, "args": [...],
+"kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second argument names a function of hooks.py to
+call first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import traceback
 from typing import Any
 
+from images import image
 from pictures import PICTURES, stand_in
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -134,6 +135,7 @@ def generate(
     fields: list[dict[str, Any]],
     params: list[dict[str, Any]],
     loras: list[str | None],
+    images: list[int | None],
     max_tokens: int,
 ) -> dict[str, Any]:
     from vllm import SamplingParams, TokensPrompt
@@ -148,7 +150,10 @@ def generate(
         for asked, changes in zip(fields, params, strict=True)
     ]
     outputs = llm.generate(
-        [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+        [
+            TokensPrompt(prompt_token_ids=ids, **({} if seed is None else {"multi_modal_data": {"image": image(seed)}}))
+            for ids, seed in zip(prompts, images, strict=True)
+        ],
         sampling,
         use_tqdm=False,
         lora_request=[lora_request(path) for path in loras] if any(loras) else None,
