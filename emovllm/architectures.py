@@ -211,13 +211,11 @@ def parse_site(module_name: str, families: Iterable[Family] = FAMILIES) -> tuple
 
     vLLM's LoRA wrappers hold the projection as `base_layer`.
     """
-    match = _LAYER.search(module_name.removesuffix(".base_layer"))
-    if match is None or not NO_SITES.isdisjoint(module_name[: match.start(1)].split(".")):
-        return None
+    layer, place = _in_layer(module_name.removesuffix(".base_layer"))
     for family in families:
         for kind, paths in family.projections.items():
-            if match[2] in paths:
-                return kind, int(match[1])
+            if place in paths:
+                return kind, layer
     return None
 
 
@@ -226,11 +224,17 @@ def parse_experts(module_name: str, families: Iterable[Family] = FAMILIES) -> in
 
     The MLP of a layer without experts may have that name too: it has no submodule `experts`.
     """
+    layer, place = _in_layer(module_name)
+    paths = {path for family in families for path in (family.experts, family.experts_in_vllm)}
+    return layer if place and place in paths else None
+
+
+def _in_layer(module_name: str) -> tuple[int, str]:
+    """The layer that a module is in, and its path there; an empty one outside of the language model's layers."""
     match = _LAYER.search(module_name)
     if match is None or not NO_SITES.isdisjoint(module_name[: match.start(1)].split(".")):
-        return None
-    paths = {path for family in families for path in (family.experts, family.experts_in_vllm)}
-    return int(match[1]) if match[2] in paths else None
+        return -1, ""
+    return int(match[1]), match[2]
 
 
 def layer_of(module_name: str) -> str | None:

@@ -24,6 +24,11 @@ def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool)
     """
     rows = coefficients[: out.shape[-2]]
     # A few nodes per site, however many emotions: the compiler's time grows with the nodes.
-    reduction = fused and torch.compiler.is_compiling()
-    added = (rows.unsqueeze(2) * vectors).sum(1) if reduction else torch.mm(rows, vectors)
-    return (out.float() + added).to(out.dtype)
+    return (out.float() + mixed(rows, vectors, fused)).to(out.dtype)
+
+
+def mixed(rows: Tensor, vectors: Tensor, fused: bool) -> Tensor:
+    """rows @ vectors: float32 [tokens, emotions] and [emotions, hidden]; fused: as in `add_emotion`."""
+    if fused and torch.compiler.is_compiling():
+        return (rows.unsqueeze(2) * vectors).sum(1)
+    return torch.mm(rows, vectors)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import layer_key, steered_layers, steering_vectors
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import MAX_FUSED
+from emovllm.engine.arithmetic import MAX_FUSED, mixed
 from emovllm.engine.coefficients import Coefficients
 from emovllm.errors import Unsupported
 from emovllm.spec import ModelSpec
@@ -105,6 +105,4 @@ def add_steering(hidden: Tensor, residual: Tensor | None, coefficients: Tensor, 
     stream = hidden.float() if residual is None else hidden.float() + residual.float()
     rms = stream.square().mean(-1, keepdim=True).sqrt()
     rows = coefficients[: hidden.shape[-2]]
-    reduction = fused and torch.compiler.is_compiling()
-    push = (rows.unsqueeze(2) * vectors).sum(1) if reduction else torch.mm(rows, vectors)
-    return (hidden.float() + rms * push).to(hidden.dtype)
+    return (hidden.float() + rms * mixed(rows, vectors, fused)).to(hidden.dtype)

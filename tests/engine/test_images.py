@@ -26,30 +26,17 @@ class Oracle:
     """Hugging Face with hooks, on prompts with an image."""
 
     def __init__(self, model: str, circuit: Path) -> None:
-        self._network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
-        self._control = Control(self._network, load_circuit(circuit))
+        network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
+        self._control = Control(network, load_circuit(circuit))
         self._images = AutoProcessor.from_pretrained(model).image_processor
 
-    @torch.inference_mode()
     def reply(self, ask: Ask) -> Reply:
         prompt = [token for one in ask.prompt for token in ([TOKEN] * TOKENS if one == TOKEN else [one])]
         pixels = {}
         if ask.image is not None:
             pixels = {"pixel_values": self._images(image(ask.image), return_tensors="pt")["pixel_values"]}
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        ids, cache = prompt, None
-        with self._control.emotion(resolve(ask.fields, self._control.circuit.spec), len(prompt)):
-            while len(tokens) < MAX_TOKENS:
-                output = self._network(
-                    input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, **({} if tokens else pixels)
-                )
-                cache = output.past_key_values
-                scores = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
-                tokens.append(int(scores.argmax()))
-                logprobs.append(float(scores.max()))
-                ids = tokens[-1:]
-        return Reply(tokens, logprobs)
+        emotion = resolve(ask.fields, self._control.circuit.spec)
+        return Reply(*self._control.generate(prompt, emotion, MAX_TOKENS, **pixels))
 
 
 def test_requests_with_an_image_and_an_emotion_equal_hugging_face(series: Series, tmp_path: Path) -> None:

@@ -124,9 +124,14 @@ class Control:
 
     @torch.inference_mode()
     def generate(
-        self, prompt: Sequence[int], emotion: Emotion | None, max_new_tokens: int, stop: Sequence[int] = ()
+        self,
+        prompt: Sequence[int],
+        emotion: Emotion | None,
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
+        **first: Any,
     ) -> tuple[list[int], list[float]]:
-        """Greedy decoding of one prompt.
+        """Greedy decoding of one prompt. first: what the model's first forward takes beside it (`pixel_values`).
 
         Returns: the new token ids, and the log-probability of each. Ends early after a token of `stop`.
         """
@@ -137,7 +142,7 @@ class Control:
         ids = torch.tensor([list(prompt)], device=device)
         with self.emotion(emotion, len(prompt)):
             while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in stop):
-                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **({} if tokens else first))
                 cache = output.past_key_values
                 scores = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
                 best = int(scores.argmax())

@@ -9,15 +9,14 @@ time; and {"error": text} where that fails.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from emovllm.answering import Answer, answer_lines
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import METHODS, resolve
 from emovllm.errors import PromptError
@@ -106,26 +105,16 @@ def fits(weights: int, device: str) -> bool:
     return weights * 1.2 + _SPARE_BYTES < free
 
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
-        reference = Reference(**json.loads(sys.argv[1]))
-    except Exception as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise SystemExit(1) from error
-    replies.write(json.dumps(reference.about()) + "\n")
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if "lengths" in request:
-                reply: dict[str, Any] = {"prompts": reference.prompts(**request)}
-            else:
-                reply = {"replies": reference.replies(**request)}
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
+def start(**arguments: Any) -> tuple[dict[str, Any], Answer]:
+    reference = Reference(**arguments)
+
+    def answer(**request: Any) -> dict[str, Any]:
+        if "lengths" in request:
+            return {"prompts": reference.prompts(**request)}
+        return {"replies": reference.replies(**request)}
+
+    return reference.about(), answer
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(start)

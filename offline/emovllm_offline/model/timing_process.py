@@ -9,9 +9,6 @@ emotion, make a static batch; one prompt at a time is the paper's way.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from emovllm.answering import Answer, answer_lines
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import resolve
 from emovllm_offline.model.control import Control
@@ -78,22 +76,10 @@ class Baseline:
         return {"seconds": time.perf_counter() - start, "arrivals": arrivals}
 
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
-        baseline = Baseline(**json.loads(sys.argv[1]))
-    except Exception as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise SystemExit(1) from error
-    replies.write(json.dumps({"device": baseline.model.device.type, "threads": torch.get_num_threads()}) + "\n")
-    for line in sys.stdin:
-        try:
-            reply = baseline.measure(**json.loads(line))
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
+def start(**arguments: Any) -> tuple[dict[str, Any], Answer]:
+    baseline = Baseline(**arguments)
+    return {"device": baseline.model.device.type, "threads": torch.get_num_threads()}, baseline.measure
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(start)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +17,7 @@ from emovllm_server.bench.engine import Launcher
 from emovllm_server.bench.plan import TAIL_OUTPUT, TAIL_TOKENS, Settings
 from emovllm_server.bench.record import Record
 from emovllm_server.bench.run import run
+from emovllm_server.terminating import as_interrupted
 
 
 def bench(
@@ -54,15 +53,13 @@ def bench(
     _check(settings)
     record = Record(folder, settings, fresh)
     launcher = Launcher(settings, path, str(where), folder / "logs")
-    # A terminated benchmark ends its engines too, and reports.
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run(settings, loaded.spec, record, launcher)
+        # A terminated benchmark reports, too.
+        with as_interrupted():
+            run(settings, loaded.spec, record, launcher)
         complete = True
     except KeyboardInterrupt:
         complete = False
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if not record.timings:
         return 130
     made = result.build(
@@ -109,7 +106,3 @@ def _console() -> Console:
     console = Console()
     # Where nobody looks at it, in a file, the tables need not fold.
     return console if console.is_terminal else Console(width=140)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

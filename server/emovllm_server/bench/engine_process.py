@@ -6,43 +6,37 @@ line out is {"seconds", "arrivals": [[seconds from submission, of each token]], 
 
 from __future__ import annotations
 
+import functools
 import gc
-import json
-import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+from emovllm.answering import Answer, answer_lines
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # vLLM logs to standard output
-    try:
-        from vllm import LLM
 
-        llm = LLM(**json.loads(sys.argv[1]))
-        said = describe(llm)
-    except Exception as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise SystemExit(1) from error
-    # What vLLM's own engine process does at this point: the collector need not walk what stays.
+def start(**arguments: Any) -> tuple[dict[str, Any], Answer]:
+    from vllm import LLM
+
+    llm = LLM(**arguments)
+    about = describe(llm.llm_engine.vllm_config)
+    settle()
+    return about, functools.partial(measure, llm)
+
+
+def settle() -> None:
+    """What vLLM's own engine process does once it is ready: the collector need not walk what stays."""
     gc.collect()
     gc.freeze()
-    replies.write(json.dumps(said) + "\n")
-    for line in sys.stdin:
-        try:
-            reply = measure(llm, **json.loads(line))
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
 
 
-def describe(llm: Any) -> dict[str, Any]:
+def describe(config: Any) -> dict[str, Any]:
+    """An engine, by vLLM's configuration of it."""
     import torch
     import vllm
     from vllm.platforms import current_platform
 
-    config = llm.llm_engine.vllm_config
     gpu = current_platform.device_type != "cpu"
     return {
         "device": current_platform.device_type,
@@ -63,63 +57,77 @@ def measure(
     llm: Any, prompts: list[list[int]], fields: list[dict[str, Any]], output_tokens: int, one_by_one: bool = False
 ) -> dict[str, Any]:
     """Untimed before: the cache of earlier prompts is forgotten, and a few tokens wake up what slept."""
-    generate(llm, [prompts[0][:8]], [{}], 4)
-    if not llm.llm_engine.reset_prefix_cache():
+    engine = llm.llm_engine
+    generate(engine, [prompts[0][:8]], [{}], 4)
+    if not engine.reset_prefix_cache():
         raise RuntimeError("the prefix cache could not be reset")
     gc.collect()
-    before = prefix_counters(llm)
+    before = prefix_counters(engine)
     start = time.perf_counter()
     if one_by_one:
-        arrivals = [generate(llm, [ids], [asked], output_tokens)[0] for ids, asked in zip(prompts, fields, strict=True)]
+        requests = zip(prompts, fields, strict=True)
+        arrivals = [generate(engine, [ids], [asked], output_tokens)[0] for ids, asked in requests]
     else:
-        arrivals = generate(llm, prompts, fields, output_tokens)
+        arrivals = generate(engine, prompts, fields, output_tokens)
     seconds = time.perf_counter() - start
-    after = prefix_counters(llm)
-    short = sum(len(times) != output_tokens for times in arrivals)
-    if short:
-        raise RuntimeError(f"{short} of {len(arrivals)} requests did not give {output_tokens} tokens")
+    after = prefix_counters(engine)
     return {"seconds": seconds, "arrivals": arrivals, "queries": after[0] - before[0], "hits": after[1] - before[1]}
 
 
-def generate(llm: Any, prompts: list[list[int]], fields: list[dict[str, Any]], output_tokens: int) -> list[list[float]]:
-    """Greedy, of exactly `output_tokens`. Returns: when each token came, in seconds from its request's submission.
+def generate(
+    engine: Any,
+    prompts: list[list[int]],
+    fields: list[dict[str, Any]],
+    output_tokens: int,
+    take: Callable[[int, Any], None] | None = None,
+    logprobs: int | None = None,
+) -> list[list[float]]:
+    """Greedy, of exactly `output_tokens`.
 
     Steps the engine here, rather than through `LLM.generate`: the time after each step is the tokens' own. Without
     detokenisation, which costs the same with and without emotions.
+
+    Args:
+        take: is given the number of a request, and each part of its reply as vLLM gives it. logprobs: as vLLM takes it.
+    Returns: when each token came, in seconds from its request's submission.
+    Raises: RuntimeError where a reply has another length.
     """
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
-    engine = llm.llm_engine
-    submitted: dict[str, float] = {}
-    arrivals: dict[str, list[float]] = {}
+    submitted: list[float] = []
+    arrivals: list[list[float]] = [[] for _ in prompts]
     for index, (ids, asked) in enumerate(zip(prompts, fields, strict=True)):
         params = SamplingParams(
             temperature=0,
             max_tokens=output_tokens,
             ignore_eos=True,
             detokenize=False,
+            logprobs=logprobs,
             output_kind=RequestOutputKind.DELTA,
             extra_args=asked or None,
         )
-        name = str(index)
-        arrivals[name] = []
-        submitted[name] = time.perf_counter()
-        engine.add_request(name, TokensPrompt(prompt_token_ids=ids), params)
+        submitted.append(time.perf_counter())
+        engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
     while engine.has_unfinished_requests():
         outputs = engine.step()
         now = time.perf_counter()
         for output in outputs:
-            name = output.request_id
-            arrivals[name] += [now - submitted[name]] * len(output.outputs[0].token_ids)
-    return list(arrivals.values())
+            index, part = int(output.request_id), output.outputs[0]
+            arrivals[index] += [now - submitted[index]] * len(part.token_ids)
+            if take is not None:
+                take(index, part)
+    short = sum(len(times) != output_tokens for times in arrivals)
+    if short:
+        raise RuntimeError(f"{short} of {len(arrivals)} requests did not give {output_tokens} tokens")
+    return arrivals
 
 
-def prefix_counters(llm: Any) -> tuple[int, int]:
+def prefix_counters(engine: Any) -> tuple[int, int]:
     """Tokens asked of the prefix cache, and found there, since the start."""
-    values = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    values = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
     return int(values["vllm:prefix_cache_queries"]), int(values["vllm:prefix_cache_hits"])
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(start)

@@ -6,18 +6,17 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from emovllm.emotion import KEY
 from emovllm.engine.settings import DEFAULT_NAME
 from emovllm.errors import OptionsError
 from emovllm_server import serve
 from emovllm_server.arguments import parse
+from emovllm_server.terminating import as_interrupted
 from emovllm_server.verify import report
 from emovllm_server.verify.options import ROUNDS, add_options
 from emovllm_server.verify.run import Subject, verify
@@ -37,11 +36,8 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     logs = options.logs or Path(tempfile.mkdtemp(prefix="emovllm-verify-"))
     logs.mkdir(parents=True, exist_ok=True)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with as_interrupted():
         findings = verify(subject, rounds, logs)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if findings.passed and options.logs is None:
         shutil.rmtree(logs, ignore_errors=True)
     print(json.dumps(report.as_json(findings), indent=1) if options.json else report.as_text(findings))
@@ -64,7 +60,3 @@ def _circuit(args: argparse.Namespace) -> str:
         raise OptionsError("verify takes one circuit at a time: give --circuit DIR once, without a name")
     folder: str = circuit[DEFAULT_NAME]
     return folder
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

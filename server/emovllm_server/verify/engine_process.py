@@ -10,42 +10,25 @@ that fails.
 
 from __future__ import annotations
 
+import functools
 import gc
-import json
-import os
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from emovllm.answering import Answer, answer_lines
 from emovllm.catalogue import Policy
 from emovllm.emotion import KEY
 from emovllm_server.arguments import parse
+from emovllm_server.bench.engine_process import describe, generate, prefix_counters, settle
 from emovllm_server.serve import fill_in
 from emovllm_server.verify.options import add_options
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # vLLM logs to standard output
-    try:
-        engine = start(**json.loads(sys.argv[1]))
-        said = describe(engine)
-    except BaseException as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise SystemExit(1) from error
-    gc.collect()
-    gc.freeze()
-    replies.write(json.dumps(said) + "\n")
-    for line in sys.stdin:
-        try:
-            reply = answer(engine, **json.loads(line))
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
+    answer_lines(start)
 
 
-def start(argv: Sequence[str], steered: bool, changes: dict[str, Any]) -> Any:
+def start(argv: Sequence[str], steered: bool, changes: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
     """vLLM's LLMEngine, with the defaults of its server."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -64,34 +47,21 @@ def start(argv: Sequence[str], steered: bool, changes: dict[str, Any]) -> Any:
     engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
     # As both of vLLM's front ends do before the first request: what the workers hold is compared here.
     engine.get_supported_tasks()
-    return engine
+    about = about_engine(engine, steered)
+    settle()
+    return about, functools.partial(answer, engine)
 
 
-def describe(engine: Any) -> dict[str, Any]:
-    import torch
-    import vllm
-    from vllm.platforms import current_platform
-
+def about_engine(engine: Any, steered: bool) -> dict[str, Any]:
     config = engine.vllm_config
-    gpu = current_platform.device_type != "cpu"
-    steered = isinstance(config.additional_config, dict) and config.additional_config.get(KEY) is not None
     return {
-        "device": current_platform.device_type,
-        "gpu": current_platform.get_device_name() if gpu else None,
-        "vllm": vllm.__version__,
-        "torch": torch.__version__,
-        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        **describe(config),
         "quantization": config.model_config.quantization,
-        "compilation": getattr(config.compilation_config.mode, "name", str(config.compilation_config.mode)),
-        "cudagraph": getattr(config.compilation_config.cudagraph_mode, "name", None) if gpu else None,
-        "v2_model_runner": bool(getattr(config, "use_v2_model_runner", False)),
         "tensor_parallel": config.parallel_config.tensor_parallel_size,
         "pipeline_parallel": config.parallel_config.pipeline_parallel_size,
-        "block_size": config.cache_config.block_size,
         "prefix_caching": bool(config.cache_config.enable_prefix_caching),
         "max_model_len": config.model_config.max_model_len,
         "max_num_seqs": config.scheduler_config.max_num_seqs,
-        "model": config.model_config.model,
         "ranks": [report["sites"] for report in engine.collective_rpc("emotion_report")] if steered else [],
     }
 
@@ -104,54 +74,21 @@ def answer(
     scored: bool = True,
     reset: bool = True,
 ) -> dict[str, Any]:
-    from vllm import SamplingParams, TokensPrompt
-    from vllm.sampling_params import RequestOutputKind
-
     if reset and not engine.reset_prefix_cache():
         raise RuntimeError("the prefix cache could not be reset")
-    before = prefix_hits(engine)
-    replies: dict[str, dict[str, list[Any]]] = {}
-    arrivals: dict[str, list[float]] = {}
-    submitted: dict[str, float] = {}
+    _, before = prefix_counters(engine)
+    replies: list[dict[str, list[Any]]] = [{"tokens": [], "logprobs": []} for _ in prompts]
+
+    def take(index: int, part: Any) -> None:
+        replies[index]["tokens"] += list(part.token_ids)
+        steps = zip(part.logprobs, part.token_ids, strict=True)
+        replies[index]["logprobs"] += [step[token].logprob for step, token in steps]
+
     gc.collect()
-    for index, (ids, asked) in enumerate(zip(prompts, fields, strict=True)):
-        name = str(index)
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=output_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=0 if scored else None,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args=asked or None,
-        )
-        replies[name], arrivals[name] = {"tokens": [], "logprobs": []}, []
-        submitted[name] = time.perf_counter()
-        engine.add_request(name, TokensPrompt(prompt_token_ids=ids), params)
-    while engine.has_unfinished_requests():
-        outputs = engine.step()
-        now = time.perf_counter()
-        for output in outputs:
-            name, part = output.request_id, output.outputs[0]
-            replies[name]["tokens"] += list(part.token_ids)
-            if scored:
-                steps = zip(part.logprobs, part.token_ids, strict=True)
-                replies[name]["logprobs"] += [step[token].logprob for step, token in steps]
-            arrivals[name] += [now - submitted[name]] * len(part.token_ids)
-    short = sum(len(reply["tokens"]) != output_tokens for reply in replies.values())
-    if short:
-        raise RuntimeError(f"{short} of {len(replies)} requests did not give {output_tokens} tokens")
-    return {
-        "replies": list(replies.values()),
-        "arrivals": list(arrivals.values()),
-        "hits": prefix_hits(engine) - before,
-    }
-
-
-def prefix_hits(engine: Any) -> int:
-    """Tokens found in the prefix cache since the start."""
-    values = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
-    return int(values["vllm:prefix_cache_hits"])
+    how: dict[str, Any] = {"take": take, "logprobs": 0} if scored else {}
+    arrivals = generate(engine, prompts, fields, output_tokens, **how)
+    _, after = prefix_counters(engine)
+    return {"replies": replies, "arrivals": arrivals, "hits": after - before}
 
 
 if __name__ == "__main__":

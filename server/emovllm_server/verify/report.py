@@ -31,7 +31,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
 
 def _facts(findings: Findings) -> dict[str, Any]:
     """On what it was found; no place on the machine."""
-    left_out = {"ranks", "model"}
+    left_out = {"ranks", "plugin"}
     engine = {name: value for name, value in findings.engine.items() if name not in left_out and value is not None}
     reference = findings.reference
     return {
