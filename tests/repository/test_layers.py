@@ -17,8 +17,9 @@ PACKAGES = {
 LAYERS = [
     {"commands", "api"},
     {"validation", "evaluation", "discovery", "refinement"},
-    {"model"},
     {"judges"},
+    {"model"},
+    {"endpoint"},
     {"data"},
     {"storage", "reporting", "intervals"},
 ]

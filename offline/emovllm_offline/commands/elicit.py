@@ -95,7 +95,7 @@ def _backend(options: ElicitOptions) -> Backend:
     from emovllm_offline.model.generate import EndpointBackend, ModelBackend
 
     if options.base_url is not None:
-        from emovllm_offline.judges.endpoint import Endpoint
+        from emovllm_offline.endpoint.client import Endpoint
 
         name = DEFAULT_MODEL_ID if options.model == "default" else options.model
         return EndpointBackend(Endpoint(name, options.base_url, concurrency=options.concurrency))

@@ -19,7 +19,8 @@ from emovllm_offline.data import sev
 from emovllm_offline.data.prompts import messages, require_different
 from emovllm_offline.data.styles import Style, common_emotions
 from emovllm_offline.discovery.survival import Accepted, Reply, accepted
-from emovllm_offline.judges.judge import FILTERED, Judge, Verdict
+from emovllm_offline.endpoint.answer import FILTERED
+from emovllm_offline.judges.judge import Judge, Verdict
 from emovllm_offline.model.generate import Backend, Generation, Question
 from emovllm_offline.storage.journal import Journal, Lines
 from emovllm_offline.storage.json_lines import read_json_lines

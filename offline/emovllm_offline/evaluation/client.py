@@ -15,12 +15,11 @@ import openai
 
 from emovllm.errors import EndpointError, EvaluationError, FilteredByEndpoint
 from emovllm_offline.data.prompts import TEMPLATE_OPTIONS, messages
+from emovllm_offline.endpoint.answer import FILTERED, answer_of
+from emovllm_offline.endpoint.client import create_chat, open_client, translated
+from emovllm_offline.endpoint.dialect import Dialect
 from emovllm_offline.evaluation.folder import Reply, Session
 from emovllm_offline.evaluation.plan import DECODING, PLAIN, Served, Task
-from emovllm_offline.judges.answer import answer_of
-from emovllm_offline.judges.dialect import Dialect
-from emovllm_offline.judges.endpoint import create_chat, open_client, translated
-from emovllm_offline.judges.judge import FILTERED
 
 In = TypeVar("In")
 Out = TypeVar("Out")

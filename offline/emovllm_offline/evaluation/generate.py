@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from emovllm.errors import EvaluationError
 from emovllm.progress import Bar
+from emovllm_offline.endpoint.loops import wait_for
 from emovllm_offline.evaluation.client import Connection, EmotionClient, connect, saturate
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Likelihood, Reply, Session
 from emovllm_offline.evaluation.likelihood import Likelihoods, Question
 from emovllm_offline.evaluation.plan import INSTRUCTED, Task
-from emovllm_offline.judges.loops import wait_for
 
 
 def missing_replies(planned: Sequence[Task], folder: Folder) -> list[Task]:

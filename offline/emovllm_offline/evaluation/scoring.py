@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emovllm_offline.endpoint.answer import FILTERED
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Reply
 from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task, plain_name
-from emovllm_offline.judges.judge import FILTERED, Judge, Verdict, require_judged
+from emovllm_offline.judges.judge import Judge, Verdict, require_judged
 from emovllm_offline.judges.text import TextMetrics, regime, text_metrics
 
 

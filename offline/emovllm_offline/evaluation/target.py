@@ -12,10 +12,10 @@ from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import CircuitError, EvaluationError
 from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
 from emovllm.progress import ENGINE_START, ENGINE_START_HINT, stage
+from emovllm_offline.endpoint.loops import wait_for
 from emovllm_offline.evaluation.client import Connection, connect
 from emovllm_offline.evaluation.local_server import local_server
 from emovllm_offline.evaluation.plan import Served
-from emovllm_offline.judges.loops import wait_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,6 @@ GROUP = "emovllm.judges"
 Opts = TypeVar("Opts")
 # The label of a text that expresses no emotion; it stands beside the emotions that a style names.
 NEUTRAL = "neutral"
-# The finish reason of a reply that an endpoint's content filter keeps back: there is nothing to judge.
-FILTERED = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)

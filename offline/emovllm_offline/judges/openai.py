@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint, UnusableJudge
-from emovllm_offline.judges.answer import ROOMS, Answer
+from emovllm_offline.endpoint.answer import ROOMS, Answer
 from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
 
 if TYPE_CHECKING:
-    from emovllm_offline.judges.endpoint import Chat, Endpoint, Messages
+    from emovllm_offline.endpoint.client import Chat, Endpoint, Messages
 
 TOLD = """You assess the style of short texts. You get a target emotion and a text. Decide whether the text is written \
 in the style of that emotion: its tone, its attitude and its choice of words are those of someone who feels it now.
@@ -46,7 +46,7 @@ class Options:
 
     def endpoint(self, name: str) -> Endpoint:
         """Raises: JudgeError where there is no model; EndpointError."""
-        from emovllm_offline.judges.endpoint import Endpoint
+        from emovllm_offline.endpoint.client import Endpoint
 
         if self.model is None:
             raise UnusableJudge(f"--judge {name} needs --judge-model")

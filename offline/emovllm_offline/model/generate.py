@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from emovllm.errors import FilteredByEndpoint
 from emovllm_offline.data.prompts import PLAIN_STOP, has_template, messages, render
 from emovllm_offline.data.styles import Frame
-from emovllm_offline.judges.judge import FILTERED
+from emovllm_offline.endpoint.answer import FILTERED
 from emovllm_offline.model.decoder import type_name
 
 if TYPE_CHECKING:
-    from emovllm_offline.judges.answer import Answer
-    from emovllm_offline.judges.endpoint import Chat, Endpoint
+    from emovllm_offline.endpoint.answer import Answer
+    from emovllm_offline.endpoint.client import Chat, Endpoint
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from emovllm_offline.data.sev import DEFAULT, expand
 from emovllm_offline.data.styles import Frame, Style, Turn
 from emovllm_offline.discovery.elicit import elicit, load_accepted, load_replies, tasks
 from emovllm_offline.discovery.survival import Reply, Survival, accepted, complete_groups, require
-from emovllm_offline.judges.endpoint import Endpoint
+from emovllm_offline.endpoint.client import Endpoint
 from emovllm_offline.judges.judge import Verdict
 from emovllm_offline.model.generate import EndpointBackend, Generation, ModelBackend, Question, stop_tokens
 from support.stub import counting, filtering, in_turn, stub_server

@@ -4,7 +4,7 @@ import pytest
 
 from emovllm.errors import EndpointError, JudgeError, RefusedByEndpoint, StoredError
 from emovllm_offline.data.styles import common_emotions, load_style
-from emovllm_offline.judges.endpoint import Endpoint
+from emovllm_offline.endpoint.client import Endpoint
 from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon
 from emovllm_offline.judges.openai import REMINDER, BlindOpenAIJudge, OpenAIJudge, json_objects

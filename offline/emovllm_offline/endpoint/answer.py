@@ -10,6 +10,8 @@ from emovllm.errors import FilteredByEndpoint
 # Tokens beyond what was asked for, tried one after the other where an answer is cut off before it says anything:
 # models that think may need them.
 ROOMS = (0, 2000, 8000)
+# The finish reason of an answer that an endpoint's content filter keeps back.
+FILTERED = "content_filter"
 # Thinking that no parser of the server has taken out of the text. A template may have opened it in the prompt.
 _NAMES = "think|thinking|thought|reasoning"
 _END = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)

@@ -7,9 +7,9 @@ import pytest
 
 from emovllm.errors import EndpointError, FilteredByEndpoint, JudgeError, RefusedByEndpoint
 from emovllm_offline.data.styles import Frame
-from emovllm_offline.judges.answer import without_thinking
-from emovllm_offline.judges.endpoint import ROOMS, Endpoint
-from emovllm_offline.judges.judge import FILTERED, CachedJudge, Verdict
+from emovllm_offline.endpoint.answer import FILTERED, without_thinking
+from emovllm_offline.endpoint.client import ROOMS, Endpoint
+from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.openai import MAX_TOKENS, PATIENCE, BlindOpenAIJudge, OpenAIJudge
 from emovllm_offline.model.generate import EndpointBackend, Generation, Question
 from support.stub import Refusal, completion, filtering, in_turn, newer_openai, stub_server, without_system_role

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from emovllm_offline.judges.loops import wait_for
+from emovllm_offline.endpoint.loops import wait_for
 
 
 async def answer() -> tuple[int, str]:

@@ -13,9 +13,9 @@ import openai
 
 from emovllm.environment import reach_loopback_directly
 from emovllm.errors import EmovllmError, EndpointError, FilteredByEndpoint, RefusedByEndpoint
-from emovllm_offline.judges.answer import ROOMS, Answer, answer_of
-from emovllm_offline.judges.dialect import Body, Dialect, is_filter
-from emovllm_offline.judges.loops import wait_for
+from emovllm_offline.endpoint.answer import ROOMS, Answer, answer_of
+from emovllm_offline.endpoint.dialect import Body, Dialect, is_filter
+from emovllm_offline.endpoint.loops import wait_for
 
 In = TypeVar("In")
 Out = TypeVar("Out")
