@@ -195,21 +195,28 @@ def test_weights_of_another_model_are_not_reloaded(begin: Callable[..., Engine],
         engine.generate([Ask([5, 6, 7], {"emotion": "anger"})], 1)
 
 
-@pytest.mark.parametrize("steered", [False, True])
-def test_vllms_own_compiler_equals_the_oracle(
-    tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, steered: bool
+def test_vllms_own_compiler_equals_the_oracle_and_loads_what_it_compiled_ahead_of_time(
+    tiny: Tiny, tmp_path: Path
 ) -> None:
-    # In this order, and with one compile cache: the steered engine must not load the plain one's graph.
-    folder = tmp_path_factory.getbasetemp() / "piecewise"
-    config = tiny.config(enforce_eager=False)
-    if not steered:
-        del config["additional_config"]
-    folder.mkdir(exist_ok=True)
-    asks = tiny.asks if steered else [Ask(ask.prompt) for ask in tiny.asks]
-    with Engine(
-        folder / f"{steered}.log", {"VLLM_CACHE_ROOT": str(folder / "cache")}, hook="piecewise", **config
-    ) as engine:
-        assert_same(engine.generate(asks, TOKENS), tiny.oracle.generate(asks, TOKENS))
+    other = random_circuit(tiny.model, tmp_path / "other", seed=1)
+    environment = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "VLLM_USE_AOT_COMPILE": "1"}
+
+    def loads(circuit: Path | None) -> bool:
+        """Whether an engine, in a process of its own, loads its graph rather than saves one."""
+        config = tiny.config(
+            enforce_eager=False, additional_config={"emovllm": {"circuit": str(circuit)}} if circuit else {}
+        )
+        asks = tiny.asks if circuit else [Ask(ask.prompt) for ask in tiny.asks]
+        oracle = Oracle(tiny.model, other) if circuit == other else tiny.oracle
+        with Engine(tmp_path / "log", environment, hook="piecewise", **config) as engine:
+            assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
+            loaded, saved = (text in engine.log() for text in ("Directly load AOT compilation", "saved AOT compiled"))
+        assert loaded != saved
+        return loaded
+
+    # With one cache: the steered engine must not load the plain one's graph, and another circuit at the same sites
+    # starts with that of the first.
+    assert [loads(circuit) for circuit in (None, tiny.circuit, other)] == [False, False, True]
 
 
 def test_several_replies_equal_the_oracle(

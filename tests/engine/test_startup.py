@@ -105,6 +105,27 @@ def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_
     assert graph_tag(circuits[:1], 7, 0) not in tags
 
 
+def test_what_vllm_compiled_ahead_of_time_is_loaded_for_no_other_graph(
+    make_config: Callable[..., Any], circuit: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.compilation.caching import aot_compile_hash_factors
+
+    def key(source: Path, **settings: Any) -> str:
+        config = make_config({"circuit": str(source), **settings})
+        configure(config)
+        factors = aot_compile_hash_factors(config)
+        assert config.compute_hash() in factors
+        return str(factors)
+
+    first = key(circuit)
+    # The vectors are inputs of the graph.
+    assert key(random_circuit(tiny, tmp_path / "other", seed=1)) == first
+    others = {key(circuit, capacity=7), key(random_circuit(tiny, tmp_path / "neurons", heads=0))}
+    monkeypatch.setattr("emovllm.engine.config.__version__", "0.0.0")
+    others.add(key(circuit))
+    assert len(others - {first}) == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
