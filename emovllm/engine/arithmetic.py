@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 # Up to this many emotions the sum is written as a reduction, which Inductor unrolls (below 8) or fuses with the
 # residual add and norm that follow; a matrix product cannot be fused.
 MAX_FUSED = 16
+
+
+class Form(NamedTuple):
+    """How injections are computed in an engine.
+
+    compiled: whether the graph around them may be. dtype: of what they are added to.
+    """
+
+    compiled: bool
+    dtype: torch.dtype = torch.float32
+
+    def fuses(self, columns: int) -> bool:
+        """Whether a sum over so many columns of coefficients is written as one."""
+        return self.compiled and columns <= MAX_FUSED
+
+    def vector_type(self, columns: int, device: torch.device) -> torch.dtype:
+        """What vectors are kept in. On a GPU the fused sum costs what it reads, mostly vectors: there they have the
+        model's own type. Elsewhere, turning 16 bits into 32 costs more than reading those."""
+        return self.dtype if device.type == "cuda" and self.fuses(columns) else torch.float32
 
 
 def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool) -> Tensor:
@@ -17,7 +38,7 @@ def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool)
         out: [..., tokens, hidden], any floating-point type; padding tokens included. The dimensions before are 1, as in
             vLLM's Transformers backend, which runs layers on [1, tokens, hidden].
         coefficients: float32 [max_tokens, emotions], row i belonging to token i; all zero for a plain token.
-        vectors: float32 [emotions, hidden], W @ delta.
+        vectors: [emotions, hidden], W @ delta, float32 or the type of `out`; the sum is float32.
         fused: whether the surrounding graph may be compiled, and the emotions are few enough. Where it is not, as
             inside of an opaque operator, the sum's [tokens, emotions, hidden] terms would be written to memory.
     Returns: a tensor like `out`; bit-identical to it in the rows of plain tokens.
@@ -28,7 +49,8 @@ def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool)
 
 
 def mixed(rows: Tensor, vectors: Tensor, fused: bool) -> Tensor:
-    """rows @ vectors: float32 [tokens, emotions] and [emotions, hidden]; fused: as in `add_emotion`."""
+    """rows @ vectors, in float32: float32 [tokens, emotions] and [emotions, hidden] of any type; fused: as in
+    `add_emotion`."""
     if fused and torch.compiler.is_compiling():
         return (rows.unsqueeze(2) * vectors).sum(1)
-    return torch.mm(rows, vectors)
+    return torch.mm(rows, vectors.float())

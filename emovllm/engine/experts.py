@@ -21,7 +21,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 
 from emovllm.architectures import parse_experts
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
+from emovllm.engine.arithmetic import Form, add_emotion
 from emovllm.engine.coefficients import Coefficients
 from emovllm.errors import Unsupported
 from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
@@ -53,7 +53,7 @@ def install(
     wanted: Container[tuple[str, int]] | None,
     shape: tuple[int, int],
     coefficients: Coefficients,
-    compiled: bool,
+    form: Form,
 ) -> list[ExpertsSite]:
     """Hooks the blocks of experts that this rank holds: those `wanted`, or all that can be.
 
@@ -76,7 +76,7 @@ def install(
             raise Unsupported(f"{name}: two blocks answer to {site_key('experts', number)}; it is not supported")
         router = next(getattr(block, part) for part in _ROUTERS if hasattr(block, part))
         sites[number] = ExpertsSite(number, block, router)
-        _hook(block, shape, coefficients, compiled)
+        _hook(block, shape, coefficients, form)
     return list(sites.values())
 
 
@@ -143,12 +143,12 @@ def _routed(site: ExpertsSite, vectors: Tensor) -> np.ndarray:
     return scores.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
-def _hook(block: Any, shape: tuple[int, int], coefficients: Coefficients, compiled: bool) -> None:
-    emotions = shape[0]
-    vectors = torch.zeros(shape, dtype=torch.float32, device=coefficients.buffer.device)
+def _hook(block: Any, shape: tuple[int, int], coefficients: Coefficients, form: Form) -> None:
+    emotions, device = shape[0], coefficients.buffer.device
+    vectors = torch.zeros(shape, dtype=form.vector_type(emotions, device), device=device)
     block.register_buffer("emotion_vectors", vectors, persistent=False)
     block.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
-    block.register_forward_hook(_adding(emotions, compiled and emotions <= MAX_FUSED))
+    block.register_forward_hook(_adding(emotions, form.fuses(emotions)))
 
 
 def _adding(emotions: int, fused: bool) -> Callable[[Any, Any, Any], Any]:

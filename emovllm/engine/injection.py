@@ -20,7 +20,7 @@ from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLine
 
 from emovllm.architectures import parse_site
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import MAX_FUSED, add_emotion
+from emovllm.engine.arithmetic import Form, add_emotion
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.fold import Folded, fold
 from emovllm.engine.lora import fold_adapters, follow_adapters
@@ -67,7 +67,7 @@ def install(
     wanted: Container[tuple[str, int]] | None,
     coefficients: Coefficients,
     capacity: int,
-    compiled: bool,
+    form: Form,
     bits: int | None,
 ) -> list[Site]:
     """Makes the projections that this rank holds ready for circuits: those `wanted`, or all of them.
@@ -82,7 +82,7 @@ def install(
         )
     sites = _find(model, wanted, bits)
     for site in sites:
-        _override(site, coefficients, compiled)
+        _override(site, coefficients, form)
         if site.lora is not None:
             width = site.layer.input_size_per_partition
             site.delta = torch.zeros(capacity, width, dtype=torch.float32, device=coefficients.buffer.device)
@@ -111,7 +111,7 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
             refused.append(error)
             layer.emotion_vectors[columns] = 0
             # Other ranks wait for this one, and refuse it too.
-            nothing = torch.full_like(layer.emotion_vectors[columns], torch.nan)
+            nothing = torch.full((len(circuit.names), layer.output_size), torch.nan)
             folded = Folded(nothing, nothing[:, 0])
         if site.delta is not None:
             site.delta[columns] = torch.from_numpy(shard).to(site.delta.device)
@@ -170,12 +170,11 @@ def _find(model: nn.Module, wanted: Container[tuple[str, int]] | None, bits: int
     return list(found.values())
 
 
-def _override(site: Site, coefficients: Coefficients, compiled: bool) -> None:
+def _override(site: Site, coefficients: Coefficients, form: Form) -> None:
     layer, apply = site.layer, site.apply
     columns = coefficients.buffer.shape[1]
-    fused = compiled and columns <= MAX_FUSED
-    device = coefficients.buffer.device
-    vectors = torch.zeros(columns, layer.output_size, dtype=torch.float32, device=device)
+    fused, device = form.fuses(columns), coefficients.buffer.device
+    vectors = torch.zeros(columns, layer.output_size, dtype=form.vector_type(columns, device), device=device)
     layer.register_buffer("emotion_vectors", vectors, persistent=False)
     layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
 

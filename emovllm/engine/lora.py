@@ -27,7 +27,7 @@ def follow_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:
     Args:
         wrapper: vLLM's RowParallelLinearWithLoRA.
         delta: float32 [emotions, input_size_per_partition], read whenever an adapter comes.
-        vectors: float32 [emotions * (1 + slots), hidden], written in place.
+        vectors: [emotions * (1 + slots), hidden], written in place.
     """
     wrapper.emotion_fold = delta, vectors
     for patch in (clear_slot, fold_slot):

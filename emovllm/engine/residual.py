@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import layer_key, steered_layers, steering_vectors
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import MAX_FUSED, mixed
+from emovllm.engine.arithmetic import Form, mixed
 from emovllm.engine.coefficients import Coefficients
 from emovllm.errors import Unsupported
 from emovllm.spec import ModelSpec
@@ -36,7 +36,7 @@ class SteeredLayer:
 
 
 def install(
-    model: nn.Module, spec: ModelSpec, coefficients: Coefficients, capacity: int, compiled: bool
+    model: nn.Module, spec: ModelSpec, coefficients: Coefficients, capacity: int, form: Form
 ) -> list[SteeredLayer]:
     """Hooks the band's layers that this rank holds. Raises: Unsupported."""
     wanted = steered_layers(spec.num_hidden_layers)
@@ -54,7 +54,7 @@ def install(
         layer.register_buffer("emotion_vectors", vectors, persistent=False)
         layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
         carried = "residual" in inspect.signature(layer.forward).parameters
-        layer.register_forward_hook(_hook(capacity, carried, compiled and capacity <= MAX_FUSED))
+        layer.register_forward_hook(_hook(capacity, carried, form.fuses(capacity)))
         steered.append(SteeredLayer(number, layer))
     return steered
 

@@ -15,6 +15,7 @@ from emovllm import __version__
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
+from emovllm.engine.arithmetic import Form
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.settings import settings_of
@@ -75,20 +76,20 @@ class EmotionWorkerMixin:
             adapters=adapters_of(config),
             steering=settings.steering,
         )
-        compiled = config.compilation_config.mode != CompilationMode.NONE
+        form = Form(config.compilation_config.mode != CompilationMode.NONE, config.model_config.dtype)
         room = has_room(circuits.values(), settings.capacity)
         wanted = None if room else {site for circuit in circuits.values() for site in circuit.sites()}
         self.emotion_sites = injection.install(
-            runner.get_model(), wanted, self.emotion_coefficients, settings.capacity, compiled, weight_bits(config)
+            runner.get_model(), wanted, self.emotion_coefficients, settings.capacity, form, weight_bits(config)
         )
         spec = next(iter(circuits.values())).spec.model
         self.expert_sites = experts.install(
-            runner.get_model(), wanted, (settings.capacity, spec.hidden_size), self.emotion_coefficients, compiled
+            runner.get_model(), wanted, (settings.capacity, spec.hidden_size), self.emotion_coefficients, form
         )
         self.steered_layers = []
         if settings.steering:
             self.steered_layers = residual.install(
-                runner.get_model(), spec, self.emotion_coefficients, settings.capacity, compiled
+                runner.get_model(), spec, self.emotion_coefficients, settings.capacity, form
             )
         self.emotion_circuits = {}
         first = 0

@@ -21,6 +21,7 @@ from vllm.utils.network_utils import get_open_port
 
 from emovllm.architectures import parse_site
 from emovllm.engine import experts
+from emovllm.engine.arithmetic import Form
 from emovllm.engine.coefficients import Coefficients
 from support.pictures import stand_in
 
@@ -51,7 +52,7 @@ def sites(folder: str) -> list[list[Any]]:
         for name, module in model.named_modules()
         if isinstance(module, RowParallelLinear) and (site := parse_site(name)) is not None
     ]
-    blocks = experts.install(model, None, (1, 64), Coefficients(1, 8, torch.device("cpu"), 1), compiled=False)
+    blocks = experts.install(model, None, (1, 64), Coefficients(1, 8, torch.device("cpu"), 1), Form(compiled=False))
     return sorted(sites + [["experts", block.number, block.router.output_size] for block in blocks])
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from emovllm.emotion import Wire
-from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import BatchAdapters, Coefficients
 from emovllm.spec import Scope
 
@@ -212,39 +208,6 @@ def test_no_coefficient_is_left_when_the_last_steered_request_ends() -> None:
     batch.step({"a": 20, "b": 3})
     assert batch.step({"b": 1}).any() == 0
     assert not batch.coefficients.buffer.any()
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_without_coefficients_are_bit_identical(dtype: torch.dtype, compiled: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    out = torch.randn(5, 16, generator=generator).to(dtype)
-    coefficients = torch.zeros(8, 3)
-    coefficients[2] = torch.tensor([1.0, -0.5, 0.25])
-    vectors = torch.randn(3, 16, generator=generator)
-    add = torch.compile(add_emotion, backend="eager", fullgraph=True) if compiled else add_emotion
-    steered = add(out, coefficients, vectors, True)
-    others = [0, 1, 3, 4]
-    assert steered.dtype == dtype
-    assert torch.equal(steered[others], out[others])
-    expected = (out[2].float() + vectors[0] - 0.5 * vectors[1] + 0.25 * vectors[2]).to(dtype)
-    torch.testing.assert_close(steered[2], expected)
-
-
-def test_what_is_not_compiled_holds_no_terms_of_the_sum_in_memory() -> None:
-    largest = 0
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            largest = max(largest, result.numel())
-            return result
-
-    coefficients, vectors, out = torch.ones(64, 6), torch.ones(6, 16), torch.ones(32, 16)
-    with Sizes():
-        add_emotion(out, coefficients, vectors, fused=True)
-    assert largest == 32 * 16
 
 
 def test_steering_has_columns_of_its_own_behind_those_of_adapters() -> None:

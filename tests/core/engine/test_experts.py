@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emovllm.circuit import Circuit
 from emovllm.engine import experts
+from emovllm.engine.arithmetic import Form
 from emovllm.engine.coefficients import Coefficients
 from emovllm.errors import Unsupported
 from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec
@@ -53,7 +54,9 @@ def coefficients() -> Coefficients:
 @pytest.mark.parametrize("as_tuple", [False, True])
 def test_each_token_gets_its_emotions_vectors_and_others_not_a_bit(as_tuple: bool) -> None:
     block = Block(as_tuple)
-    (site,) = experts.install(model_of(nn.Identity(), block), {("experts", 1)}, (2, HIDDEN), coefficients(), False)
+    (site,) = experts.install(
+        model_of(nn.Identity(), block), {("experts", 1)}, (2, HIDDEN), coefficients(), Form(False)
+    )
     assert site.key == "experts.1"
     site.layer.emotion_vectors[:] = torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40]])
     tokens = torch.randn(3, HIDDEN)
@@ -83,7 +86,7 @@ def circuit_of(gate: nn.Linear) -> Circuit:
 
 def test_the_model_is_known_by_what_its_routers_say_of_the_vectors() -> None:
     block = Block()
-    sites = experts.install(model_of(block), {("experts", 0)}, (2, HIDDEN), coefficients(), False)
+    sites = experts.install(model_of(block), {("experts", 0)}, (2, HIDDEN), coefficients(), Form(False))
     circuit = circuit_of(block.gate)
     experts.fill(sites, circuit, 0)
     assert torch.equal(sites[0].layer.emotion_vectors, torch.from_numpy(circuit.site_delta("experts", 0)))
@@ -94,7 +97,7 @@ def test_the_model_is_known_by_what_its_routers_say_of_the_vectors() -> None:
 
 
 def test_the_mlp_of_a_layer_without_experts_is_no_block() -> None:
-    assert experts.install(model_of(nn.Identity(), nn.Identity()), None, (2, HIDDEN), coefficients(), False) == []
+    assert experts.install(model_of(nn.Identity(), nn.Identity()), None, (2, HIDDEN), coefficients(), Form(False)) == []
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,6 @@ def test_a_block_whose_output_is_not_whole_is_refused(settings: dict[str, Any], 
     block = Block()
     block.experts = SimpleNamespace(**settings)
     with pytest.raises(Unsupported, match=rf"layers\.0\.mlp: .*{message}; or discover the circuit without --experts"):
-        experts.install(model_of(block), {("experts", 0)}, (2, HIDDEN), coefficients(), False)
+        experts.install(model_of(block), {("experts", 0)}, (2, HIDDEN), coefficients(), Form(False))
     # Where circuits may come later, it is left as it is, and one that needs it is refused then.
-    assert experts.install(model_of(block), None, (2, HIDDEN), coefficients(), False) == []
+    assert experts.install(model_of(block), None, (2, HIDDEN), coefficients(), Form(False)) == []
