@@ -25,7 +25,7 @@ from emovllm.options import published_command
 from emovllm.spec import CircuitSpec
 from emovllm_server.bench import command, result
 from emovllm_server.bench.cli import BenchOptions
-from emovllm_server.bench.engine import Engine, Launcher
+from emovllm_server.bench.engine import Engine, Launcher, environment
 from emovllm_server.bench.plan import (
     BLENDS,
     HF,
@@ -404,7 +404,7 @@ def test_engines_are_alike_but_for_the_plugin_and_the_circuit(tmp_path: Path, mo
     assert steered["additional_config"] == {"theirs": 1, "emovllm": {"allow_untested_vllm": True, "circuit": "CIRCUIT"}}
     del plain["additional_config"], steered["additional_config"]
     assert plain == steered
-    of_plain, of_steered = launcher.environment(PLAIN_A), launcher.environment(STEERED)
+    of_plain, of_steered = environment(False), environment(True)
     assert (of_plain.pop("VLLM_PLUGINS"), of_steered.pop("VLLM_PLUGINS")) == ("", "emovllm")
     assert of_plain == of_steered
     assert of_plain["VLLM_USE_V2_MODEL_RUNNER"] == "1"

@@ -36,8 +36,18 @@ class Measuring(Protocol):
 class Engine:
     """An engine in a process of its own, idle until asked; ends with `close`, or with this process."""
 
-    def __init__(self, name: str, module: str, arguments: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
-        """Waits until it is ready. Raises: BenchError."""
+    about: dict[str, Any]  # what it says of itself, once it is ready
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Mapping[str, Any],
+        env: Mapping[str, str],
+        log: Path,
+        wait: bool = True,
+    ) -> None:
+        """wait: until it is ready; several can start together where each is waited for later. Raises: BenchError."""
         self._name = name
         self._log = log
         with log.open("w") as output:
@@ -51,6 +61,11 @@ class Engine:
                 # A session of its own: Ctrl-C is this process's to handle, and workers end with the engine.
                 start_new_session=True,
             )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it is ready. Raises: BenchError, the engine being closed then."""
         try:
             self.about = self._read()
         except BaseException:
@@ -93,6 +108,12 @@ class Engine:
         return reply
 
 
+def environment(steered: bool) -> dict[str, str]:
+    """Of an engine with our plugin, or with none."""
+    # In its own process's stead the engine is stepped by hand: no other process may hold it.
+    return {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": KEY if steered else ""}
+
+
 class Launcher:
     """Starts the engines of one benchmark: all alike, but for the plugin and the circuit."""
 
@@ -112,7 +133,7 @@ class Launcher:
     def __call__(self, name: str, start: int) -> Engine:
         log = self._logs / f"{start}-{name.replace(' ', '-')}.log"
         arguments = self.hf_arguments() if name == HF else self.arguments(name)
-        engine = Engine(name, MODULES.get(name, VLLM_MODULE), arguments, self.environment(name), log)
+        engine = Engine(name, MODULES.get(name, VLLM_MODULE), arguments, environment(name == STEERED), log)
         if engine.about.get("plugin", False) != (name == STEERED):
             engine.close()
             raise BenchError(f"{name}: emovllm's plugin is {'' if name != STEERED else 'not '}loaded there; see {log}")
@@ -143,12 +164,4 @@ class Launcher:
             "circuit": self._circuit,
             "dtype": settings.dtype,
             "random_weights": settings.engine_args.get("load_format") == "dummy",
-        }
-
-    def environment(self, name: str) -> dict[str, str]:
-        # In this process's stead the engine is stepped by hand: no other process may hold it.
-        return {
-            **os.environ,
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_PLUGINS": KEY if name == STEERED else "",
         }

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from emovllm.emotion import KEY
 from emovllm.errors import BenchError
 from emovllm.progress import Bar
 from emovllm_server.bench import machine
-from emovllm_server.bench.engine import Engine
+from emovllm_server.bench.engine import Engine, environment
 from emovllm_server.verify import checks, plan
 from emovllm_server.verify.checks import Reply, Timing, Verdict
 from emovllm_server.verify.plan import Batch
@@ -23,7 +22,7 @@ from emovllm_server.verify.plan import Batch
 _ENGINE = "emovllm_server.verify.engine_process"
 _REFERENCE = "emovllm_offline.model.reference_process"
 # FlashAttention takes no float32, and Triton's products are TF32 unless told otherwise.
-_FLOAT32 = {"TRITON_F32_DEFAULT": "ieee", "VLLM_FLOAT32_MATMUL_PRECISION": "highest"}
+FLOAT32 = {"TRITON_F32_DEFAULT": "ieee", "VLLM_FLOAT32_MATMUL_PRECISION": "highest"}
 # Of a GPU, for each of two engines that are there at once.
 _HALF = {"gpu_memory_utilization": 0.45}
 
@@ -93,7 +92,7 @@ def verify(subject: Subject, rounds: int, logs: Path) -> Findings:
             findings.verdicts.append(Verdict("exact in float32", None, told))
         elif subject.dtype != "float32":
             bar.tell("the engine in float32")
-            if (engine := _start(findings, "float32", {"dtype": "float32"}, _FLOAT32)) is not None:
+            if (engine := _start(findings, "float32", {"dtype": "float32"}, FLOAT32)) is not None:
                 with contextlib.closing(engine):
                     findings.verdicts += in_float32(engine, asked)
         bar.advance()
@@ -105,18 +104,24 @@ def verify(subject: Subject, rounds: int, logs: Path) -> Findings:
 def _as_served(findings: Findings, asked: Asked, running: contextlib.ExitStack, bar: Bar) -> None:
     together = findings.reference["fits_twice"]
     changes = _HALF if together else {}
-    if (plain := _start(findings, "plain", changes, {})) is None:
-        return
-    running.enter_context(contextlib.closing(plain))
-    replies = _replies(plain, asked.mixed.plain())
-    seconds = {} if together else timed({"plain": plain}, asked, findings.rounds)
-    if not together:
-        plain.close()
+    float32 = findings.reference["dtype"] == findings.subject.dtype == "float32"
+    replies: list[Reply] = []
+    seconds: dict[str, list[float]] = {}
+    plain = None
+    # In float32 the reference is the measure, and plain vLLM is there to be timed.
+    if findings.rounds or not float32:
+        if (plain := _start(findings, "plain", changes, {})) is None:
+            return
+        running.enter_context(contextlib.closing(plain))
+        replies = _replies(plain, asked.mixed.plain())
+        if not together:
+            seconds = timed({"plain": plain}, asked, findings.rounds)
+            plain.close()
     if (steered := _start(findings, "steered", changes, {})) is None:
         return
     running.enter_context(contextlib.closing(steered))
     findings.engine = steered.about
-    if findings.reference["dtype"] == findings.subject.dtype == "float32":
+    if float32:
         findings.verdicts += in_float32(steered, asked)
     else:
         findings.verdicts += as_served(steered, asked, checks.difference(replies, asked.wanted_plain))
@@ -124,7 +129,7 @@ def _as_served(findings: Findings, asked: Asked, running: contextlib.ExitStack, 
     bar.advance()
     if findings.rounds:
         bar.tell("time per token, plain and steered in turn")
-        engines = {"idle": steered, "steered": steered, **({"plain": plain} if together else {})}
+        engines = {"idle": steered, "steered": steered, **({"plain": plain} if plain is not None and together else {})}
         seconds |= timed(engines, asked, findings.rounds)
         findings.verdicts.append(checks.cost(Timing(**seconds), together))
         bar.advance()
@@ -207,9 +212,8 @@ def _start(findings: Findings, name: str, changes: dict[str, Any], env: dict[str
     """None where the engine does not start, which is a finding too."""
     steered = name != "plain"
     arguments = {"argv": findings.subject.argv, "steered": steered, "changes": changes}
-    settings = {"VLLM_PLUGINS": KEY if steered else "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     try:
-        return Engine(name, _ENGINE, arguments, {**os.environ, **settings, **env}, findings.logs / f"{name}.log")
+        return Engine(name, _ENGINE, arguments, {**environment(steered), **env}, findings.logs / f"{name}.log")
     except BenchError as error:
         findings.verdicts.append(Verdict("the engine starts", False, str(error)))
         return None
