@@ -13,6 +13,7 @@ from emovllm import __version__
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import KEY
+from emovllm.engine import connectors
 from emovllm.engine.arithmetic import MAX_FUSED
 from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Carried, Settings, settings_of
 from emovllm.errors import Unsupported
@@ -50,7 +51,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
         check_model(vllm_config, name, circuit)
         check_directions(settings, name, circuit)
     capacity = _capacity(settings, circuits.values())
-    _check_modes(vllm_config)
+    _check_modes(vllm_config, settings)
     _use_our_classes(vllm_config)
     _unroll_sums(vllm_config)
     digests = {name: circuit.digest() for name, circuit in circuits.items()}
@@ -162,7 +163,7 @@ def check_model(vllm_config: VllmConfig, name: str, circuit: Circuit) -> None:
         raise Unsupported(f"{which} was made for {spec.id}, which is not the model {model.model}: {'; '.join(wrong)}")
 
 
-def _check_modes(vllm_config: VllmConfig) -> None:
+def _check_modes(vllm_config: VllmConfig, settings: Settings) -> None:
     """Refuses what is not exact, or not yet shown to be."""
     import vllm.envs as envs
 
@@ -183,9 +184,6 @@ def _check_modes(vllm_config: VllmConfig) -> None:
         "adaptive verification of drafts, which moves tokens between requests on the device; turn it off": getattr(
             vllm_config.speculative_config, "enable_adaptive_verification", False
         ),
-        f"KV connectors, whose caches do not tell emotions apart; drop {_kv_option(vllm_config)}": bool(
-            vllm_config.kv_transfer_config
-        ),
         "weights that are moved to the device when they are needed, where the circuit cannot be folded through them; "
         "drop --offload-group-size": _prefetches(vllm_config),
         "offloaded weights without unified addressing; unset VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": _copies(vllm_config),
@@ -194,6 +192,7 @@ def _check_modes(vllm_config: VllmConfig) -> None:
         ),
     }
     refused = [what for what, present in refusals.items() if present]
+    refused += connectors.refusals(vllm_config, settings.trusted_connectors)
     if refused:
         raise Unsupported(f"emovllm cannot steer exactly with {'; nor with '.join(refused)}")
 
@@ -209,12 +208,6 @@ def _copies(vllm_config: VllmConfig) -> bool:
     offload = getattr(vllm_config, "offload_config", None)
     disabled = getattr(envs, "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA", False)
     return offload is not None and disabled and offload.uva.cpu_offload_gb > 0
-
-
-def _kv_option(vllm_config: VllmConfig) -> str:
-    """What asks for a KV connector: vLLM makes a --kv-transfer-config of the other."""
-    offloaded = getattr(vllm_config.cache_config, "kv_offloading_size", None) is not None
-    return "--kv-offloading-size" if offloaded else "--kv-transfer-config"
 
 
 def _above_one(config: Any, name: str) -> bool:

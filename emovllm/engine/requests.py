@@ -12,6 +12,7 @@ from typing import Any
 
 from emovllm.catalogue import Applied, Catalogue
 from emovllm.emotion import FIELDS, KEY, Wire
+from emovllm.engine import transfer
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
 from emovllm.errors import EmotionError, Reason
@@ -164,6 +165,9 @@ def resolving(process_inputs: Callable[..., Any], self: Any, *args: Any, **kwarg
             raise ValueError("this engine has no circuit")
     elif params.extra_args or beam or catalogue.policy.default_emotion is not None:
         _resolve_params(params, catalogue, bool(request.resumable), beam)
+        if self.vllm_config.kv_transfer_config is not None:
+            tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+            transfer.accept(params, len(tokens))
     return request
 
 

@@ -15,12 +15,20 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from emovllm.emotion import KEY, Wire
 from emovllm.engine.patching import patches
+from emovllm.engine.transfer import injected
 
 
 class _EmotionCache:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         separate_emotions.install()
         super().__init__(*args, **kwargs)
+
+    def _connector_finished(self, request: Any) -> tuple[bool, dict[str, Any] | None]:
+        # What a prefill instance tells its router, and the router a decode instance.
+        delay, params = super()._connector_finished(request)  # type: ignore[misc]
+        if params is not None:
+            params = {**params, KEY: injected(Wire.of(request.sampling_params))}
+        return delay, params
 
 
 class EmotionScheduler(_EmotionCache, Scheduler):
@@ -45,14 +53,16 @@ def separate_emotions(
     keys, next_mm_idx = generate_block_hash_extra_keys(request, start_token_idx, end_token_idx, start_mm_idx)
     key = _request_key(request)
     if key is not None and end_token_idx > key.first:
-        keys = (*(keys or ()), (KEY, key.digest, key.first))
+        keys = (*(keys or ()), (KEY, key.text))
     return keys, next_mm_idx
 
 
 class _Key(NamedTuple):
-    digest: str
-    # The first position injected: with the same emotion and the same tokens, one request's prompt may hold the
-    # beginning of another's reply.
+    """text: what was injected and where it begins, for with the same emotion and the same tokens, one request's prompt
+    may hold the beginning of another's reply. One text, as events of the cache publish a single value of each key.
+    first: the first position injected."""
+
+    text: str
     first: int
 
 
@@ -66,5 +76,5 @@ def _request_key(request: Any) -> _Key | None:
             request._emotion_key = None
         else:
             first = 0 if wire.scope == "all" else wire.prompt_length(request.num_prompt_tokens) - 1
-            request._emotion_key = _Key(wire.cache_key(), first)
+            request._emotion_key = _Key(f"{wire.cache_key()} from {first}", first)
         return request._emotion_key

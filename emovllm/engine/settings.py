@@ -39,6 +39,8 @@ class Settings(Policy):
     capacity: Annotated[int, Field(gt=0, le=MAX_EMOTIONS)] | None = None
     circuit_root: _Source | None = None
     allow_untested_vllm: bool = False
+    # KV connectors that are not vLLM's, of which the user says that they go by its block hashes or own blocks.
+    trusted_connectors: tuple[str, ...] = ()
     # Whether requests may ask for the steering baseline too, as evaluations do.
     steering: bool = False
     # Filled in: each circuit's digest.

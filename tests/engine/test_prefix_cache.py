@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
+from emovllm.emotion import KEY
+
 BLOCK = 32
 TOKENS = list(range(4 * BLOCK))
 
 Hashes = Callable[..., list[Any]]
+Requests = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def hashes() -> Hashes:
-    """`hashes(prompt_len, scope, weights, prompt_of_beam)`: a request's blocks, its text always being the same."""
+def requests() -> Requests:
+    """`requests(prompt_len, scope, weights, prompt_of_beam)`: a request whose text is always the same."""
     from vllm import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core import kv_cache_utils
@@ -27,22 +30,26 @@ def hashes() -> Hashes:
     kv_cache_utils.init_none_hash(sha256)
     hasher = kv_cache_utils.get_request_block_hasher(BLOCK, sha256)
 
-    def hashes(
-        prompt: int, scope: str = "generation", weight: float | None = 1.0, beam: int | None = None
-    ) -> list[Any]:
+    def request(prompt: int, scope: str = "generation", weight: float | None = 1.0, beam: int | None = None) -> Any:
         # As it comes from another process.
         extra = {"emovllm": ["digest", {"anger": weight}, scope, "circuit", beam]} if weight is not None else None
-        request = Request(
+        asked = Request(
             request_id="0",
             prompt_token_ids=TOKENS[:prompt],
             sampling_params=SamplingParams(max_tokens=len(TOKENS), extra_args=extra),
             pooling_params=None,
             block_hasher=hasher,
         )
-        request.append_output_token_ids(TOKENS[prompt:])
-        return list(request.block_hashes)
+        asked.append_output_token_ids(TOKENS[prompt:])
+        return asked
 
-    return hashes
+    return request
+
+
+@pytest.fixture(scope="module")
+def hashes(requests: Requests) -> Hashes:
+    """The hashes of the blocks of such a request."""
+    return lambda *args, **kwargs: list(requests(*args, **kwargs).block_hashes)
 
 
 def shared(a: list[Any], b: list[Any]) -> int:
@@ -79,3 +86,24 @@ def test_what_is_injected_everywhere_is_shared_whatever_was_the_prompt(hashes: H
 
 def test_a_beams_steps_share_what_the_steps_before_have_generated(hashes: Hashes) -> None:
     assert shared(hashes(40), hashes(90, beam=40)) == 4
+
+
+def test_events_say_what_the_hash_of_each_block_is_made_of(requests: Requests) -> None:
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import hash_block_tokens, maybe_convert_block_hash
+
+    pool = BlockPool(8, enable_caching=True, hash_block_size=BLOCK, enable_kv_cache_events=True)
+    request = requests(40)
+    pool.cache_full_blocks(request, pool.get_new_blocks(4), 0, 4, BLOCK, 0)
+    (event,) = pool.take_events()
+    plain, *steered = event.extra_keys
+    assert plain is None
+    assert steered == [('["digest", [["anger", 1.0]], "generation", "circuit"] from 39',)] * 3
+    # Who knows the key's name, too, can make the hashes of the tokens.
+    parent, rebuilt = None, []
+    for block, keys in enumerate(event.extra_keys):
+        tokens = event.token_ids[block * BLOCK : (block + 1) * BLOCK]
+        parent = hash_block_tokens(sha256, parent, tokens, keys and tuple((KEY, key) for key in keys))
+        rebuilt.append(maybe_convert_block_hash(parent))
+    assert rebuilt == event.block_hashes

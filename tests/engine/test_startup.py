@@ -169,9 +169,8 @@ def test_a_model_of_other_dimensions_is_refused(
         ({"worker_cls": "vllm.v1.worker.xpu_worker.XPUWorker"}, "worker class vllm.v1.worker.xpu_worker.XPUWorker"),
         (
             {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-            "drop --kv-transfer-config",
+            "ExampleConnector (--kv-transfer-config): it goes by hashes of token ids",
         ),
-        ({"kv_offloading_size": 1.0}, "drop --kv-offloading-size"),
         ({"offload_group_size": 2}, "drop --offload-group-size"),
     ],
 )
@@ -181,6 +180,12 @@ def test_what_would_not_be_exact_is_refused(
     with pytest.raises(Unsupported) as caught:
         configure(make_config({"circuit": str(circuit)}, **changes))
     assert message in str(caught.value)
+
+
+def test_what_is_offloaded_by_vllms_block_hashes_is_served(make_config: Callable[..., Any], circuit: Path) -> None:
+    config = make_config({"circuit": str(circuit)}, kv_offloading_size=1.0)
+    assert config.kv_transfer_config.kv_connector == "OffloadingConnector"
+    assert configure(config) is not None
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ class Reply:
     top: list[list[list[float]]] = field(default_factory=list)
     # With `prompt_logprobs`: those of the prompt's tokens from its second on.
     prompt_logprobs: list[float] = field(default_factory=list)
+    # What a prefill engine tells a router.
+    transfer: dict[str, Any] | None = None
 
 
 @dataclass

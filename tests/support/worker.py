@@ -164,6 +164,7 @@ def generate(
                 **completion(output.outputs[0]),
                 "others": [completion(other) for other in output.outputs[1:]],
                 "prompt_logprobs": prompt_logprobs(output),
+                "transfer": output.kv_transfer_params,
             }
             for output in outputs
         ],
