@@ -32,7 +32,6 @@ from emovllm_offline.data.examples import load_examples
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.sev import Item, expand, load_sev
 from emovllm_offline.data.styles import load_style
-from emovllm_offline.evaluation.likelihood import Likelihoods
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
 from emovllm_offline.judges.text import text_metrics
@@ -40,6 +39,7 @@ from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.generate import stop_tokens
 from emovllm_offline.model.hooks import Hook, before, hooked
+from emovllm_offline.model.likelihood import Likelihoods
 from emovllm_offline.model.load import load
 
 

@@ -68,3 +68,25 @@ def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     mean = values.mean(0)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return mean, mean - half, mean + half
+
+
+def by_group(values: Sequence[float] | np.ndarray, groups: Sequence[str], seed: int = 0) -> Estimate:
+    """A mean with its percentile bootstrap interval, of which whole groups are drawn: their members are no independent
+    evidence. A share of values that are each a group of their own has Wilson's interval, where they are 0 and 1.
+
+    Raises: ValueError where there are no values.
+    """
+    sample = np.asarray(values, np.float64)
+    if len(sample) == 0 or len(sample) != len(groups):
+        raise ValueError(f"{len(sample)} values, {len(groups)} groups")
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) == len(sample) and set(np.unique(sample)) <= {0.0, 1.0}:
+        share = wilson(int(sample.sum()), len(sample))
+        assert share is not None
+        return share
+    sums = np.bincount(place, sample)
+    sizes = np.bincount(place)
+    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Estimate(float(sample.mean()), float(low), float(high), len(sample))

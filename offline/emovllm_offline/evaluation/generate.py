@@ -9,8 +9,9 @@ from emovllm.progress import Bar
 from emovllm_offline.endpoint.loops import wait_for
 from emovllm_offline.evaluation.client import Connection, EmotionClient, connect, saturate
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Likelihood, Reply, Session
-from emovllm_offline.evaluation.likelihood import Likelihoods, Question
+from emovllm_offline.evaluation.likelihood import Question, answer
 from emovllm_offline.evaluation.plan import INSTRUCTED, Task
+from emovllm_offline.model.likelihood import Likelihoods
 
 
 def missing_replies(planned: Sequence[Task], folder: Folder) -> list[Task]:
@@ -68,11 +69,11 @@ def ask_model(planned: Sequence[Task], folder: Folder, model: str) -> None:
     scorer = Likelihoods.load(model)
     with Bar("perplexity", len(todo), unit="requests") as bar:
 
-        def done(answer: Likelihood) -> None:
-            folder.add_likelihood(answer)
+        def done(likelihood: Likelihood) -> None:
+            folder.add_likelihood(likelihood)
             bar.advance()
 
-        folder.add_session(scorer.answer(todo, done))
+        folder.add_session(answer(scorer, todo, done))
 
 
 async def _replies(

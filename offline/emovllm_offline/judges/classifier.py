@@ -36,7 +36,7 @@ class Options:
     """model: a folder or id; labels: emotions by the model's names for them; device: of torch."""
 
     model: str = option(
-        DEFAULT_MODEL, "the judge's model: its name at its endpoint; for hf a folder or id", metavar="M"
+        DEFAULT_MODEL, "the judge's model: its name at its endpoint; for hf and llm a folder or id", metavar="M"
     )
     labels: Mapping[str, str] | None = option(
         None, "emotions by the hf model's names for them", metavar="THEIRS=OURS,..."

@@ -22,11 +22,11 @@ Judge how the text is written, not whether what it reports is good or bad: bad n
 angrily. A text that is even-tempered, that only mentions the emotion, or that expresses another one does not match.
 Answer with one JSON object: {"match": 1 or 0, "reason": "at most fifteen words"}."""
 
-BLIND = """You assess the style of short texts. Decide which one of these labels names the emotion in whose style the \
-text is written: %s. The style is its tone, its attitude and its choice of words: what someone feels who writes so.
+LABELLING = """You assess the style of short texts. Decide which one of these labels names the emotion in whose style \
+the text is written: %s. The style is its tone, its attitude and its choice of words: what someone feels who writes so.
 Judge how the text is written, not whether what it reports is good or bad: bad news can be told happily, and good news \
-angrily. Choose %s for a text that is even-tempered. Choose exactly one label, the strongest.
-Answer with one JSON object: {"label": "the label", "reason": "at most fifteen words"}."""
+angrily. Choose %s for a text that is even-tempered. Choose exactly one label, the strongest."""
+BLIND = f'{LABELLING}\nAnswer with one JSON object: {{"label": "the label", "reason": "at most fifteen words"}}.'
 
 REMINDER = "That is not the JSON object that was asked for. Answer with that object alone."
 ATTEMPTS = 3
@@ -40,7 +40,9 @@ PATIENCE = 8
 class Options:
     """model, base_url: as its endpoint has them; concurrency: requests at a time."""
 
-    model: str | None = option(None, "the judge's model: its name at its endpoint; for hf a folder or id", metavar="M")
+    model: str | None = option(
+        None, "the judge's model: its name at its endpoint; for hf and llm a folder or id", metavar="M"
+    )
     base_url: str | None = option(None, "the judge's OpenAI-compatible endpoint (default: OpenAI's)", metavar="URL")
     concurrency: int = option(8, "requests at a time", flag=None)
 

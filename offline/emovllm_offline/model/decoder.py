@@ -191,20 +191,22 @@ def projection_weight(module: nn.Module) -> Tensor:
 def weights_digest(decoder: Decoder) -> str:
     """Tells models apart: sha256 over evenly spaced entries of every o_proj and down_proj, their shapes and types."""
     projections = (module for layer in decoder.layers for module in (layer.o_proj, layer.down_proj) if module)
-    return _digest(map(projection_weight, projections))
+    return sampled_digest(map(projection_weight, projections))
 
 
 def experts_digest(decoder: Decoder) -> str | None:
     """The same of routed experts' down projections; None where none were asked for."""
     experts = [layer.experts for layer in decoder.layers if layer.experts]
-    return _digest(of_layer.module.down_proj for of_layer in experts) if experts else None
+    return sampled_digest(of_layer.module.down_proj for of_layer in experts) if experts else None
 
 
-def _digest(weights: Iterable[Tensor]) -> str:
+def sampled_digest(weights: Iterable[Tensor]) -> str:
+    """sha256 over evenly spaced entries of each weight, its shape and type."""
     digest = hashlib.sha256()
     for weight in weights:
         entries = weight.detach().flatten()
-        picked = torch.linspace(0, len(entries) - 1, 64).long()
+        # In single precision the last place of a large weight would be rounded to one behind it.
+        picked = torch.linspace(0, len(entries) - 1, 64, dtype=torch.float64).long()
         digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(entries[picked.to(entries.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()

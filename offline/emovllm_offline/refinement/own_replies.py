@@ -28,10 +28,10 @@ from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Style, load_style
-from emovllm_offline.evaluation.likelihood import Likelihoods
 from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon, tokens
 from emovllm_offline.judges.text import text_metrics
+from emovllm_offline.model.likelihood import Likelihoods
 from emovllm_offline.model.load import load_tokenizer
 from emovllm_offline.refinement.refine import FRAMES
 from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling

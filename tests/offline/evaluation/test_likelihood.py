@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from emovllm_offline.evaluation import likelihood
 from emovllm_offline.evaluation.folder import Likelihood
-from emovllm_offline.evaluation.likelihood import Likelihoods, Question
+from emovllm_offline.evaluation.likelihood import Question, answer
 from emovllm_offline.evaluation.plan import Key
+from emovllm_offline.model import likelihood
+from emovllm_offline.model.likelihood import Likelihoods
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
@@ -29,9 +30,12 @@ def test_shared_prompts_and_padding_change_nothing(
         for p in (0, 1)
     ]
     answers: dict[Key, Likelihood] = {}
-    session = Likelihoods(model).answer(todo, lambda answer: answers.update({answer.key: answer}))
+    session = answer(Likelihoods(model), todo, lambda likelihood: answers.update({likelihood.key: likelihood}))
     assert (session.requests, session.tokens) == (10, 2 * 52)
+    heads = Likelihoods(model)
     for question in todo:
+        [total] = heads.totals(question.prompt, [question.tokens], head=5)
+        assert -total / len(question.tokens) == pytest.approx(answers[question.key].nll, abs=1e-4)
         ids = torch.tensor([[*question.prompt, *question.tokens]])
         with torch.inference_mode():
             scores = torch.log_softmax(model(input_ids=ids).logits[0].float(), -1)

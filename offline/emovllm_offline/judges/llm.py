@@ -1,0 +1,134 @@
+"""A judge that is any Hugging Face causal language model: a blind forced choice by the likelihood of each label.
+
+Nothing is sampled and nothing parsed: after a prompt that shows the text and lists the labels, the log-probability of
+each label as the whole answer is compared. Models favour what stands first in a list and some words over others
+whatever they are shown; so the labels are listed in both directions, and what the model gives each label where there is
+nothing to judge is taken off (Zhao et al., arXiv 2102.09690).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emovllm.errors import UnusableJudge
+from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+from emovllm_offline.judges.openai import LABELLING
+
+if TYPE_CHECKING:
+    from emovllm_offline.model.likelihood import Likelihoods
+
+ANSWER = "Answer with that label alone."
+# Of texts that express nothing.
+EMPTY = ("", "N/A", "[text]")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """model: a folder or id; device: of torch."""
+
+    model: str | None = option(
+        None, "the judge's model: its name at its endpoint; for hf and llm a folder or id", metavar="M"
+    )
+    device: str = option("cpu", "torch device of judges that run in this process")
+
+
+@judge("llm", "a local language model that is not told the emotion", Options)
+def make(emotions: Sequence[str], options: Options) -> LLMJudge:
+    """Raises: JudgeError."""
+    if options.model is None:
+        raise UnusableJudge("--judge llm needs --judge-model: a folder or Hugging Face id of a causal language model")
+    return LLMJudge.load(emotions, options.model, options.device)
+
+
+class LLMJudge:
+    """Must choose among the emotions and neutral, without being told the target."""
+
+    name = "llm"
+
+    def __init__(
+        self, emotions: Sequence[str], likelihoods: Likelihoods, tokenizer: Any, public_id: str = "a model"
+    ) -> None:
+        """public_id: the model's name in results.
+
+        Raises: PromptError where the tokenizer's chat template refuses the question.
+        """
+        from emovllm_offline.model.decoder import sampled_digest
+
+        # Sorted: the order in which a style names its emotions must not decide the answers.
+        self.labels = (*sorted({*emotions} - {NEUTRAL}), NEUTRAL)
+        self._likelihoods, self._tokenizer = likelihoods, tokenizer
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._answers = [(*tokenizer(label, add_special_tokens=False)["input_ids"], *end) for label in self.labels]
+        self._systems = [
+            f"{LABELLING % (', '.join(order), NEUTRAL)}\n{ANSWER}" for order in (self.labels, self.labels[::-1])
+        ]
+        self.config: Mapping[str, Any] = {
+            "model": public_id,
+            "weights": sampled_digest(likelihoods.network.parameters()),
+            "prompt": hashlib.sha256("\n".join([*self._systems, *EMPTY]).encode()).hexdigest(),
+        }
+        self._heads = {system: self._head(system) for system in self._systems}
+        self._prior = np.logaddexp.reduce([self._scores(text) for text in EMPTY]) - np.log(len(EMPTY))
+
+    @classmethod
+    def load(cls, emotions: Sequence[str], model: str, device: str = "cpu") -> LLMJudge:
+        """model: a folder or a Hugging Face id. Raises: JudgeError where it cannot be read; PromptError."""
+        from emovllm.models import public_model_id
+        from emovllm_offline.model.likelihood import Likelihoods
+        from emovllm_offline.model.load import load_tokenizer
+
+        try:
+            tokenizer = load_tokenizer(model)
+            likelihoods = Likelihoods.load(model, device)
+        except (OSError, ValueError) as error:
+            raise UnusableJudge(f"the judge's model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
+        return cls(emotions, likelihoods, tokenizer, public_model_id(model))
+
+    def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
+        """An empty text matches nothing, and has no label."""
+        verdicts: dict[int, Verdict] = {}
+        self.judge_each(texts, targets, verdicts.__setitem__)
+        return [verdicts[place] for place in range(len(texts))]
+
+    def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
+        """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
+        for place, (text, target) in enumerate(zip(texts, targets, strict=True)):
+            if text.strip():
+                done(place, self._verdict(self.probabilities(text), target))
+            else:
+                done(place, Verdict(False, None, "empty reply"))
+
+    def probabilities(self, text: str) -> np.ndarray:
+        """[labels], in the order of `labels`."""
+        scores = self._scores(text) - self._prior
+        return np.exp(scores - np.logaddexp.reduce(scores))
+
+    def _scores(self, text: str) -> np.ndarray:
+        """[labels]: log-probabilities among the labels, the mean of both orders."""
+        totals = np.mean([self._totals(system, head, text) for system, head in self._heads.items()], 0)
+        return np.asarray(totals - np.logaddexp.reduce(totals))
+
+    def _prompt(self, system: str, text: str) -> tuple[int, ...]:
+        from emovllm_offline.data.prompts import render
+        from emovllm_offline.data.styles import Frame
+
+        return render(self._tokenizer, Frame(system=system), f"Text:\n{text}").ids
+
+    def _totals(self, system: str, head: tuple[int, ...], text: str) -> list[float]:
+        prompt = self._prompt(system, text)
+        return self._likelihoods.totals(prompt, self._answers, len(head) if prompt[: len(head)] == head else 0)
+
+    def _head(self, system: str) -> tuple[int, ...]:
+        """The tokens that prompts begin with whatever the text is."""
+        one, other = (self._prompt(system, text) for text in ("a", "'1"))
+        return one[: next(place for place, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) == 2)]
+
+    def _verdict(self, row: np.ndarray, target: str) -> Verdict:
+        first, second = np.argsort(-row, kind="stable")[:2]
+        label = self.labels[first]
+        return Verdict(label == target, label, f"{label} {row[first]:.2f}, {self.labels[second]} {row[second]:.2f}")
