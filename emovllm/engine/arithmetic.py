@@ -43,9 +43,16 @@ def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool)
             inside of an opaque operator, the sum's [tokens, emotions, hidden] terms would be written to memory.
     Returns: a tensor like `out`; bit-identical to it in the rows of plain tokens.
     """
-    rows = coefficients[: out.shape[-2]]
+    rows = rows_of(coefficients, out)
     # A few nodes per site, however many emotions: the compiler's time grows with the nodes.
     return (out.float() + mixed(rows, vectors, fused)).to(out.dtype)
+
+
+def rows_of(coefficients: Tensor, out: Tensor) -> Tensor:
+    """The rows of the tokens in `out`, [..., tokens, hidden]."""
+    # Where the compiler may not look at the number of tokens, it is the smaller of two numbers otherwise.
+    torch._check(out.shape[-2] <= coefficients.shape[0])
+    return coefficients[: out.shape[-2]]
 
 
 def mixed(rows: Tensor, vectors: Tensor, fused: bool) -> Tensor:

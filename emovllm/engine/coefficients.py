@@ -15,8 +15,20 @@ import numpy as np
 import torch
 
 from emovllm.emotion import Wire
+from emovllm.engine.staging import Staging
 
 _NEVER = np.iinfo(np.int64).max
+
+
+def rows_for(max_num_batched_tokens: int, capture_size: int, tensor_parallel_size: int) -> int:
+    """Rows of the buffer: as many as a forward may have tokens, its padding included.
+
+    Batches are padded to the sizes of graphs, and to a multiple of the ranks where those share the tokens of a norm
+    (sequence parallelism). One more: the model is traced with as many tokens as there may be, and the compiler must not
+    take two sizes that are equal then for one.
+    """
+    tokens = max(max_num_batched_tokens, capture_size)
+    return -(-tokens // tensor_parallel_size) * tensor_parallel_size + 1
 
 
 class BatchAdapters(NamedTuple):
@@ -56,7 +68,7 @@ class Coefficients:
     ) -> None:
         columns = capacity * (1 + adapters + steering)
         self.buffer = torch.zeros(max_tokens, columns, dtype=torch.float32, device=device)
-        self._in_place = self.buffer.numpy() if device.type == "cpu" else None
+        self._staging = Staging(self.buffer)
         self._columns: dict[str, dict[str, int]] = {}  # of each emotion, by circuit
         # The steered requests, a slot each.
         self._slots: dict[str, int] = {}
@@ -75,7 +87,6 @@ class Coefficients:
         self._batch_slots = np.zeros(0, np.int64)
         self._values = np.zeros((0, columns), np.float32)
         self._decoding = False
-        self._written: np.ndarray = np.zeros(0, np.int64)  # tokens
         # Why no emotion can be applied any more, if so.
         self.broken: str | None = None
 
@@ -143,7 +154,7 @@ class Coefficients:
         if not self._slots:
             self._decoding = False
             self._req_ids = []
-            self._put(self._rows[:0], self._values[:0])
+            self._staging.write(self._rows[:0], self._values[:0])
             return
         layout = () if adapters is None else adapters.layout
         changed = self._joined or self._req_ids != req_ids or self._layout != layout
@@ -164,7 +175,7 @@ class Coefficients:
             self._first[self._batch_slots],
             self._last[self._batch_slots],
         )
-        self._put(tokens, self._values[which])
+        self._staging.write(tokens, self._values[which])
 
     def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)
@@ -185,22 +196,6 @@ class Coefficients:
             adapted = np.flatnonzero(adapter >= 0)
             columns = (1 + adapter[adapted, None]) * emotions + np.arange(emotions)
             self._values[adapted[:, None], columns] = weights[adapted, :emotions]
-
-    def _put(self, tokens: np.ndarray, values: np.ndarray) -> None:
-        """Makes `values` the rows `tokens` of the buffer, and zero the others."""
-        if self._in_place is not None:
-            self._in_place[self._written] = 0
-            self._in_place[tokens] = values
-        elif len(tokens) or len(self._written):
-            total = int(max(tokens.max(initial=-1), self._written.max(initial=-1))) + 1
-            # Page-locked memory of PyTorch's own pool, which is not handed out again before the copy is done: the next
-            # step is prepared while this one still runs.
-            host = torch.zeros(
-                total, self.buffer.shape[1], dtype=torch.float32, pin_memory=self.buffer.device.type == "cuda"
-            )
-            host.numpy()[tokens] = values
-            self.buffer[:total].copy_(host, non_blocking=True)
-        self._written = tokens
 
     def _grow(self) -> None:
         """More requests than expected: preempted ones keep their slot."""

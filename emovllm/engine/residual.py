@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import layer_key, steered_layers, steering_vectors
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import Form, mixed
+from emovllm.engine.arithmetic import Form, mixed, rows_of
 from emovllm.engine.coefficients import Coefficients
 from emovllm.errors import Unsupported
 from emovllm.spec import ModelSpec
@@ -104,5 +104,4 @@ def add_steering(hidden: Tensor, residual: Tensor | None, coefficients: Tensor, 
     """
     stream = hidden.float() if residual is None else hidden.float() + residual.float()
     rms = stream.square().mean(-1, keepdim=True).sqrt()
-    rows = coefficients[: hidden.shape[-2]]
-    return (hidden.float() + rms * mixed(rows, vectors, fused)).to(hidden.dtype)
+    return (hidden.float() + rms * mixed(rows_of(coefficients, hidden), vectors, fused)).to(hidden.dtype)

@@ -16,7 +16,7 @@ from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
 from emovllm.engine.arithmetic import Form
-from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.coefficients import Coefficients, rows_for
 from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.settings import settings_of
 from emovllm.errors import CircuitError, Unsupported
@@ -70,7 +70,9 @@ class EmotionWorkerMixin:
         capture = config.compilation_config.max_cudagraph_capture_size or 0
         self.emotion_coefficients = Coefficients(
             settings.capacity,
-            max(config.scheduler_config.max_num_batched_tokens, capture),
+            rows_for(
+                config.scheduler_config.max_num_batched_tokens, capture, config.parallel_config.tensor_parallel_size
+            ),
             runner.device,
             max_requests=config.scheduler_config.max_num_seqs,
             adapters=adapters_of(config),
@@ -98,6 +100,7 @@ class EmotionWorkerMixin:
             first += len(circuit.names)
         attach = runner_v2.attach if hasattr(runner, "model_state") else runner_v1.attach
         attach(runner, self.emotion_coefficients)
+        self._count_memory(runner)
         for name, circuit in circuits.items():
             logger.info(
                 "Emotion circuit %s of %s: %s, at %d sites of this rank, digest %.12s",
@@ -107,6 +110,13 @@ class EmotionWorkerMixin:
                 len(self.emotion_sites) + len(self.expert_sites),
                 settings.digests[name],
             )
+
+    def _count_memory(self, runner: Any) -> None:
+        """Adds ours to the memory of the weights, by which some versions know what is left for keys and values."""
+        tensors = [self.emotion_coefficients.buffer, *(place.layer.emotion_vectors for place in self._places())]
+        tensors += [site.delta for site in self.emotion_sites if site.delta is not None]
+        size = sum(tensor.nbytes for tensor in tensors)
+        runner.model_memory_usage = getattr(runner, "model_memory_usage", 0) + size
 
     def _place(self, circuit: Circuit, first: int) -> None:
         """Raises: Unsupported."""

@@ -455,6 +455,17 @@ def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
         PretendWorker(ignored=("experts.1",))._check_live()
 
 
+def test_what_a_circuit_takes_is_counted_with_the_weights() -> None:
+    worker = PretendWorker()
+    delta = torch.zeros(2, 5)
+    for site in worker.emotion_sites:
+        site.delta = delta if site.key == "mlp.0" else None
+    runner = SimpleNamespace(model_memory_usage=1000)
+    worker._count_memory(runner)
+    # The buffer, the vectors of four places, and what is folded through adapters at one.
+    assert runner.model_memory_usage == 1000 + 4 * (64 + 4 * 3 + 2 * 5)
+
+
 class PretendV2Worker(PretendWorker):
     """The same with the V2 runner."""
 

@@ -82,3 +82,29 @@ def test_vectors_of_16_bits_are_summed_in_32_and_round_no_more_than_the_output_d
     rounding = torch.finfo(dtype).eps / 2
     assert ((summed - exact).abs() <= rounding * 1.001 * (out.double().abs() + exact.abs())).all()
     assert (summed - exact).abs().max() > rounding / 8
+
+
+@pytest.mark.parametrize("dynamic", ["backed", "backed_size_oblivious", "unbacked"])
+def test_a_traced_batch_is_as_long_as_its_tokens_however_sizes_are_known(dynamic: str) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    out, coefficients, vectors = torch.ones(8, 16), torch.ones(9, 3), torch.ones(3, 16)
+    if dynamic == "unbacked":
+        torch._dynamo.decorators.mark_unbacked(out, 0)
+    else:
+        torch._dynamo.mark_dynamic(out, 0)
+    torch._dynamo.reset()
+    with torch.fx.experimental._config.patch(backed_size_oblivious=dynamic == "backed_size_oblivious"):
+        torch.compile(add_emotion, backend=keep, fullgraph=True)(out, coefficients, vectors, True)
+    shapes = [
+        node.meta["example_value"].shape
+        for node in graphs[0].graph.nodes
+        if isinstance(node.meta.get("example_value"), torch.Tensor)
+    ]
+    lengths = {str(shape[0]) for shape in shapes if isinstance(shape[0], torch.SymInt)}
+    assert len(lengths) == 1
+    assert "Min" not in str(lengths)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emovllm.emotion import Wire
-from emovllm.engine.coefficients import BatchAdapters, Coefficients
+from emovllm.engine.coefficients import BatchAdapters, Coefficients, rows_for
 from emovllm.spec import Scope
 
 NAMES = ("anger", "fear", "calm")
@@ -233,3 +233,13 @@ def test_a_method_that_is_not_installed_is_never_taken_for_another() -> None:
     coefficients.place("d", NAMES, 0)
     with pytest.raises(RuntimeError, match="no emotion method 'steering'"):
         coefficients.join("steered", wire(fear=2.0)._replace(method="steering"), 1)
+
+
+@pytest.mark.parametrize(
+    ("batched", "capture", "ranks", "rows"),
+    [(8192, 512, 1, 8193), (256, 512, 1, 513), (8190, 512, 4, 8193), (8192, 0, 8, 8193), (30, 32, 3, 34)],
+)
+def test_there_is_a_row_for_each_token_of_a_padded_batch_and_one_more(
+    batched: int, capture: int, ranks: int, rows: int
+) -> None:
+    assert rows_for(batched, capture, ranks) == rows
