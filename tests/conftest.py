@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from emovllm.cpu import instruction_set
-from support import groups
+from emovllm import cpu
+from support import groups, warm
 
 # Tests reach for no hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,17 +22,27 @@ os.environ["NUMBA_NUM_THREADS"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 # As `emovllm serve` does: kernels that were compiled under another instruction set compute nonsense.
 os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"emovllm-tests-{os.getuid()}" / instruction_set())
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"emovllm-tests-{os.getuid()}" / cpu.instruction_set())
 )
 
 # The memory that one test process and its engines may take, in GiB.
 _MEMORY = 7
+# Names the parent of warm commands to the processes of xdist.
+_PARENT = "EMOVLLM_TESTS_PARENT"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: now and then each waits for what is no work, such as a server's last request."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return max(1, min(len(os.sched_getaffinity(0)) + 1, int(memory / _MEMORY)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One parent of warm commands for all test processes; vLLM's build for GPUs is nothing to fork."""
+    if cpu.is_cpu_build():
+        address = os.environ.get(_PARENT) or warm.start()
+        os.environ[_PARENT] = address
+        warm.install(address, dict(os.environ))
 
 
 @pytest.hookimpl(tryfirst=True)

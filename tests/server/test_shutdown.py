@@ -15,6 +15,7 @@ import pytest
 
 from support import tiny
 from support.servers import WORKER_PROCESS, Server
+from support.warm import COLD
 
 pytestmark = pytest.mark.engine
 
@@ -69,9 +70,9 @@ class Streams:
 
 @pytest.fixture(scope="module")
 def servers(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> list[Server]:
-    """Three, started at the same time; each test ends one."""
+    """Three, started at the same time; each test ends one. The last has the processes that users' servers have."""
     command = tiny.command(tmp_path_factory.mktemp("tiny"), length=16_384)
-    return [serve([*command, "--shutdown-timeout", "60"]), serve(command), serve(command, WORKER_PROCESS)]
+    return [serve([*command, "--shutdown-timeout", "60"]), serve(command), serve(command, {**WORKER_PROCESS, **COLD})]
 
 
 class Ending:
