@@ -52,11 +52,12 @@ def test_offloaded_blocks_are_those_of_the_emotion(series: Series, model: str, c
     }
     # Room for one request at a time on the device, and for a few of them beside it.
     engine = series.start(model, circuit, num_gpu_blocks_override=5, kv_transfer_config=offloading)
-    text = mixed_batch()[3].prompt * 2
-    asks = [Ask(text[:100], ask.fields) for ask in mixed_batch()]
+    # The third block is full with the prompt's last token and the reply's first.
+    text = (mixed_batch()[3].prompt * 2)[:95]
+    asks = [Ask(text, ask.fields) for ask in mixed_batch()]
     first = oracle.generate(asks, TOKENS)
     further = further_turns(asks, [reply.tokens for reply in first])
-    for batch in (asks, asks[::-1], further, asks):
+    for batch in (asks, asks[::-1], further):
         assert_same(engine.generate(batch, TOKENS), oracle.generate(batch, TOKENS))
     # What does not fit beside it is computed anew, what does is loaded.
     assert 0 < engine.metric("vllm:external_prefix_cache_hits") < engine.metric("vllm:external_prefix_cache_queries")
