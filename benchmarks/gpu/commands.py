@@ -14,7 +14,7 @@ from typing import NoReturn
 
 # A terminated benchmark ends its engines and reports first.
 _PATIENCE_S = 60
-_LAST_LINES = 15
+_LAST_LINES, _LINE = 15, 300
 
 
 class StepFailed(Exception):
@@ -76,5 +76,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def last_words(log: Path) -> str:
     """The end of a log, for the report."""
-    lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.rstrip()[:_LINE] for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return "\n".join(lines[-_LAST_LINES:])

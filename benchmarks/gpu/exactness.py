@@ -40,7 +40,7 @@ def require_loaded(log: Path) -> None:
 def section(folder: Path, setting: Setting) -> list[str]:
     lines: list[str] = []
     for start in ("first", "second"):
-        findings = _findings(folder / f"{start}.json")
+        findings = findings_of(folder / f"{start}.json")
         if findings is None:
             continue
         again = ", started again with what the first start compiled" if start == "second" else ""
@@ -50,12 +50,12 @@ def section(folder: Path, setting: Setting) -> list[str]:
 
 
 def _failed_checks(path: Path) -> str:
-    findings = _findings(path)
+    findings = findings_of(path)
     failed = [v for v in findings["verdicts"] if v["passed"] is False] if findings else []
     return "\n".join(f"{v['name']}: {v['told']}" for v in failed)
 
 
-def _findings(path: Path) -> dict[str, Any] | None:
+def findings_of(path: Path) -> dict[str, Any] | None:
     """None where the command ended before it printed them."""
     try:
         findings: dict[str, Any] = json.loads(path.read_text())
