@@ -76,16 +76,6 @@ def default_model() -> str:
 
 
 @pytest.fixture(scope="session")
-def interpreter() -> str:
-    """In the place of `sys.executable`: Python that has vLLM imported, for commands that start several processes."""
-    from support.forking import Interpreter
-
-    started = Interpreter()
-    groups.until_the_group_ends(started)
-    return started.path
-
-
-@pytest.fixture(scope="session")
 def strong_circuit(default_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random circuit for the default model, in all layers, that changes replies at once."""
     from support.circuits import random_circuit

@@ -47,6 +47,7 @@ from emovllm_server.bench.record import METRICS, PrefixHits, Record, Timing, tim
 from emovllm_server.bench.run import run
 from support.circuits import random_circuit
 from support.models import TINY, tiny_model
+from support.servers import BIN
 
 VOCAB = TINY["vocab_size"]
 
@@ -490,9 +491,7 @@ def test_hugging_face_generates_what_the_reference_does(tiny: str, circuit: Path
 
 
 @pytest.mark.engine
-def test_the_command_measures_a_tiny_model_from_end_to_end(
-    interpreter: str, tiny: str, circuit: Path, tmp_path: Path
-) -> None:
+def test_the_command_measures_a_tiny_model_from_end_to_end(tiny: str, circuit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = {"skip_tokenizer_init": True, "enforce_eager": True, "block_size": 32}
     options = [
@@ -508,7 +507,7 @@ def test_the_command_measures_a_tiny_model_from_end_to_end(
         "4",
     ]
     options += ["--prefix-tokens", "64", "--dtype", "float32", "--engine-args", json.dumps(arguments)]
-    line = [interpreter, "-m", "emovllm.cli", "bench", tiny, "--circuit", str(circuit), *options, "--out", str(out)]
+    line = [str(BIN / "emovllm"), "bench", tiny, "--circuit", str(circuit), *options, "--out", str(out)]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
     ran = subprocess.run(line, capture_output=True, text=True, env=env, check=False)
     assert ran.returncode == 0, ran.stderr

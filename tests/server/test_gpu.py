@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from benchmarks.gpu.steps import steps
 
 
 @pytest.mark.engine
-def test_every_step_measures_a_tiny_model(interpreter: str, tmp_path: Path) -> None:
+def test_every_step_measures_a_tiny_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [interpreter, "-m", "benchmarks.gpu", "--size", "tiny", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--size", "tiny", "--out", str(out)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     page = (out / "report.md").read_text()

@@ -12,7 +12,6 @@ _GROUPS = {
     "steered_compiled": "default model",
     "plain_eager": "default model",
     "steered_eager": "default model",
-    "interpreter": "interpreter",
     "server": "server",
     "tiny_server": "tiny server",
 }

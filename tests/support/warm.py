@@ -34,6 +34,10 @@ _METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 _BIN = Path(sys.executable).parent
 _COMMANDS = {"serve", "run-batch", "verify", "bench", "evaluate", "own-replies"}
 _PROGRAMS = {
+    "benchmarks.gpu",
+    "benchmarks.gpu.kernels_process",
+    "benchmarks.gpu.machine",
+    "benchmarks.gpu.shapes",
     "emovllm.cli",
     "emovllm_server.bench.engine_process",
     "emovllm_server.verify.engine_process",

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from emovllm_server.bench.engine import Engine
 from emovllm_server.verify import run
 from support.circuits import random_circuit
 from support.models import tiny_chat_model
+from support.servers import BIN
 
 ENGINE = ("--enforce-eager", "--max-model-len", "256", "--block-size", "32", "--max-num-seqs", "8")
 
@@ -46,19 +46,8 @@ class HuggingFace:
 
 
 @pytest.mark.engine
-def test_a_right_engine_passes_every_check(interpreter: str, model: str, circuit: Path, tmp_path: Path) -> None:
-    command = [
-        interpreter,
-        "-m",
-        "emovllm.cli",
-        "verify",
-        model,
-        "--circuit",
-        str(circuit),
-        *ENGINE,
-        "--dtype",
-        "float32",
-    ]
+def test_a_right_engine_passes_every_check(model: str, circuit: Path, tmp_path: Path) -> None:
+    command = [str(BIN / "emovllm"), "verify", model, "--circuit", str(circuit), *ENGINE, "--dtype", "float32"]
     done = subprocess.run(
         [
             *command,
@@ -96,10 +85,7 @@ def test_a_right_engine_passes_every_check(interpreter: str, model: str, circuit
 
 
 @pytest.mark.engine
-def test_a_wrong_engine_fails_the_check_of_what_is_wrong(
-    interpreter: str, model: str, circuit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", interpreter)
+def test_a_wrong_engine_fails_the_check_of_what_is_wrong(model: str, circuit: Path, tmp_path: Path) -> None:
     asked = run.ask_reference(HuggingFace(model, circuit), 256)  # type: ignore[arg-type]
     argv = [model, "--circuit", str(circuit), *ENGINE]
     wrong = tmp_path / "wrong"
