@@ -17,8 +17,8 @@ _caches: dict[str, torch.Tensor] = {}
 
 @dataclass
 class Loads(KVConnectorMetadata):
-    # Files, and the blocks that each goes to.
-    files: list[tuple[str, list[int]]] = field(default_factory=list)
+    # Files, and the blocks that each goes to, by request.
+    files: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
 
 
 class Carrier(KVConnectorBase_V1):
@@ -26,15 +26,21 @@ class Carrier(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         self._folder = Path(vllm_config.kv_transfer_config.kv_connector_extra_config["folder"])
         self._loads = Loads()
+        self._received: set[str] = set()
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         _caches.clear()
         _caches.update(kv_caches)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        for file, blocks in self._get_connector_metadata().files:
+        for req_id, (file, blocks) in self._get_connector_metadata().files.items():
             for name, layers in torch.load(file).items():
-                _caches[name][blocks] = layers[: len(blocks)]
+                _caches[name][blocks] = layers
+            self._received.add(req_id)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
+        received, self._received = self._received, set()
+        return set(), received
 
     def wait_for_layer_load(self, layer_name: str) -> None: ...
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None: ...
@@ -48,14 +54,14 @@ class Carrier(KVConnectorBase_V1):
             request.num_prompt_tokens -= 1
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
-        fetches = (request.kv_transfer_params or {}).get("do_remote_prefill")
-        return max(0, request.num_prompt_tokens - 1 - num_computed_tokens) if fetches else 0, False
+        params = request.kv_transfer_params or {}
+        there = params["tokens"] if params.get("do_remote_prefill") else 0
+        return max(0, there - num_computed_tokens), there > num_computed_tokens
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if num_external_tokens:
-            # The prompt's last token is computed here, into whichever block it belongs to.
             (ids,) = blocks.get_block_ids()
-            self._loads.files.append((request.kv_transfer_params["file"], list(ids)))
+            self._loads.files[request.request_id] = request.kv_transfer_params["file"], list(ids)
             request.kv_transfer_params["do_remote_prefill"] = False
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
@@ -67,4 +73,5 @@ class Carrier(KVConnectorBase_V1):
             return False, None
         file = str(self._folder / uuid.uuid4().hex)
         torch.save({name: cache[block_ids] for name, cache in _caches.items()}, file)
-        return False, {"do_remote_prefill": True, "do_remote_decode": False, "file": file}
+        told = {"file": file, "tokens": request.num_prompt_tokens}
+        return False, {"do_remote_prefill": True, "do_remote_decode": False, **told}
