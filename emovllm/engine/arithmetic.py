@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,23 +13,18 @@ from torch import Tensor
 MAX_FUSED = 16
 
 
-class Form(NamedTuple):
-    """How injections are computed in an engine.
-
-    compiled: whether the graph around them may be. dtype: of what they are added to.
-    """
-
-    compiled: bool
-    dtype: torch.dtype = torch.float32
-
-    def fuses(self, columns: int) -> bool:
-        """Whether a sum over so many columns of coefficients is written as one."""
-        return self.compiled and columns <= MAX_FUSED
-
-    def vector_type(self, columns: int, device: torch.device) -> torch.dtype:
-        """What vectors are kept in. On a GPU the fused sum costs what it reads, mostly vectors: there they have the
-        model's own type. Elsewhere, turning 16 bits into 32 costs more than reading those."""
-        return self.dtype if device.type == "cuda" and self.fuses(columns) else torch.float32
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiplies float32 as it is, whatever VLLM_FLOAT32_MATMUL_PRECISION allows the model."""
+    libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [library.fp32_precision for library in libraries]
+    try:
+        for library in libraries:
+            library.fp32_precision = "ieee"
+        yield
+    finally:
+        for library, precision in zip(libraries, before, strict=True):
+            library.fp32_precision = precision
 
 
 def add_emotion(out: Tensor, coefficients: Tensor, vectors: Tensor, fused: bool) -> Tensor:

@@ -7,6 +7,7 @@ without emovllm cannot start, rather than serve unsteered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from emovllm import __version__
@@ -52,6 +53,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
         check_directions(settings, name, circuit)
     capacity = _capacity(settings, circuits.values())
     _check_modes(vllm_config, settings)
+    _check_kernel(settings, vllm_config)
     _use_our_classes(vllm_config)
     _unroll_sums(vllm_config)
     digests = {name: circuit.digest() for name, circuit in circuits.items()}
@@ -67,6 +69,12 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
     )
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: Carried(filled)}
     return circuits
+
+
+def _check_kernel(settings: Settings, vllm_config: VllmConfig) -> None:
+    on_gpu = vllm_config.device_config.device_type == "cuda"
+    if settings.injection_kernel == "triton" and not (on_gpu and find_spec("triton")):
+        raise Unsupported("the injection kernel triton needs a GPU, and Triton installed; leave --injection-kernel out")
 
 
 def _unroll_sums(vllm_config: VllmConfig) -> None:

@@ -21,8 +21,9 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 
 from emovllm.architectures import parse_experts
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import Form, add_emotion
+from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.form import Form
 from emovllm.errors import Unsupported
 from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
 from emovllm.quantization import PLAIN_BITS

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
+from emovllm.engine.arithmetic import full_precision
 from emovllm.errors import Unsupported
 
 Apply = Callable[..., Tensor]
@@ -55,6 +56,7 @@ class Unit(NamedTuple):
 
 
 @torch.inference_mode()
+@full_precision()
 def fold(name: str, layer: Any, apply: Apply, delta: np.ndarray) -> Folded:
     """W @ delta for this rank's shard.
 

@@ -20,9 +20,10 @@ from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLine
 
 from emovllm.architectures import parse_site
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import Form, add_emotion
+from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.fold import Folded, fold
+from emovllm.engine.form import Form
 from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.errors import Unsupported
 from emovllm.family import Kind
@@ -183,4 +184,13 @@ def _override(site: Site, coefficients: Coefficients, form: Form) -> None:
         in_graph = fused and torch.compiler.is_compiling()
         return add_emotion(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors, in_graph)
 
-    layer.quant_method.apply = steered_apply
+    layer.quant_method.apply = _in_place(apply) if form.in_place else steered_apply
+
+
+def _in_place(apply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    from emovllm.engine.kernel import add_in_place
+
+    def steered_apply(layer: Any, x: Any, bias: Tensor | None = None) -> Tensor:
+        return add_in_place(apply(layer, x, bias), layer.emotion_coefficients, layer.emotion_vectors)
+
+    return steered_apply

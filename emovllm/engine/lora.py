@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emovllm.engine.arithmetic import full_precision
 from emovllm.engine.patching import patches
 
 
@@ -54,6 +55,7 @@ def fold_adapters(wrapper: Any, delta: Tensor, vectors: Tensor) -> None:
 
 
 @torch.inference_mode()
+@full_precision()
 def _fold_adapter(wrapper: Any, delta: Tensor, vectors: Tensor, slot: int) -> None:
     a, b = wrapper.lora_a_stacked[0][slot, 0].float(), wrapper.lora_b_stacked[0][slot, 0].float()
     _of_slot(vectors, delta, slot).copy_(delta @ a.T @ b.T)

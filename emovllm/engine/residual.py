@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import layer_key, steered_layers, steering_vectors
 from emovllm.circuit import Circuit
-from emovllm.engine.arithmetic import Form, mixed, rows_of
+from emovllm.engine.arithmetic import mixed, rows_of
 from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.form import Form
 from emovllm.errors import Unsupported
 from emovllm.spec import ModelSpec
 

@@ -5,7 +5,7 @@ The settings travel in vLLM's own configuration, which every process receives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -21,6 +21,9 @@ MAX_EMOTIONS = 256
 # The name of a circuit that was given without one.
 DEFAULT_NAME = "default"
 
+# In which form emotions are added (`emovllm.engine.form`).
+Kernel = Literal["auto", "fused", "mm", "triton"]
+
 _Source = Annotated[str, Field(min_length=1)]
 
 
@@ -31,6 +34,7 @@ class Settings(Policy):
     capacity: emotions that the engine has room for, those of all circuits together; more than they have leaves room for
         circuits that are loaded later, and adds to every projection of the model.
     circuit_root: the folder below which circuits may be loaded from later.
+    injection_kernel: the form in which emotions are added; `auto` is what fits the device and the columns.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +47,7 @@ class Settings(Policy):
     trusted_connectors: tuple[str, ...] = ()
     # Whether requests may ask for the steering baseline too, as evaluations do.
     steering: bool = False
+    injection_kernel: Kernel = "auto"
     # Filled in: each circuit's digest.
     digests: Annotated[dict[str, str], Field(default_factory=dict)]
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
@@ -56,18 +61,20 @@ class Settings(Policy):
 
 class Carried(str):
     """Settings on their way through vLLM's configuration. As a string they are `graph` alone, which is what vLLM's
-    compile cache then knows of them: a moved folder or another limit must not compile the model anew."""
+    compile cache then knows of them: a moved folder or another limit must not compile the model anew. A worker adds the
+    kernel that it chose."""
 
-    __slots__ = ("settings",)
+    __slots__ = ("kernel", "settings")
     settings: Settings
+    kernel: str
 
-    def __new__(cls, settings: Settings) -> Carried:
-        carried = super().__new__(cls, settings.graph)
-        carried.settings = settings
+    def __new__(cls, settings: Settings, kernel: str = "") -> Carried:
+        carried = super().__new__(cls, f"{settings.graph}/{kernel}" if kernel else settings.graph)
+        carried.settings, carried.kernel = settings, kernel
         return carried
 
-    def __reduce__(self) -> tuple[type[Carried], tuple[Settings]]:
-        return Carried, (self.settings,)
+    def __reduce__(self) -> tuple[type[Carried], tuple[Settings, str]]:
+        return Carried, (self.settings, self.kernel)
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings | None:

@@ -15,9 +15,9 @@ from emovllm import __version__
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
-from emovllm.engine.arithmetic import Form
 from emovllm.engine.coefficients import Coefficients, rows_for
 from emovllm.engine.config import adapters_of, has_room, weight_bits
+from emovllm.engine.form import form_of
 from emovllm.engine.settings import settings_of
 from emovllm.errors import CircuitError, Unsupported
 from emovllm.progress import stage
@@ -78,7 +78,7 @@ class EmotionWorkerMixin:
             adapters=adapters_of(config),
             steering=settings.steering,
         )
-        form = Form(config.compilation_config.mode != CompilationMode.NONE, config.model_config.dtype)
+        form = form_of(config, settings, self.emotion_coefficients.buffer)
         room = has_room(circuits.values(), settings.capacity)
         wanted = None if room else {site for circuit in circuits.values() for site in circuit.sites()}
         self.emotion_sites = injection.install(
@@ -86,12 +86,12 @@ class EmotionWorkerMixin:
         )
         spec = next(iter(circuits.values())).spec.model
         self.expert_sites = experts.install(
-            runner.get_model(), wanted, (settings.capacity, spec.hidden_size), self.emotion_coefficients, form
+            runner.get_model(), wanted, (settings.capacity, spec.hidden_size), self.emotion_coefficients, form.elsewhere
         )
         self.steered_layers = []
         if settings.steering:
             self.steered_layers = residual.install(
-                runner.get_model(), spec, self.emotion_coefficients, settings.capacity, form
+                runner.get_model(), spec, self.emotion_coefficients, settings.capacity, form.elsewhere
             )
         self.emotion_circuits = {}
         first = 0

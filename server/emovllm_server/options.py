@@ -8,10 +8,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from emovllm.circuit_files import resolve_circuit
-from emovllm.engine.settings import DEFAULT_NAME
+from emovllm.engine.settings import DEFAULT_NAME, Kernel
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import CircuitError
 
@@ -49,6 +49,11 @@ def add_options(parser: Any) -> None:
         help=f"Opens the routes that load and unload circuits to whoever has this key (default: ${ADMIN_KEY}).",
     )
     parser.add_argument("--circuit-root", metavar="DIR", help="The folder below which circuits may be loaded later.")
+    parser.add_argument(
+        "--injection-kernel",
+        choices=get_args(Kernel),
+        help="The form in which emotions are added (default: auto, what fits the device and the number of emotions).",
+    )
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "default_emotion": _emotion(options.default_emotion),
         "capacity": options.emotion_capacity,
         "circuit_root": str(Path(options.circuit_root).resolve()) if options.circuit_root is not None else None,
+        "injection_kernel": options.injection_kernel,
         "circuit": _circuits(options.circuit or []),
     }
     if options.admin_key is not None:

@@ -136,6 +136,7 @@ def test_what_vllm_compiled_ahead_of_time_is_loaded_for_no_other_graph(
         ({"circuit": "x", "capacity": 0}, "emovllm.capacity: Input should be greater than 0"),
         ({"circuit": "x", "max_strength": -1}, "emovllm.max_strength: Input should be greater than 0"),
         ({"circuit": "x", "circiut": "y"}, "emovllm.circiut: Extra inputs"),
+        ({"circuit": "x", "injection_kernel": "cuda"}, "emovllm.injection_kernel: Input should be 'auto'"),
         ("x", "emovllm: Input should be"),
     ],
 )
@@ -200,6 +201,22 @@ def test_front_ends_that_we_do_not_reach_are_refused(
     with pytest.raises(Unsupported) as caught:
         configure(config)
     assert message in str(caught.value)
+
+
+def test_a_kernel_that_cannot_run_here_is_refused(
+    make_config: Callable[..., Any], circuit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"circuit": str(circuit), "injection_kernel": "triton"}
+    with pytest.raises(Unsupported, match="needs a GPU, and Triton installed; leave --injection-kernel out"):
+        configure(make_config(settings))
+    config = make_config(settings)
+    config.device_config.device_type = "cuda"
+    assert configure(config) is not None
+    monkeypatch.setattr("emovllm.engine.config.find_spec", lambda name: None)
+    config = make_config(settings)
+    config.device_config.device_type = "cuda"
+    with pytest.raises(Unsupported, match="Triton installed"):
+        configure(config)
 
 
 def test_offloaded_weights_that_are_copied_are_refused(

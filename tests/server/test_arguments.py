@@ -20,6 +20,7 @@ OPTIONS: dict[str, tuple[str, list[str], Any]] = {
     "emotion_capacity": ("emotion-capacity: 12", ["--emotion-capacity", "14"], 12),
     "admin_key": ("admin-key: secret", ["--admin-key", "other"], "secret"),
     "circuit_root": ("circuit-root: /srv", ["--circuit-root", "/other"], "/srv"),
+    "injection_kernel": ("injection-kernel: mm", ["--injection-kernel", "fused"], "mm"),
 }
 
 

@@ -21,8 +21,8 @@ from vllm.utils.network_utils import get_open_port
 
 from emovllm.architectures import parse_site
 from emovllm.engine import experts
-from emovllm.engine.arithmetic import Form
 from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.form import Form
 from support.pictures import stand_in
 
 

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emovllm.engine.arithmetic import MAX_FUSED, Form, add_emotion
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+from emovllm.engine.arithmetic import add_emotion
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -44,23 +42,6 @@ def test_what_is_not_compiled_holds_no_terms_of_the_sum_in_memory() -> None:
     with Sizes():
         add_emotion(out, coefficients, vectors, fused=True)
     assert largest == 32 * 16
-
-
-@pytest.mark.parametrize(
-    ("form", "columns", "device", "kept"),
-    [
-        (Form(True, torch.bfloat16), 6, CUDA, torch.bfloat16),
-        (Form(True, torch.float16), MAX_FUSED, CUDA, torch.float16),
-        (Form(True, torch.float32), 6, CUDA, torch.float32),
-        (Form(True, torch.bfloat16), MAX_FUSED + 1, CUDA, torch.float32),
-        (Form(False, torch.bfloat16), 6, CUDA, torch.float32),
-        (Form(True, torch.bfloat16), 6, CPU, torch.float32),
-    ],
-)
-def test_vectors_have_the_models_type_where_reading_them_is_what_the_sum_costs(
-    form: Form, columns: int, device: torch.device, kept: torch.dtype
-) -> None:
-    assert form.vector_type(columns, device) == kept
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from emovllm.circuit import Circuit
 from emovllm.engine import experts
-from emovllm.engine.arithmetic import Form
 from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.form import Form
 from emovllm.errors import Unsupported
 from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec
 from support.circuits import components, random_routed

@@ -227,3 +227,27 @@ def test_inputs_that_are_turned_and_then_rounded_are_refused() -> None:
     fixed.input_transform = hadamard  # type: ignore[attr-defined]
     with pytest.raises(Unsupported, match=r"mlp\.3: its inputs are transformed"):
         distance(layer_of(fixed, input_global_scale_inv=2688 / 0.3))
+
+
+def test_circuits_are_folded_in_full_precision_whatever_the_model_is_allowed() -> None:
+    libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+    def allowed() -> list[str]:
+        return [library.fp32_precision for library in libraries]
+
+    inside = []
+
+    def rounds(x: Tensor) -> Tensor:
+        inside.append(allowed())
+        return x
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert allowed() == ["tf32", "tf32"]
+        assert distance(layer_of(Kernel(rounds))) < 1e-6
+        assert allowed() == ["tf32", "tf32"]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert inside
+    assert all(each == ["ieee", "ieee"] for each in inside)
