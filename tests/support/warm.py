@@ -11,10 +11,8 @@ environment differs in what may be read while modules are imported.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import json
-import multiprocessing
 import os
 import runpy
 import select
@@ -41,9 +39,9 @@ _PROGRAMS = {
     "emovllm.cli",
     "emovllm_server.bench.engine_process",
     "emovllm_server.verify.engine_process",
-    "emovllm_offline.model.timing_process",
-    "emovllm_offline.model.reference_process",
 }
+# These need no vLLM: not worth its imports where nothing else of a run does.
+_PROGRAMS_OF_FORKS = {"emovllm_offline.model.timing_process", "emovllm_offline.model.reference_process"}
 _SCRIPTS = {str(Path(__file__).with_name(name)) for name in ("worker.py", "async_worker.py")}
 # Read when they are needed, or set by the very imports; all other variables must be those of the parent.
 _LATE = (
@@ -231,14 +229,14 @@ def _serve(address: str, life: int, told: int) -> dict[str, Any]:
 
 def _import() -> None:
     import setproctitle
+    from worker import freeze_imports
 
     for module in _MODULES:
         importlib.import_module(module)
     # Looks for where the title lies, which it no longer finds in another environment.
     setproctitle.getproctitle()
     assert len(os.listdir("/proc/self/task")) == 1, threading.enumerate()
-    gc.collect()
-    gc.freeze()  # the forks share what is there
+    freeze_imports()
 
 
 def _wait_for_fork(line: socket.socket, streams: list[int]) -> None:
@@ -269,25 +267,20 @@ def _become(address: str, request: dict[str, Any]) -> None:
     for number, stream in enumerate(request["streams"]):
         os.dup2(stream, number)
         os.close(stream)
+    _PROGRAMS.update(_PROGRAMS_OF_FORKS)
     parents = dict(os.environ)
     os.environ.clear()
     os.environ.update(request["changes"] | request["environment"])
     install(address, {name: value for name, value in parents.items() if name not in request["changes"]})
     from vllm.model_executor.models import registry
+    from worker import fork_processes
 
     # vLLM looks at each class of model in a process of its own, which imports everything again.
     registry._run_in_subprocess = lambda inspect: inspect()
     if _METHOD not in request["environment"]:
-        _fork_engines()
-
-
-def _fork_engines() -> None:
-    """As worker.py does for its ranks."""
-    for name in ("vllm.v1.engine.coordinator", "vllm.v1.engine.utils", "vllm.v1.executor.multiproc_executor"):
-        module: Any = sys.modules[name]
-        module.get_mp_context = lambda: multiprocessing.get_context("fork")
-    # A signal that an engine gets is not one for the event loop of the server that it is a copy of.
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        fork_processes()
+        # A signal that an engine gets is not one for the event loop of the server that it is a copy of.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def _run(command: list[str]) -> None:
@@ -302,7 +295,6 @@ def _run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = ""
     asked = _serve(sys.argv[1], *map(int, sys.argv[2:]))
     _become(sys.argv[1], asked)
     _run(asked["command"])

@@ -27,6 +27,14 @@ from pictures import PICTURES, stand_in
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
+def freeze_imports() -> None:
+    """What is imported stays out of the garbage collector's sight. vLLM has it collect ten times for each engine, which
+    takes most of the time of a tiny one, and would have it see everything again with the first engine that ends."""
+    gc.collect()
+    gc.freeze()
+    gc.freeze = gc.unfreeze = lambda: None
+
+
 def fork_processes() -> None:
     """Ranks and engines begin as copies of this process, which has imported vLLM: on a CPU vLLM has each import it
     anew. Here one thread computes, so that there is none that a copy would miss."""
@@ -50,6 +58,7 @@ def main() -> None:
     # vLLM looks at each class of model in a process of its own, which imports everything again.
     registry._run_in_subprocess = lambda inspect: inspect()
     fork_processes()
+    freeze_imports()
     ask_for_amx()
     environment = dict(os.environ)
     config = json.loads(sys.argv[1])
