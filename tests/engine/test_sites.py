@@ -41,7 +41,6 @@ def of_vllm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "VLLM_CACHE_ROOT": str(root / "cache"),
-        "VLLM_LOGGING_LEVEL": "ERROR",
     }
     built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert built.returncode == 0, built.stderr[-3000:]

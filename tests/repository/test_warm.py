@@ -16,6 +16,8 @@ from support import warm
 
 pytestmark = pytest.mark.engine
 
+# Its sitecustomize.py is run as Python starts.
+KERNELS = str(Path(__file__).parents[1] / "kernels")
 _SCRIPT = """
 import json, os, signal, sys
 ours = {"argv": sys.argv, "main": __name__, "path": sys.path[0], "folder": os.getcwd(), "stdin": sys.stdin.read(),
@@ -70,7 +72,9 @@ def test_a_fork_ends_by_a_signal(send: Any, tmp_path: Path, monkeypatch: pytest.
     assert not Path(f"/proc/{process.pid}").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("TRITON_INTERPRET", "1"), ("PYTHONPATH", "/a"), ("OMP_NUM_THREADS", "2")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("TRITON_INTERPRET", "1"), ("PYTHONPATH", KERNELS), ("OMP_NUM_THREADS", "2")]
+)
 def test_what_imports_may_read_is_for_a_process_of_its_own(name: str, value: str) -> None:
     command = [sys.executable, "-m", "emovllm.cli", "serve"]
     assert warm._is_warm(command, {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})

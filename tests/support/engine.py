@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from support.warm import COLD
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -87,7 +89,13 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **(env or {})},
+            env={
+                **os.environ,
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_NO_USAGE_STATS": "1",
+                **(env or {}),
+                **(COLD if hook else {}),
+            },
             start_new_session=True,
         )
         try:

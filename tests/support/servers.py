@@ -41,7 +41,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 300) -> Server:
+    def wait(self, seconds: float = 600) -> Server:
         """Until the server answers. Raises: RuntimeError where it ends, or is too slow."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
