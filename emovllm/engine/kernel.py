@@ -1,7 +1,7 @@
 """The injection as a Triton kernel of its own: in place on a projection's output, and over at once for plain rows.
 
-An operator that compilers do not look into, registered as vLLM registers its own, so that it is found by its name in
-what was compiled ahead of time. Importing this module needs Triton.
+An operator that compilers do not look into, and that what was compiled ahead of time finds by its name. Importing this
+module needs Triton.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
-from vllm.utils.torch_utils import direct_register_custom_op
 
 # Entries of a row that one program adds to.
 _BLOCK = 1024
@@ -63,7 +62,10 @@ def _nothing(out: Tensor, coefficients: Tensor, vectors: Tensor) -> None:
     """What a compiler knows of the operator: it returns nothing."""
 
 
-direct_register_custom_op("add_rows", _add_rows, ["out"], _nothing, _LIBRARY)
+_LIBRARY.define("add_rows" + torch.library.infer_schema(_add_rows, mutates_args=["out"]))
+for _device in ("CUDA", "CPU"):
+    _LIBRARY.impl("add_rows", _add_rows, _device)
+torch.library.register_fake("emovllm::add_rows", _nothing, lib=_LIBRARY)
 
 
 def add_in_place(out: Tensor, coefficients: Tensor, vectors: Tensor) -> Tensor:
