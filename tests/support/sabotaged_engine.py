@@ -20,7 +20,7 @@ def update(self: Coefficients, req_ids: Any, num_scheduled: Any, *args: Any, **k
     wrong = _told.read_text()
     if wrong == "neighbour":
         self.buffer[1:] += 0.1 * self.buffer[:-1].clone()
-        self._written = self.buffer.any(1).nonzero().flatten().numpy()
+        self._staging._written = self.buffer.any(1).nonzero().flatten().numpy()
     elif wrong == "graph" and len(req_ids) == 4 and (num_scheduled == 1).all():
         self.buffer.zero_()
     for site in _sites[-1:]:
