@@ -40,6 +40,7 @@ _COMMANDS = {
     "calibrate": ("emovllm_offline.commands.calibrate", "find the strengths to serve a circuit at"),
     "evaluate": ("emovllm_offline.commands.evaluate", "measure how well emotions show in replies, and what that costs"),
     "judge-report": ("emovllm_offline.commands.judge_report", "measure how often the built-in judge is right"),
+    "label": ("emovllm_offline.commands.label", "label texts by hand, on a page of this machine"),
     "judge-benchmark": ("emovllm_offline.commands.judge_benchmark", "measure judges on texts whose emotions are known"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }

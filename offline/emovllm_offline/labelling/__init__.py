@@ -1,0 +1,1 @@
+"""Labels by hand: a page on which a person says what each text shows."""
