@@ -62,6 +62,13 @@ class Written(NamedTuple):
     bits: int | None
 
 
+class Nearness(NamedTuple):
+    """How far a site's weights are from a circuit's fingerprint, relative, and how far they may be."""
+
+    distance: float
+    limit: Limit
+
+
 def limit_of(bits: int) -> Limit:
     return next(limit for least, limit in LIMITS.items() if bits >= least)
 
@@ -72,6 +79,16 @@ def site_distance(written: Written, expected: np.ndarray) -> float:
     wrong = float(np.square(np.float64(written.entries) - expected).sum())
     norm = max(float(np.square(np.float64(expected)).sum()), FINGERPRINT_SIZE * written.power)
     return math.sqrt(wrong / norm) if norm > 0 else (0.0 if wrong == 0 else math.inf)
+
+
+def nearness(
+    measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: CircuitSpec
+) -> dict[str, Nearness]:
+    """Of each site, as nearly as the weights on both sides are rounded."""
+    return {
+        key: Nearness(site_distance(written, expected[key]), limit_of(_coarser(written.bits, spec)))
+        for key, written in measured.items()
+    }
 
 
 def require_same_weights(
@@ -86,18 +103,16 @@ def require_same_weights(
     if not measured:
         return None
     whole = fingerprint_distance({key: written.entries for key, written in measured.items()}, expected)
-    distances = {key: site_distance(written, expected[key]) for key, written in measured.items()}
-    limits = {key: limit_of(_coarser(written.bits, spec)) for key, written in measured.items()}
-    most = max(limit.whole for limit in limits.values())
-    wrong = [key for key in measured if not distances[key] <= limits[key].site]
+    sites = nearness(measured, expected, spec)
+    most = max(site.limit.whole for site in sites.values())
+    wrong = [key for key, site in sites.items() if not site.distance <= site.limit.site]
     if wrong or not whole <= most:
-        worst = max(
-            measured, key=lambda key: math.inf if math.isnan(distances[key]) else distances[key] / limits[key].site
-        )
+        worst = max(sites, key=lambda key: _of_limit(sites[key]))
         raise Unsupported(
             f"the circuit was made for {spec.model.id}, and the weights served here are not that model's: the folded "
             f"circuit differs by {whole:.3g} (relative), the limit is {most}; by more than their limit at "
-            f"{_sites(wrong, len(measured))}, the most at {worst}: {distances[worst]:.3g}, limit {limits[worst].site}"
+            f"{_sites(wrong, len(measured))}, the most at {worst}: {sites[worst].distance:.3g}, "
+            f"limit {sites[worst].limit.site}"
         )
     if whole <= LIMITS[PLAIN_BITS].whole:
         return None
@@ -107,6 +122,11 @@ def require_same_weights(
         f"the circuit was made on {origin} of {spec.model.id}: through the weights served here it differs by "
         f"{whole:.3g} (relative); what was measured with it holds for those that it was made on"
     )
+
+
+def _of_limit(site: Nearness) -> float:
+    """The share of its limit that a site uses up."""
+    return math.inf if math.isnan(site.distance) else site.distance / site.limit.site
 
 
 def _coarser(bits: int | None, spec: CircuitSpec) -> int:

@@ -25,7 +25,7 @@ from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.form import Form
 from emovllm.errors import Unsupported
-from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
+from emovllm.fingerprint import Nearness, Written, fingerprint_entries, nearness, require_same_weights, site_key
 from emovllm.quantization import PLAIN_BITS
 
 logger = init_logger(__name__)
@@ -81,9 +81,10 @@ def install(
     return list(sites.values())
 
 
-def fill(sites: list[ExpertsSite], circuit: Circuit, first: int) -> None:
+def fill(sites: list[ExpertsSite], circuit: Circuit, first: int) -> dict[str, Nearness]:
     """Puts a circuit's vectors in place, from `first` on.
 
+    Returns: how near what each router says is to what the circuit was made for.
     Raises: Unsupported where the routers are not those that it was made for; its vectors are in place all the same.
     """
     here = set(circuit.sites())
@@ -96,6 +97,7 @@ def fill(sites: list[ExpertsSite], circuit: Circuit, first: int) -> None:
         measured[site.key] = _written(site, vectors)
     if warning := require_same_weights(measured, circuit.fingerprint, circuit.spec):
         logger.warning(warning)
+    return nearness(measured, circuit.fingerprint, circuit.spec)
 
 
 def _written(site: ExpertsSite, vectors: Tensor) -> Written:

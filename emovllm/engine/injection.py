@@ -27,7 +27,7 @@ from emovllm.engine.form import Form
 from emovllm.engine.lora import fold_adapters, follow_adapters
 from emovllm.errors import Unsupported
 from emovllm.family import Kind
-from emovllm.fingerprint import Written, fingerprint_entries, require_same_weights, site_key
+from emovllm.fingerprint import Nearness, Written, fingerprint_entries, nearness, require_same_weights, site_key
 from emovllm.quantization import PLAIN_BITS
 
 logger = init_logger(__name__)
@@ -91,9 +91,10 @@ def install(
     return sites
 
 
-def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
+def fill(sites: list[Site], circuit: Circuit, first: int) -> dict[str, Nearness]:
     """Folds a circuit through the current weights, into the vectors from `first` on; again after weights were reloaded.
 
+    Returns: how near each site's weights are to those that it was made for.
     Raises: Unsupported where the weights are not those it was made for, its vectors being in place all the same; where
     it cannot be folded exactly, without them.
     """
@@ -128,6 +129,7 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> None:
     }
     if warning := require_same_weights(measured, circuit.fingerprint, circuit.spec):
         logger.warning(warning)
+    return nearness(measured, circuit.fingerprint, circuit.spec)
 
 
 def _sum_over_ranks(sites: list[Site], written: list[Tensor]) -> None:

@@ -20,6 +20,7 @@ from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.form import form_of
 from emovllm.engine.settings import settings_of
 from emovllm.errors import CircuitError, Unsupported
+from emovllm.fingerprint import Nearness
 from emovllm.progress import stage
 
 # vLLM configures the loggers below its own name only.
@@ -32,8 +33,11 @@ _LIVE_VALUE = 256.0
 
 
 class _Placed(NamedTuple):
+    """nearness: of each site's weights here, as `injection.fill` says."""
+
     circuit: Circuit
     first: int
+    nearness: dict[str, Nearness]
 
     @property
     def columns(self) -> slice:
@@ -120,12 +124,15 @@ class EmotionWorkerMixin:
 
     def _place(self, circuit: Circuit, first: int) -> None:
         """Raises: Unsupported."""
-        injection.fill(self.emotion_sites, circuit, first)
-        experts.fill(self.expert_sites, circuit, first)
+        nearness = self._fill(circuit, first)
         residual.fill(self.steered_layers, circuit, first)
         digest = circuit.digest()
-        self.emotion_circuits[digest] = _Placed(circuit, first)
+        self.emotion_circuits[digest] = _Placed(circuit, first, nearness)
         self.emotion_coefficients.place(digest, circuit.names, first)
+
+    def _fill(self, circuit: Circuit, first: int) -> dict[str, Nearness]:
+        """Raises: Unsupported."""
+        return injection.fill(self.emotion_sites, circuit, first) | experts.fill(self.expert_sites, circuit, first)
 
     def emotion_read(self, source: str, digest: str) -> str | None:
         """Reads a circuit that is to be loaded while serving (`collective_rpc`). A step of its own: ranks fold
@@ -168,9 +175,9 @@ class EmotionWorkerMixin:
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]
         try:
-            for placed in self.emotion_circuits.values():
-                injection.fill(self.emotion_sites, placed.circuit, placed.first)
-                experts.fill(self.expert_sites, placed.circuit, placed.first)
+            for digest, placed in list(self.emotion_circuits.items()):
+                nearness = self._fill(placed.circuit, placed.first)
+                self.emotion_circuits[digest] = placed._replace(nearness=nearness)
         except Unsupported as error:
             # The weights are in place all the same, and plain requests may go on.
             self.emotion_coefficients.broken = str(error)
@@ -191,11 +198,16 @@ class EmotionWorkerMixin:
         return times
 
     def emotion_report(self) -> dict[str, Any]:
-        """What the front end compares at start-up (`collective_rpc`): version, circuits, and this rank's sites."""
+        """What the front end compares at start-up (`collective_rpc`): version, circuits, and this rank's sites; and how
+        far the weights of each are from each circuit's, and may be, for `emovllm verify`."""
         return {
             "version": __version__,
             "digests": sorted(self.emotion_circuits),
             "sites": [place.key for place in self._places()],
+            "distances": {
+                digest: {key: (site.distance, site.limit.site) for key, site in placed.nearness.items()}
+                for digest, placed in self.emotion_circuits.items()
+            },
         }
 
     def _places(self) -> list[Any]:

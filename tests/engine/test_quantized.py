@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from emovllm.architectures import parse_site
 from emovllm.circuit_files import load_circuit
+from emovllm.fingerprint import LIMITS, fingerprint_entries
 from emovllm.schemes import scheme_of
 from support.circuits import random_circuit
 from support.engine import Engine, EngineError, Reply
@@ -119,6 +120,7 @@ class Case:
     circuit: Path
     oracle: Oracle
     dtype: str
+    bits: int
 
 
 @pytest.fixture(scope="module", params=SCHEMES)
@@ -132,7 +134,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         round_activations(oracle.model, by_token)
     # vLLM's kernel of 4-bit weights takes no float32 on a CPU, and with AMX that of 8-bit ones takes none either.
     takes_float32 = request.param == "w8a8" and not torch.cpu._is_amx_tile_supported()
-    return Case(model, plain, circuit, oracle, "float32" if takes_float32 else "bfloat16")
+    bits = {"w4a16": 4, "w8a8": 8}[request.param]
+    return Case(model, plain, circuit, oracle, "float32" if takes_float32 else "bfloat16", bits)
 
 
 @pytest.fixture
@@ -170,8 +173,11 @@ def test_the_folded_vectors_are_those_of_the_dequantised_weights(
 ) -> None:
     weights = load_file(Path(case.plain) / "model.safetensors")
     columns = {parse_site(name): np.array(found) for name, found in plain_engine.columns(16).items()}
-    folded = series.start(case.model, case.circuit, dtype=case.dtype).vectors()
+    engine = series.start(case.model, case.circuit, dtype=case.dtype)
+    folded = engine.vectors()
     circuit = load_circuit(case.circuit)
+    (report,) = engine.call("collective_rpc", "emotion_report")
+    distances = report["distances"][circuit.digest()]
     sites = {parse_site(name.removesuffix(".weight")): weight.numpy() for name, weight in weights.items()}
     assert len(folded) == len(circuit.sites())
 
@@ -182,7 +188,14 @@ def test_the_folded_vectors_are_those_of_the_dequantised_weights(
         weight = sites[kind, layer]  # [hidden, in]
         kernel = distance(columns[kind, layer], weight[:, :16].T)
         right = circuit.site_delta(kind, layer) @ weight.T
-        assert distance(np.array(folded[f"{kind}.{layer}"]), right) < 1.5 * kernel + 2e-4
+        key = f"{kind}.{layer}"
+        assert distance(np.array(folded[key]), right) < 1.5 * kernel + 2e-4
+        # What `emovllm verify` tells of quantised weights.
+        told, limit = distances[key]
+        rounding = distance(fingerprint_entries(right), circuit.fingerprint[key])
+        # Relative to what units would write if they did not cancel each other, where they do.
+        assert rounding / 2 - 0.005 < told < 1.1 * rounding + 0.005
+        assert 1e-3 < told < limit == LIMITS[case.bits].site
 
 
 def test_another_models_circuit_is_still_refused(

@@ -45,6 +45,7 @@ class Reference:
         device = fastest_device()
         self._source = model
         self.parameters = count_parameters(model)
+        self._quantized = getattr(AutoConfig.from_pretrained(model), "quantization_config", None) is not None
         float32 = fits(4 * self.parameters, device)
         spread = not float32 and device == "cuda" and torch.cuda.device_count() > 1
         network = load_network(model, "float32" if float32 else dtype, "auto" if spread else device)
@@ -57,6 +58,7 @@ class Reference:
             "parameters": self.parameters,
             # Of two engines, in 16 bits.
             "fits_twice": fits(2 * 2 * self.parameters, network.device.type),
+            "quantized": self._quantized,
             "longest": getattr(network.config.get_text_config(), "max_position_embeddings", None),
             "dtype": type_name(network.dtype),
             "device": network.device.type,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +132,20 @@ def ranks(sites: Sequence[Sequence[str]], tensor_parallel: int) -> Verdict:
     told = f"{len(held)} sites on {len(sites)} rank{'s' if len(sites) > 1 else ''}"
     passed = bool(held) and len(sites) == tensor_parallel * len(stages)
     return Verdict("every rank holds its sites", passed, told, {"sites": len(held), "ranks": len(sites)})
+
+
+def quantized_weights(distances: Mapping[str, tuple[float, float]]) -> Verdict:
+    """Whether a circuit is that of quantised weights. distances: of each site from the circuit's fingerprint, relative,
+    and its limit."""
+    worst = max(distances, key=lambda key: distances[key][0] / distances[key][1])
+    distance, limit = distances[worst]
+    by_site = {key: distance for key, (distance, _) in distances.items()}
+    told = (
+        f"through the quantised weights {len(by_site)} sites are {min(by_site.values()):.2g} to "
+        f"{max(by_site.values()):.2g} from the circuit's fingerprint, the nearest to its limit {worst}: {distance:.2g} "
+        f"(limit {limit})"
+    )
+    return Verdict("weights are the circuit's", distance <= limit, told, {"distance_by_site": by_site})
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ def start(argv: Sequence[str], steered: bool, changes: dict[str, Any]) -> tuple[
 
 def about_engine(engine: Any, steered: bool) -> dict[str, Any]:
     config = engine.vllm_config
+    reports = engine.collective_rpc("emotion_report") if steered else []
     return {
         **describe(config),
         "quantization": config.model_config.quantization,
@@ -62,7 +63,11 @@ def about_engine(engine: Any, steered: bool) -> dict[str, Any]:
         "prefix_caching": bool(config.cache_config.enable_prefix_caching),
         "max_model_len": config.model_config.max_model_len,
         "max_num_seqs": config.scheduler_config.max_num_seqs,
-        "ranks": [report["sites"] for report in engine.collective_rpc("emotion_report")] if steered else [],
+        "ranks": [report["sites"] for report in reports],
+        # Of the one circuit; ranks of a stage say the same.
+        "distances": {
+            key: site for report in reports for sites in report["distances"].values() for key, site in sites.items()
+        },
     }
 
 

@@ -18,6 +18,9 @@ def as_text(findings: Findings) -> str:
     lines = [f"emovllm verify: {'passed' if findings.passed else 'FAILED'}, {passed} of {len(judged)} checks"]
     lines += [f"  {v.name:<{width}}  {_WORDS[v.passed]:<6}  {v.told}" for v in findings.verdicts]
     lines += ["", *(f"  {name}: {value}" for name, value in _facts(findings).items())]
+    for verdict in findings.verdicts:
+        if sites := verdict.figures.get("distance_by_site"):
+            lines.append(f"  distance by site: {', '.join(f'{key} {value:.2g}' for key, value in sites.items())}")
     return "\n".join(lines)
 
 
@@ -31,7 +34,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
 
 def _facts(findings: Findings) -> dict[str, Any]:
     """On what it was found; no place on the machine."""
-    left_out = {"ranks", "plugin"}
+    left_out = {"ranks", "distances", "plugin"}
     engine = {name: value for name, value in findings.engine.items() if name not in left_out and value is not None}
     reference = findings.reference
     return {

@@ -87,9 +87,8 @@ def verify(subject: Subject, rounds: int, logs: Path) -> Findings:
             asked = ask_reference(reference, subject.max_model_len)
         findings.verdicts.append(checks.emotions_move(*asked.of(True, asked.wanted, asked.wanted_plain)))
         bar.advance()
-        if reference.about["dtype"] != "float32":
-            told = "not run: a copy in float32 does not fit into the memory that is free"
-            findings.verdicts.append(Verdict("exact in float32", None, told))
+        if trouble := _why_not_in_float32(reference.about):
+            findings.verdicts.append(Verdict("exact in float32", None, f"not run: {trouble}"))
         elif subject.dtype != "float32":
             bar.tell("the engine in float32")
             if (engine := _start(findings, "float32", {"dtype": "float32"}, FLOAT32)) is not None:
@@ -101,10 +100,16 @@ def verify(subject: Subject, rounds: int, logs: Path) -> Findings:
     return findings
 
 
+def _why_not_in_float32(reference: dict[str, Any]) -> str | None:
+    if reference["quantized"]:
+        return "kernels of quantised weights may round what they are given, and take no float32"
+    return None if reference["dtype"] == "float32" else "a copy in float32 does not fit into the memory that is free"
+
+
 def _as_served(findings: Findings, asked: Asked, running: contextlib.ExitStack, bar: Bar) -> None:
     together = findings.reference["fits_twice"]
     changes = _HALF if together else {}
-    float32 = findings.reference["dtype"] == findings.subject.dtype == "float32"
+    float32 = findings.subject.dtype == "float32" and _why_not_in_float32(findings.reference) is None
     replies: list[Reply] = []
     seconds: dict[str, list[float]] = {}
     plain = None
@@ -126,6 +131,8 @@ def _as_served(findings: Findings, asked: Asked, running: contextlib.ExitStack, 
     else:
         findings.verdicts += as_served(steered, asked, checks.difference(replies, asked.wanted_plain))
     findings.verdicts.append(checks.ranks(steered.about["ranks"], steered.about["tensor_parallel"]))
+    if steered.about["quantization"] and steered.about["distances"]:
+        findings.verdicts.append(checks.quantized_weights(steered.about["distances"]))
     bar.advance()
     if findings.rounds:
         bar.tell("time per token, plain and steered in turn")

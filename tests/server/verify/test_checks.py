@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from emovllm_server.verify import checks
 from emovllm_server.verify.checks import Difference, Reply, Timing
+from emovllm_server.verify.report import as_text
+from emovllm_server.verify.run import Findings, Subject
 
 
 def reply(*tokens: int, off: float = 0.0) -> Reply:
@@ -55,6 +59,17 @@ def test_every_rank_of_a_stage_holds_the_same_sites() -> None:
     assert checks.ranks([["mlp.0"], ["mlp.0"], ["mlp.1"], ["mlp.1"]], 2).passed
     assert not checks.ranks([["mlp.0"], []], 2).passed
     assert not checks.ranks([[]], 1).passed
+
+
+def test_quantised_weights_are_as_near_as_their_bits_allow_at_every_site() -> None:
+    near = checks.quantized_weights({"mlp.0": (0.02, 0.25), "attn.0": (0.1, 0.25), "mlp.1": (0.019, 0.02)})
+    assert near.passed
+    assert near.figures["distance_by_site"] == {"mlp.0": 0.02, "attn.0": 0.1, "mlp.1": 0.019}
+    assert "3 sites are 0.019 to 0.1 from the circuit's fingerprint" in near.told
+    assert "mlp.1: 0.019 (limit 0.02)" in near.told
+    assert not checks.quantized_weights({"mlp.0": (0.02, 0.25), "attn.0": (0.3, 0.25)}).passed
+    findings = Findings(Subject([], "", "", "auto", None), 0, Path(), {}, [near], engine={"quantization": "awq"})
+    assert "  distance by site: mlp.0 0.02, attn.0 0.1, mlp.1 0.019" in as_text(findings).splitlines()
 
 
 def test_the_cost_is_told_and_not_judged() -> None:
