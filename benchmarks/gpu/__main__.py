@@ -37,6 +37,8 @@ _IDENTITY = ("gpu", "emovllm", "vllm", "torch", "size")
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
+    # What is cut may take a moment to end its engines.
+    end = time.monotonic() + 60 * args.budget - commands.PATIENCE_S
     planned = steps(PLANS[args.size])
     chosen = [step for step in planned if not args.only or any(step.name.startswith(name) for name in args.only)]
     if not chosen:
@@ -50,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     run = Run(folder, PLANS[args.size], machine_of(folder, args.size))
     command = "python -m benchmarks.gpu --out DIR" + (f" --only {shlex.join(args.only)}" if args.only else "")
-    end = time.monotonic() + 60 * args.budget
 
     def told() -> None:
         report.write(folder, run.machine, planned, command)

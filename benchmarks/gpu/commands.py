@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 # A terminated benchmark ends its engines and reports first.
-_PATIENCE_S = 60
+PATIENCE_S = 30
 _LAST_LINES, _LINE = 15, 300
 
 
@@ -67,7 +67,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         return
     process.terminate()
     try:
-        process.wait(_PATIENCE_S)
+        process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
