@@ -189,7 +189,13 @@ def test_only_the_steps_that_are_named_are_run(monkeypatch: pytest.MonkeyPatch, 
         run_steps(monkeypatch, tmp_path, "--only", "third", first=broken, second=measured)
 
 
-def test_a_folder_holds_one_machines_figures(tmp_path: Path) -> None:
+def test_a_folder_holds_one_machines_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ask(words: list[str], stdout: Path, log: Path) -> int:
+        stdout.write_text(json.dumps(MACHINE))
+        return 0
+
+    monkeypatch.setattr(commands, "run", ask)
+    assert gpu.machine_of(tmp_path, "tiny") == gpu.machine_of(tmp_path, "tiny")
     (tmp_path / "machine.json").write_text(json.dumps({"gpu": "another", "size": "tiny"}))
     with pytest.raises(SystemExit, match=r"measured elsewhere \(gpu another there"):
         gpu.machine_of(tmp_path, "tiny")

@@ -27,10 +27,11 @@ def update(self: Coefficients, req_ids: Any, num_scheduled: Any, *args: Any, **k
         site.layer.emotion_vectors.mul_(0) if wrong == "site" else site.layer.emotion_vectors.copy_(site.kept)
 
 
-def fill(sites: list[Any], circuit: Any, first: int) -> None:
-    _fill(sites, circuit, first)
+def fill(sites: list[Any], circuit: Any, first: int) -> Any:
+    nearness = _fill(sites, circuit, first)
     for site in sites:
         _sites.append(Kept(site.layer))
+    return nearness
 
 
 class Kept:
