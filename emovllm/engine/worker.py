@@ -71,14 +71,13 @@ class EmotionWorkerMixin:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         circuits = {name: _load(source, settings.digests[name]) for name, source in settings.sources.items()}
         runner = self.model_runner  # type: ignore[attr-defined]
-        capture = config.compilation_config.max_cudagraph_capture_size or 0
+        model, scheduler = runner.get_model(), config.scheduler_config
+        captured = config.compilation_config.max_cudagraph_capture_size or 0
         self.emotion_coefficients = Coefficients(
             settings.capacity,
-            rows_for(
-                config.scheduler_config.max_num_batched_tokens, capture, config.parallel_config.tensor_parallel_size
-            ),
+            rows_for(scheduler.max_num_batched_tokens, captured, config.parallel_config.tensor_parallel_size),
             runner.device,
-            max_requests=config.scheduler_config.max_num_seqs,
+            max_requests=scheduler.max_num_seqs,
             adapters=adapters_of(config),
             steering=settings.steering,
         )
@@ -86,17 +85,15 @@ class EmotionWorkerMixin:
         room = has_room(circuits.values(), settings.capacity)
         wanted = None if room else {site for circuit in circuits.values() for site in circuit.sites()}
         self.emotion_sites = injection.install(
-            runner.get_model(), wanted, self.emotion_coefficients, settings.capacity, form, weight_bits(config)
+            model, wanted, self.emotion_coefficients, settings.capacity, form, weight_bits(config)
         )
         spec = next(iter(circuits.values())).spec.model
-        self.expert_sites = experts.install(
-            runner.get_model(), wanted, (settings.capacity, spec.hidden_size), self.emotion_coefficients, form.elsewhere
-        )
+        shape = settings.capacity, spec.hidden_size
+        self.expert_sites = experts.install(model, wanted, shape, self.emotion_coefficients, form.elsewhere)
         self.steered_layers = []
         if settings.steering:
-            self.steered_layers = residual.install(
-                runner.get_model(), spec, self.emotion_coefficients, settings.capacity, form.elsewhere
-            )
+            columns = self.emotion_coefficients
+            self.steered_layers = residual.install(model, spec, columns, settings.capacity, form.elsewhere)
         self.emotion_circuits = {}
         first = 0
         for circuit in circuits.values():
@@ -245,8 +242,7 @@ class EmotionWorkerMixin:
         if dead := list(dict.fromkeys(dead)):
             raise Unsupported(
                 f"the compiled model ignores the emotion circuit at {len(dead)} of {len(vectors)} sites "
-                f"({', '.join(dead[:4])}); clear vLLM's compile cache, and if that does not help, start with "
-                "--enforce-eager"
+                f"({', '.join(dead[:4])}); clear vLLM's compile cache, or start with --enforce-eager"
             )
 
     def _dummy_runs(self) -> list[tuple[int, dict[str, Any]]]:
@@ -277,15 +273,13 @@ class EmotionWorkerMixin:
             del runner.execute_model
         output = outputs[-1] if output is None else output
         # A pipeline stage that is not the last hands on several tensors.
-        parts = output.tensors.values() if hasattr(output, "tensors") else [output]
-        return torch.cat([part.float().flatten() for part in parts])
+        return torch.cat([part.float().flatten() for part in getattr(output, "tensors", {0: output}).values()])
 
     @contextmanager
     def _states_apart(self, tokens: int) -> Iterator[None]:
         """Lets each dummy request start from a state of zeros, in a block of its own, where layers keep states (Mamba,
         short convolutions): dummy requests share one block otherwise, with the keys and values of other layers too."""
-        stateful = self._stateful()
-        if not stateful:
+        if not (stateful := self._stateful()):
             yield
             return
         runner = self.model_runner  # type: ignore[attr-defined]

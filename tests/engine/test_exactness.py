@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from support.engine import Ask, Engine, assert_same
+from support.engine import Ask, Engine, assert_exact, assert_same
 from support.oracle import Oracle
 
 pytestmark = pytest.mark.engine
@@ -16,20 +16,23 @@ MAX_TOKENS = 12
 BLOCK = 32
 
 
-def test_the_oracle_itself_is_moved_by_every_emotion(oracle: Oracle, mixed: list[Ask]) -> None:
-    plain = oracle.generate([Ask(ask.prompt) for ask in mixed], MAX_TOKENS)
-    for ask, steered, unsteered in zip(mixed, oracle.generate(mixed, MAX_TOKENS), plain, strict=True):
+def test_the_oracle_itself_is_moved_by_every_emotion(
+    oracle: Oracle, mixed: list[Ask], text_of: Callable[[int, int], list[int]]
+) -> None:
+    reply = text_of(42, MAX_TOKENS)
+    for ask in mixed:
+        scores = [oracle.scores(each, reply)[len(ask.prompt) - 1 : -1] for each in (ask, Ask(ask.prompt))]
+        steered, unsteered = (rows[range(len(reply)), reply].tolist() for rows in scores)
         moved = ask.fields.get("emotion_strength", 1.0) != 0 and "emotion" in ask.fields
-        same = steered.logprobs == pytest.approx(unsteered.logprobs, abs=0.02)
-        assert same != moved, ask.fields
+        assert (steered == pytest.approx(unsteered, abs=0.02)) != moved, ask.fields
 
 
 def test_a_mixed_batch_equals_the_oracle(steered_compiled: Engine, oracle: Oracle, mixed: list[Ask]) -> None:
-    assert_same(steered_compiled.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
+    assert_exact(steered_compiled, oracle, mixed, MAX_TOKENS)
 
 
 def test_a_mixed_batch_in_eager_mode_equals_the_oracle(steered_eager: Engine, oracle: Oracle, mixed: list[Ask]) -> None:
-    assert_same(steered_eager.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
+    assert_exact(steered_eager, oracle, mixed, MAX_TOKENS)
 
 
 def test_the_next_turn_of_a_conversation_equals_the_oracle(
@@ -43,7 +46,7 @@ def test_the_next_turn_of_a_conversation_equals_the_oracle(
         for ask, reply in zip(first, replies, strict=True)
         for fields in ({"emotion": "anger"}, {"emotion": "fear"}, {})
     ]
-    assert_same(steered_compiled.generate(second, MAX_TOKENS), oracle.generate(second, MAX_TOKENS))
+    assert_exact(steered_compiled, oracle, second, MAX_TOKENS)
 
 
 def test_plain_requests_are_bit_identical_in_eager_mode(

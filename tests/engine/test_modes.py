@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from support.circuits import random_circuit
-from support.engine import Ask, Engine, EngineError, assert_same
+from support.engine import Ask, Engine, EngineError, assert_exact, assert_same
 from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import Series
@@ -50,7 +50,7 @@ class Tiny:
         }
 
     def check(self, engine: Engine) -> None:
-        assert_same(engine.generate(self.asks, TOKENS), self.oracle.generate(self.asks, TOKENS))
+        assert_exact(engine, self.oracle, self.asks, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_reloaded_weights_are_steered_by_their_own_fold(
     after = engine.vectors()
     assert all(after[site] != before[site] for site in before)
     oracle = Oracle(str(tmp_path / "trained"), tiny.circuit)
-    assert_same(engine.generate(tiny.asks, TOKENS), oracle.generate(tiny.asks, TOKENS))
+    assert_exact(engine, oracle, tiny.asks, TOKENS)
 
 
 def test_weights_of_another_model_are_not_reloaded(begin: Callable[..., Engine], tiny: Tiny, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_vllms_own_compiler_equals_the_oracle_and_loads_what_it_compiled_ahead_o
         asks = tiny.asks if circuit else [Ask(ask.prompt) for ask in tiny.asks]
         oracle = Oracle(tiny.model, other) if circuit == other else tiny.oracle
         with Engine(tmp_path / "log", environment, hook="piecewise", **config) as engine:
-            assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
+            assert_exact(engine, oracle, asks, TOKENS)
             loaded, saved = (text in engine.log() for text in ("Directly load AOT compilation", "saved AOT compiled"))
         assert loaded != saved
         return loaded

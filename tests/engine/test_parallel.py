@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import load_circuit, save_circuit
 from support.circuits import SIX, random_circuit
-from support.engine import Ask, AsyncEngine, Engine, assert_same
+from support.engine import Ask, AsyncEngine, Engine, assert_exact, assert_same
 from support.families import family_model
 from support.models import tiny_model
 from support.oracle import Oracle
@@ -135,7 +135,7 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
     replies = engine.generate(mixed, MAX_TOKENS)
     assert engine.metric("vllm:num_preemptions") > 0
     assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
-    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies))
 
 
 def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_compiled_and_by_both_methods(
@@ -167,7 +167,7 @@ def test_each_of_two_ranks_adds_the_vectors_of_experts_whole_and_its_share_of_th
     oracle = Oracle(model, circuit)
     assert oracle.circuit.sites()[-3:] == [("attn", 1), ("experts", 1), ("mlp", 1)]
     engine = ranks.start(model, circuit, tensor_parallel_size=2)
-    assert_same(engine.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
+    assert_exact(engine, oracle, mixed, MAX_TOKENS)
 
 
 def test_two_pipeline_stages_equal_the_oracle(
@@ -175,7 +175,7 @@ def test_two_pipeline_stages_equal_the_oracle(
 ) -> None:
     engine = ranks.start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48)
     replies = engine.generate(mixed, MAX_TOKENS)
-    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_each_of_two_engines_behind_one_front_end_equals_the_oracle(
     read = [after - then for after, then in zip(prompt_tokens(two_engines), before, strict=True)]
     assert read[rank] >= sum(len(ask.prompt) for ask in mixed)
     assert read[1 - rank] < 4
-    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies))
 
 
 def test_requests_on_both_engines_at_once_equal_the_oracle(
@@ -227,14 +227,14 @@ def test_requests_on_both_engines_at_once_equal_the_oracle(
     asks = [Ask(ask.prompt, ask.fields, {"data_parallel_rank": number % 2}) for number, ask in enumerate(mixed)]
     replies = two_engines.generate(asks, MAX_TOKENS)
     assert all(after - then > 4 for after, then in zip(prompt_tokens(two_engines), before, strict=True))
-    assert_same(replies, oracle.generate(mixed, MAX_TOKENS))
+    assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies))
 
 
 def test_requests_that_the_front_end_spreads_equal_the_oracle(
     two_engines: Engine, oracle: Oracle, mixed: list[Ask]
 ) -> None:
     # By the engines' load as it last heard of it: where they go differs from run to run.
-    assert_same(two_engines.generate(mixed, MAX_TOKENS), oracle.generate(mixed, MAX_TOKENS))
+    assert_exact(two_engines, oracle, mixed, MAX_TOKENS)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from support.circuits import random_circuit
-from support.engine import Ask, Engine, assert_same, mixed_batch
+from support.engine import Ask, Engine, assert_exact, assert_same, mixed_batch
 from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import Series
@@ -114,7 +114,7 @@ def test_plain_requests_are_bit_identical_in_eager_mode(runner: Runner, plain: l
 
 
 def test_a_mixed_batch_in_eager_mode_equals_the_oracle(runner: Runner, oracle: Oracle, mixed: list[Ask]) -> None:
-    assert_same(runner.start(compiled=False).generate(mixed, TOKENS), oracle.generate(mixed, TOKENS))
+    assert_exact(runner.start(compiled=False), oracle, mixed, TOKENS)
 
 
 def test_a_steered_request_does_not_change_its_batch_neighbours(runner: Runner, mixed: list[Ask]) -> None:
@@ -151,7 +151,7 @@ def test_a_compiled_engine_that_starts_after_a_plain_one_equals_the_oracle(
 
     # With the same compile cache: a graph without sites would fail here.
     engine = runner.start()
-    assert_same(engine.generate(mixed, TOKENS), oracle.generate(mixed, TOKENS))
+    assert_exact(engine, oracle, mixed, TOKENS)
     assert_same(engine.generate(plain, TOKENS), unsteered, tolerance=1e-5)
     assert prefix_cache_hits(engine, prompts, emotions) == shared
 
@@ -182,19 +182,19 @@ def test_the_next_turn_of_a_conversation_equals_the_oracle(runner: Runner, oracl
         for ask, reply in zip(first, replies, strict=True)
         for fields in ({"emotion": "anger"}, {"emotion": "sadness"}, {}, {"emotion": "fear", "emotion_scope": "all"})
     ]
-    assert_same(engine.generate(second, TOKENS), oracle.generate(second, TOKENS))
+    assert_exact(engine, oracle, second, TOKENS)
 
 
 def test_chunked_prefill_equals_the_oracle(runner: Runner, oracle: Oracle, mixed: list[Ask]) -> None:
     engine = runner.start(max_num_batched_tokens=16, max_num_seqs=16)
-    assert_same(engine.generate(mixed, TOKENS), oracle.generate(mixed, TOKENS))
+    assert_exact(engine, oracle, mixed, TOKENS)
 
 
 def test_preempted_requests_equal_the_oracle(runner: Runner, oracle: Oracle, mixed: list[Ask]) -> None:
     engine = runner.start(num_gpu_blocks_override=20, enable_prefix_caching=False)
     replies = engine.generate(mixed, BLOCK + 8)
     assert engine.metric("vllm:num_preemptions") > 0
-    assert_same(replies, oracle.generate(mixed, BLOCK + 8))
+    assert_same(replies, oracle.generate(mixed, BLOCK + 8, replies))
 
 
 def test_drafts_by_ngrams_equal_the_oracle(runner: Runner, oracle: Oracle, mixed: list[Ask]) -> None:
@@ -204,4 +204,4 @@ def test_drafts_by_ngrams_equal_the_oracle(runner: Runner, oracle: Oracle, mixed
     replies = engine.generate(repeating, 24)
     accepted = engine.metric("vllm:spec_decode_num_accepted_tokens")
     assert 0 < accepted < engine.metric("vllm:spec_decode_num_draft_tokens")
-    assert_same(replies, oracle.generate(repeating, 24))
+    assert_same(replies, oracle.generate(repeating, 24, replies))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support.circuits import random_circuit
-from support.engine import Ask, Engine, EngineError, assert_same
+from support.engine import Ask, Engine, EngineError, assert_exact, assert_same
 from support.families import family_model
 from support.models import tiny_model
 from support.oracle import Oracle
@@ -81,7 +81,7 @@ def test_the_prefix_cache_tells_the_methods_apart(engine: Engine, oracle: Oracle
         assert_same([engine.generate([ask], 40)[0] for ask in asks], expected)
     # The next turn begins with what was said under either method.
     turns = [Ask(prompt + reply.tokens, asks[1].fields) for reply in expected]
-    assert_same(engine.generate(turns, 8), oracle.generate(turns, 8))
+    assert_exact(engine, oracle, turns, 8)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_chunked_prefill_after_preemption_equals_the_oracle(
         **settings(circuit),
     )
     asks = by_both_methods()
-    assert_same(engine.generate(asks, 40), oracle.generate(asks, 40))
+    assert_exact(engine, oracle, asks, 40)
     assert engine.metric("vllm:num_preemptions") > 0
 
 
@@ -159,13 +159,13 @@ def test_the_compiled_model_equals_the_oracle(model: str, circuit: Path, oracle:
     # First an engine of the circuit alone, whose graph must not be taken for one that steers.
     plain = config(model, additional_config={"emovllm": {"circuit": str(circuit)}})
     with Engine(tmp_path / "log", env, **plain) as engine:
-        assert_same(engine.generate(asks[:11], TOKENS), oracle.generate(asks[:11], TOKENS))
+        assert_exact(engine, oracle, asks[:11], TOKENS)
         engine.restart(**config(model, **settings(circuit)))
-        assert_same(engine.generate(asks, TOKENS), oracle.generate(asks, TOKENS))
+        assert_exact(engine, oracle, asks, TOKENS)
 
 
 @pytest.mark.xdist_group("V2")
 def test_the_v2_model_runner_equals_the_oracle(series_v2: Series, model: str, circuit: Path, oracle: Oracle) -> None:
     asks = by_both_methods()
     engine = series_v2.start(model, circuit, max_num_seqs=32, **settings(circuit))
-    assert_same(engine.generate(asks, 12), oracle.generate(asks, 12))
+    assert_exact(engine, oracle, asks, 12)

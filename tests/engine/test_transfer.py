@@ -10,7 +10,7 @@ import pytest
 from emovllm.emotion import KEY
 from emovllm.engine.transfer import PARAMS
 from support.circuits import random_circuit
-from support.engine import Ask, Engine, EngineError, assert_same
+from support.engine import Ask, Engine, EngineError, assert_exact, assert_same
 from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import Series, mixed_batch
@@ -58,7 +58,7 @@ def test_offloaded_blocks_are_those_of_the_emotion(series: Series, model: str, c
     first = oracle.generate(asks, TOKENS)
     further = further_turns(asks, [reply.tokens for reply in first])
     for batch in (asks, asks[::-1], further):
-        assert_same(engine.generate(batch, TOKENS), oracle.generate(batch, TOKENS))
+        assert_exact(engine, oracle, batch, TOKENS)
     # What does not fit beside it is computed anew, what does is loaded.
     assert 0 < engine.metric("vllm:external_prefix_cache_hits") < engine.metric("vllm:external_prefix_cache_queries")
 
@@ -85,7 +85,7 @@ def test_a_prompt_that_another_engine_computed_is_continued_as_the_oracle_does(
     told = [reply.transfer or {} for reply in prefilled]
     decode = start()
     replies = decode.generate([with_transfer(ask, there) for ask, there in zip(asks, told, strict=True)], TOKENS)
-    assert_same(replies, oracle.generate(asks, TOKENS))
+    assert_same(replies, oracle.generate(asks, TOKENS, replies))
     # Nothing of a prompt was computed here but its last token.
     lengths = [len(ask.prompt) - where["all_but_last"] for ask, where in zip(asks, away, strict=True)]
     assert decode.metric("vllm:external_prefix_cache_hits") == sum(lengths)
@@ -104,7 +104,7 @@ def test_a_prompt_that_another_engine_computed_is_continued_as_the_oracle_does(
         with pytest.raises(EngineError, match=message):
             decode.generate([with_transfer(ask, there)], TOKENS)
     # The engine goes on.
-    assert_same(decode.generate(asks[:2], TOKENS), oracle.generate(asks[:2], TOKENS))
+    assert_exact(decode, oracle, asks[:2], TOKENS)
 
 
 def with_transfer(ask: Ask, params: dict[str, Any]) -> Ask:

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from support import groups, tiny
-from support.servers import BIN, WORKER_PROCESS, Server
+from support.servers import BIN, Server
 from support.warm import COLD
 
 
@@ -32,9 +32,7 @@ def server(serve: Callable[..., Server]) -> Server:
     """`emovllm serve`, with the default model and its circuit."""
     # In float32 a reply does not depend on what else is in the batch, nor on the processor's kernels.
     command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024", "--dtype", "float32"]
-    return serve(
-        [*command, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"], {**WORKER_PROCESS, **COLD}
-    ).wait()
+    return serve([*command, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"], COLD).wait()
 
 
 @pytest.fixture(scope="session")

@@ -213,6 +213,12 @@ class AsyncEngine(Engine):
         return self._replies(reply), reply["refusal"], reply["waited"]
 
 
+def assert_exact(engine: Engine, oracle: Any, asks: list[Ask], max_tokens: int) -> None:
+    """The engine's replies are those of Hugging Face with hooks."""
+    replies = engine.generate(asks, max_tokens)
+    assert_same(replies, oracle.generate(asks, max_tokens, replies))
+
+
 def assert_same(replies: list[Reply], expected: list[Reply], tolerance: float = 1e-3) -> None:
     for number, (reply, wanted) in enumerate(zip(replies, expected, strict=True)):
         assert reply.tokens == wanted.tokens, f"request {number}"

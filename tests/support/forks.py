@@ -118,6 +118,8 @@ def become(address: str, request: dict[str, Any]) -> None:
     for number, stream in enumerate(request["streams"]):
         os.dup2(stream, number)
         os.close(stream)
+    # The parent has what the run of tests was started with; a process gets that of who starts it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if request["uninterrupted"] else signal.default_int_handler)
     PROGRAMS.update(PROGRAMS_OF_FORKS)
     parents = dict(os.environ)
     os.environ.clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -68,6 +69,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             "environment": environment,
             "folder": os.fspath(cwd or Path.cwd()),
             "session": session,
+            "uninterrupted": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
         }
         self._line = socket.socket(socket.AF_UNIX)
         self._line.connect(f"\0{_address}")

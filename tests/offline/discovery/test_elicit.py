@@ -575,7 +575,7 @@ def test_command_elicits_and_judges_through_endpoints(stub, tmp_path, monkeypatc
         (("--limit", "0"), "--limit must be above 0"),
         (("--concurrency", "0"), "--concurrency must be above 0"),
         (("--judge", "openai"), "needs --judge-model"),
-        (("--judge", "nonesuch"), "no judge nonesuch: choose from hf, lexicon, local"),
+        (("--judge", "nonesuch"), "no judge nonesuch: choose from hf, lexicon, llm, local"),
         (("--judge-labels", "joy"), "expected THEIRS=OURS with commas between, got 'joy'"),
         (("--style", "nonesuch"), "no style 'nonesuch'"),
         (("--data", "nonesuch.jsonl"), "nonesuch.jsonl"),

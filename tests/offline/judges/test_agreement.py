@@ -84,8 +84,8 @@ def judging(*words):
 def test_options_make_each_judge(tmp_path):
     for name in judge_names():
         model = "m" if name.startswith("openai") else None
-        if name == "hf":
-            continue  # of which tests/offline/judges/test_classifier.py makes a tiny one
+        if name in ("hf", "llm", "panel"):
+            continue  # which tests of their own make of tiny models, and of a file
         judge = JudgeOptions(judge_model=model).make(name, ["anger", "fear"], tmp_path / "judged.jsonl", 2)
         assert isinstance(judge, CachedJudge)
         assert judge.name == name
@@ -94,7 +94,7 @@ def test_options_make_each_judge(tmp_path):
 def test_options_that_do_not_fit_are_told():
     with pytest.raises(JudgeError, match="--judge openai-blind needs --judge-model"):
         JudgeOptions().make("openai-blind", ["anger"], None, 1)
-    with pytest.raises(JudgeError, match="there is no judge 'oracle', only hf, lexicon, local"):
+    with pytest.raises(JudgeError, match="there is no judge 'oracle', only hf, lexicon, llm, local"):
         make_judge("oracle", ["anger"])
 
 

@@ -15,7 +15,7 @@ from emovllm.errors import JudgeError
 from emovllm_offline.judges import judge as judges
 from emovllm_offline.judges.judge import Verdict, judge, judge_kinds, judge_names, make_judge, option_fields
 
-PACKAGED = ["hf", "lexicon", "local", "openai", "openai-blind"]
+PACKAGED = ["hf", "lexicon", "llm", "local", "openai", "openai-blind", "panel"]
 MODULE = """
 from dataclasses import dataclass
 from emovllm_offline.judges.judge import Verdict, judge, option
@@ -68,6 +68,7 @@ def test_options_that_judges_share_are_told_once() -> None:
         "--judge-device",
         "--judge-labels",
         "--judge-model",
+        "--judge-panel",
         "--lexicon",
     ]
     assert [field.name for field in option_fields() if field.flag is None] == ["concurrency"]

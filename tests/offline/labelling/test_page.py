@@ -85,6 +85,10 @@ def test_a_port_that_is_taken_is_told(client, tmp_path):
         serve(Labelling(TEXTS, ("joy",), tmp_path / "other.jsonl"), client.base_url.port)
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_is_ended_by_a_key_and_tells_how_far_it_is(tmp_path):
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     (tmp_path / "before.jsonl").write_text(
@@ -92,7 +96,8 @@ def test_the_command_is_ended_by_a_key_and_tells_how_far_it_is(tmp_path):
     )
     command = [str(Path(sys.executable).with_name("emovllm")), "label", str(tmp_path / "texts.jsonl"), "--no-browser"]
     command += ["--out", str(tmp_path / "out.jsonl"), "--beside", str(tmp_path / "before.jsonl")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # Whoever started the tests may have SIGINT ignored, as shells do with what runs in the background.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         address = re.search(r"http://\S+/", process.stdout.readline())[0]
         with httpx.Client(base_url=address, trust_env=False) as client:
             for _ in range(2):
