@@ -73,7 +73,7 @@ class EmotionWorkerMixin:
         runner = self.model_runner  # type: ignore[attr-defined]
         model, scheduler = runner.get_model(), config.scheduler_config
         captured = config.compilation_config.max_cudagraph_capture_size or 0
-        self.emotion_coefficients = Coefficients(
+        coefficients = self.emotion_coefficients = Coefficients(
             settings.capacity,
             rows_for(scheduler.max_num_batched_tokens, captured, config.parallel_config.tensor_parallel_size),
             runner.device,
@@ -81,19 +81,18 @@ class EmotionWorkerMixin:
             adapters=adapters_of(config),
             steering=settings.steering,
         )
-        form = form_of(config, settings, self.emotion_coefficients.buffer)
+        form = form_of(config, settings, coefficients.buffer)
         room = has_room(circuits.values(), settings.capacity)
         wanted = None if room else {site for circuit in circuits.values() for site in circuit.sites()}
         self.emotion_sites = injection.install(
-            model, wanted, self.emotion_coefficients, settings.capacity, form, weight_bits(config)
+            model, wanted, coefficients, settings.capacity, form, weight_bits(config)
         )
         spec = next(iter(circuits.values())).spec.model
         shape = settings.capacity, spec.hidden_size
-        self.expert_sites = experts.install(model, wanted, shape, self.emotion_coefficients, form.elsewhere)
+        self.expert_sites = experts.install(model, wanted, shape, coefficients, form.elsewhere)
         self.steered_layers = []
         if settings.steering:
-            columns = self.emotion_coefficients
-            self.steered_layers = residual.install(model, spec, columns, settings.capacity, form.elsewhere)
+            self.steered_layers = residual.install(model, spec, coefficients, settings.capacity, form.elsewhere)
         self.emotion_circuits = {}
         first = 0
         for circuit in circuits.values():
@@ -273,7 +272,8 @@ class EmotionWorkerMixin:
             del runner.execute_model
         output = outputs[-1] if output is None else output
         # A pipeline stage that is not the last hands on several tensors.
-        return torch.cat([part.float().flatten() for part in getattr(output, "tensors", {0: output}).values()])
+        parts = output.tensors.values() if hasattr(output, "tensors") else [output]
+        return torch.cat([part.float().flatten() for part in parts])
 
     @contextmanager
     def _states_apart(self, tokens: int) -> Iterator[None]:

@@ -11,11 +11,10 @@ from cyclopts import Parameter
 
 from emovllm.options import COMMAS, FLAT, Options
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
+from emovllm_offline.judges.sentences import LABELS
 
 if TYPE_CHECKING:
     from emovllm_offline.judges.judge import Judge
-
-EKMAN = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class JudgeBenchmarkOptions(Options):
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
     emotions: Annotated[
         tuple[str, ...], COMMAS, Parameter(help="those to choose from, beside neutral", metavar="NAME,...")
-    ] = EKMAN
+    ] = LABELS[:-1]
     limit: Annotated[
         int | None, Gt(0), Parameter(help="of each file, N texts that are drawn at random, with one seed", metavar="N")
     ] = None

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from cyclopts import Parameter
 
 from emovllm.options import COMMAS, FLAT, QUIET, Options
-from emovllm_offline.commands.judge_benchmark import EKMAN
+from emovllm_offline.judges.sentences import LABELS
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,7 @@ class LabelOptions(Options):
     ]
     _: KW_ONLY
     out: Annotated[Path, Parameter(help="file of the labels: JSON lines {text, label, register}", metavar="FILE")]
-    labels: Annotated[tuple[str, ...], COMMAS, Parameter(help="those to choose from", metavar="NAME,...")] = (
-        *EKMAN,
-        "neutral",
-    )
+    labels: Annotated[tuple[str, ...], COMMAS, Parameter(help="those to choose from", metavar="NAME,...")] = LABELS
     beside: Annotated[
         Path | None, Parameter(help="another pass over the texts: how far both agree is told", metavar="FILE")
     ] = None

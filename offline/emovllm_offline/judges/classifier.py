@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emovllm.errors import UnusableJudge
-from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, judge, option
 from emovllm_offline.judges.text import batches_by_length
 
 # An English RoBERTa for Ekman's six emotions and neutral.
@@ -101,7 +101,7 @@ class HFJudge:
             raise ValueError(f"{len(texts)} texts, but {len(targets)} targets")
         probabilities = self.probabilities(texts)
         return [
-            self._verdict(row, target) if text.strip() else Verdict(False, None, "empty reply")
+            self._verdict(row, target) if text.strip() else EMPTY_REPLY
             for row, text, target in zip(probabilities, texts, targets, strict=True)
         ]
 

@@ -53,6 +53,9 @@ class Verdict:
         return cls(False, None, reason, judged=False)
 
 
+EMPTY_REPLY = Verdict(False, None, "empty reply")
+
+
 class Judge(Protocol):
     """Says of each text whether it expresses its target emotion.
 
@@ -71,6 +74,13 @@ class GradualJudge(Judge, Protocol):
 
     def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
         """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
+
+
+def in_order(judge: GradualJudge, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
+    """The verdicts of a judge that gives them one by one. Raises: what it raises."""
+    verdicts: dict[int, Verdict] = {}
+    judge.judge_each(texts, targets, verdicts.__setitem__)
+    return [verdicts[place] for place in range(len(texts))]
 
 
 class _Answer(BaseModel):

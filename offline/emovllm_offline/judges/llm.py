@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emovllm.errors import UnusableJudge
-from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+from emovllm_offline.judges.blind import blind_labels, likeliest
+from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, in_order, judge, option
 from emovllm_offline.judges.openai import LABELLING
 
 if TYPE_CHECKING:
@@ -59,20 +60,17 @@ class LLMJudge:
         """
         from emovllm_offline.model.decoder import sampled_digest
 
-        # Sorted: the order in which a style names its emotions must not decide the answers.
-        self.labels = (*sorted({*emotions} - {NEUTRAL}), NEUTRAL)
+        self.labels = blind_labels(emotions)
         self._likelihoods, self._tokenizer = likelihoods, tokenizer
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._answers = [(*tokenizer(label, add_special_tokens=False)["input_ids"], *end) for label in self.labels]
-        self._systems = [
-            f"{LABELLING % (', '.join(order), NEUTRAL)}\n{ANSWER}" for order in (self.labels, self.labels[::-1])
-        ]
+        systems = [f"{LABELLING % (', '.join(order), NEUTRAL)}\n{ANSWER}" for order in (self.labels, self.labels[::-1])]
         self.config: Mapping[str, Any] = {
             "model": public_id,
             "weights": sampled_digest(likelihoods.network.parameters()),
-            "prompt": hashlib.sha256("\n".join([*self._systems, *EMPTY]).encode()).hexdigest(),
+            "prompt": hashlib.sha256("\n".join([*systems, *EMPTY]).encode()).hexdigest(),
         }
-        self._heads = {system: self._head(system) for system in self._systems}
+        self._heads = {system: self._head(system) for system in systems}
         self._prior = np.logaddexp.reduce([self._scores(text) for text in EMPTY]) - np.log(len(EMPTY))
 
     @classmethod
@@ -91,17 +89,15 @@ class LLMJudge:
 
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
         """An empty text matches nothing, and has no label."""
-        verdicts: dict[int, Verdict] = {}
-        self.judge_each(texts, targets, verdicts.__setitem__)
-        return [verdicts[place] for place in range(len(texts))]
+        return in_order(self, texts, targets)
 
     def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
         """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
         for place, (text, target) in enumerate(zip(texts, targets, strict=True)):
             if text.strip():
-                done(place, self._verdict(self.probabilities(text), target))
+                done(place, likeliest(self.labels, self.probabilities(text).tolist(), target))
             else:
-                done(place, Verdict(False, None, "empty reply"))
+                done(place, EMPTY_REPLY)
 
     def probabilities(self, text: str) -> np.ndarray:
         """[labels], in the order of `labels`."""
@@ -127,8 +123,3 @@ class LLMJudge:
         """The tokens that prompts begin with whatever the text is."""
         one, other = (self._prompt(system, text) for text in ("a", "'1"))
         return one[: next(place for place, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) == 2)]
-
-    def _verdict(self, row: np.ndarray, target: str) -> Verdict:
-        first, second = np.argsort(-row, kind="stable")[:2]
-        label = self.labels[first]
-        return Verdict(label == target, label, f"{label} {row[first]:.2f}, {self.labels[second]} {row[second]:.2f}")

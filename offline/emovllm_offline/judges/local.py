@@ -19,8 +19,9 @@ from safetensors.numpy import save
 from emovllm.errors import UnusableJudge
 from emovllm.files import write_atomically
 from emovllm_offline.judges import softmax
+from emovllm_offline.judges.blind import likeliest
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, shared_embedder
-from emovllm_offline.judges.judge import Verdict, judge, option
+from emovllm_offline.judges.judge import EMPTY_REPLY, Verdict, judge, option
 from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences
 from emovllm_offline.judges.softmax import Softmax
 
@@ -64,8 +65,8 @@ class LocalJudge:
         """An empty text matches nothing, and has no label."""
         probabilities = self.probabilities(texts)
         return [
-            _verdict(row, target) if text.strip() else Verdict(False, None, "empty reply")
-            for row, text, target in zip(probabilities, texts, targets, strict=True)
+            likeliest(LABELS, row, target) if text.strip() else EMPTY_REPLY
+            for row, text, target in zip(probabilities.tolist(), texts, targets, strict=True)
         ]
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
@@ -80,12 +81,6 @@ def features(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
     (docs/results/judges.md has the figures of both).
     """
     return embedder.embed_layers(texts).reshape(len(texts), -1)
-
-
-def _verdict(row: np.ndarray, target: str) -> Verdict:
-    first, second = np.argsort(-row, kind="stable")[:2]
-    label = LABELS[first]
-    return Verdict(label == target, label, f"{label} {row[first]:.2f}, {LABELS[second]} {row[second]:.2f}")
 
 
 def fit_head(x: np.ndarray, labels: Sequence[str], penalty: float = PENALTY) -> Softmax:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint, UnusableJudge
 from emovllm_offline.endpoint.answer import ROOMS, Answer
-from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+from emovllm_offline.judges.blind import blind_labels
+from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, in_order, judge, option
 
 if TYPE_CHECKING:
     from emovllm_offline.endpoint.client import Chat, Endpoint, Messages
@@ -100,9 +101,7 @@ class _ModelJudge:
 
         Raises: JudgeError or RefusedByEndpoint where the model has not given one valid verdict yet; EndpointError.
         """
-        verdicts: dict[int, Verdict] = {}
-        self.judge_each(texts, targets, verdicts.__setitem__)
-        return [verdicts[place] for place in range(len(texts))]
+        return in_order(self, texts, targets)
 
     def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
         """As `judge`; `done` is given each verdict as it comes, with the place of its text."""
@@ -113,7 +112,7 @@ class _ModelJudge:
     async def _ask(self, chat: Chat, question: tuple[str, str]) -> Verdict:
         text, target = question
         if not text.strip():
-            return Verdict(False, None, "empty reply")
+            return EMPTY_REPLY
         try:
             verdict = await self._verdict_of(chat, text, target)
         except FilteredByEndpoint as error:
@@ -200,8 +199,7 @@ class BlindOpenAIJudge(_ModelJudge):
     name = "openai-blind"
 
     def __init__(self, endpoint: Endpoint, emotions: Sequence[str]) -> None:
-        # Sorted: the order in which a style names its emotions must not decide the answers.
-        self._labels = (*sorted({*emotions} - {NEUTRAL}), NEUTRAL)
+        self._labels = blind_labels(emotions)
         super().__init__(
             endpoint,
             BLIND % (", ".join(self._labels), NEUTRAL),

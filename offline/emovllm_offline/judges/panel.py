@@ -11,7 +11,7 @@ from typing import Any
 
 from emovllm.errors import UnusableJudge
 from emovllm.files import read_text
-from emovllm_offline.judges.judge import Judge, Verdict, judge, make_judge, option
+from emovllm_offline.judges.judge import EMPTY_REPLY, Judge, Verdict, in_order, judge, make_judge, option
 
 # Texts that go through all members before the verdicts on them are handed over, to be kept.
 BATCH = 16
@@ -71,24 +71,22 @@ class PanelJudge:
 
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
         """Raises: JudgeError where a member is told the target; what the members raise."""
-        verdicts: dict[int, Verdict] = {}
-        self.judge_each(texts, targets, verdicts.__setitem__)
-        return [verdicts[place] for place in range(len(texts))]
+        return in_order(self, texts, targets)
 
     def judge_each(self, texts: Sequence[str], targets: Sequence[str], done: Callable[[int, Verdict], None]) -> None:
         """As `judge`; `done` is given the verdicts as they come, with the places of their texts."""
         for start in range(0, len(texts), BATCH):
             places = range(start, min(start + BATCH, len(texts)))
-            votes = self.votes([texts[i] for i in places], [targets[i] for i in places])
+            votes = self._votes([texts[i] for i in places], [targets[i] for i in places])
             for place, of_text in zip(places, votes, strict=True):
                 done(place, self._verdict(of_text, texts[place], targets[place]))
 
-    def votes(self, texts: Sequence[str], targets: Sequence[str]) -> list[tuple[Verdict, ...]]:
+    def _votes(self, texts: Sequence[str], targets: Sequence[str]) -> list[tuple[Verdict, ...]]:
         """The members' verdicts on each text, in their order. Raises: as `judge`."""
         by_member = [member.judge(texts, targets) for member in self.members]
         for member, verdicts in zip(self.members, by_member, strict=True):
             for text, verdict in zip(texts, verdicts, strict=True):
-                if verdict.judged and verdict.label is None and text.strip() and member.name != self.name:
+                if verdict.judged and verdict.label is None and text.strip():
                     raise UnusableJudge(
                         f"the judge {member.name} chooses no label: a panel's members must be blind to the target"
                     )
@@ -96,7 +94,7 @@ class PanelJudge:
 
     def _verdict(self, votes: Sequence[Verdict], text: str, target: str) -> Verdict:
         if not text.strip():
-            return Verdict(False, None, "empty reply")
+            return EMPTY_REPLY
         judged = [(member.name, vote) for member, vote in zip(self.members, votes, strict=True) if vote.judged]
         if len(judged) < LEAST:
             missing = next(vote.reason for vote in votes if not vote.judged)

@@ -32,7 +32,7 @@ def judge(network, tokenizer) -> LLMJudge:
 def expected(network, tokenizer, judge: LLMJudge, text: str) -> np.ndarray:
     """[labels]: log-probabilities among the labels, the mean of both orders, without the prior taken off."""
     totals = np.zeros(len(judge.labels))
-    for system in judge._systems:
+    for system in judge._heads:
         prompt = render(tokenizer, Frame(system=system), f"Text:\n{text}").ids
         for place, label in enumerate(judge.labels):
             answer = [*tokenizer(label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
