@@ -1,12 +1,20 @@
-"""The step's cost on the host, at 256 requests: below 10 microseconds in steady decode, below 100 when the batch
-changes."""
+"""The step's cost on the host, at 256 requests, in units of one that does not depend on how fast this machine is: what
+the host takes to list the 256 in Python and hand them to torch, as vLLM itself does many times in a step."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+import numpy as np
+import torch
+
 _PATH = Path(__file__).parents[2] / "benchmarks" / "host_cost.py"
+
+
+def handing_over() -> None:
+    rows = torch.from_numpy(np.array(list(range(256)), np.int32))
+    rows.index_select(0, torch.arange(256))
 
 
 def test_a_step_costs_microseconds() -> None:
@@ -15,7 +23,9 @@ def test_a_step_costs_microseconds() -> None:
     assert spec.loader is not None
     host_cost = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(host_cost)
+    # 10 microseconds here, where the three were 0.8, 3.8 and 61 to 81.
+    unit = host_cost.microseconds(handing_over)
     cost = host_cost.measure(256)
-    assert cost["no request is steered"] < 10
-    assert cost["all are steered, steady decode"] < 10
-    assert cost["all are steered, one leaves and one joins"] < 100
+    assert cost["no request is steered"] < unit
+    assert cost["all are steered, steady decode"] < unit
+    assert cost["all are steered, one leaves and one joins"] < 15 * unit

@@ -43,15 +43,18 @@ def _handler(labelling: Labelling) -> type[BaseHTTPRequestHandler]:
                 self._send(404, b"", "text/plain")
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
+            length = self.headers.get("Content-Length") or "0"
+            if not length.isdecimal() or int(length) > _LONGEST:
+                self._send(413, b"", "text/plain", last=True)
+                return
+            said = self.rfile.read(int(length))
             # Pages of other sites may send here too, but not JSON.
-            if self.headers.get("Content-Type") != "application/json" or length > _LONGEST:
-                self.close_connection = True
+            if self.headers.get("Content-Type") != "application/json":
                 self._send(415, b"", "text/plain")
                 return
             try:
                 with lock:
-                    self._take(json.loads(self.rfile.read(length)))
+                    self._take(json.loads(said))
             except (DataError, ValueError, KeyError, TypeError) as error:
                 self._tell(400, str(error))
             else:
@@ -69,8 +72,11 @@ def _handler(labelling: Labelling) -> type[BaseHTTPRequestHandler]:
             state = {"text": labelling.next(), "done": labelling.done, "total": labelling.total, "error": error}
             self._send(status, json.dumps(state).encode(), "application/json")
 
-        def _send(self, status: int, body: bytes, kind: str) -> None:
+        def _send(self, status: int, body: bytes, kind: str, last: bool = False) -> None:
             self.send_response(status)
+            if last:
+                # What follows on the connection is a body that was not read.
+                self.send_header("Connection", "close")
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")

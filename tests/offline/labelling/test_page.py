@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
 import threading
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -77,6 +79,16 @@ def test_pages_of_other_sites_cannot_label(client):
         "/label", content=json.dumps({"text": text, "label": "joy"}), headers={"Content-Type": "text/plain"}
     )
     assert answer.status_code == 415
+    assert "connection" not in answer.headers
+    assert client.get("/text").json()["done"] == 0
+
+
+def test_what_is_longer_than_any_text_is_not_read(client):
+    connection = HTTPConnection("127.0.0.1", client.base_url.port)
+    # The length alone: who sends a body after it may find the connection closed before the answer.
+    connection.request("POST", "/label", headers={"Content-Type": "application/json", "Content-Length": str(2**20 + 1)})
+    with contextlib.closing(connection.getresponse()) as answer:
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
     assert client.get("/text").json()["done"] == 0
 
 
