@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -66,6 +68,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     markers = [each and each.get_closest_marker("xdist_group") for each in (item, nextitem)]
     if markers[1] is None or markers[0].args != markers[1].args:  # type: ignore[union-attr]
         groups.close()
+
+
+@pytest.fixture(autouse=True)
+def restored_environment() -> Iterator[None]:
+    """What a test sets, or vLLM in its process, is gone after it: the warm parent's environment is to stay ours."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
