@@ -6,8 +6,8 @@
 
 The quick measure by which docs/results/experiments.md compares circuits, before `emovllm calibrate` measures one in the
 engine. It also tries what the engine serves another way or not at all: a scope, a part of the circuit, a strength that
-decays. The messages are of SEV, none of them among those that `emovllm refine` learns from, though it learns from
-others of their scenarios; greedy, the neutral prompt, float32. Prompted replies, the yardstick of fluency, are kept in
+decays. The messages are of `sev-dev`, from whose scenarios `emovllm refine` does not learn; greedy, the neutral prompt,
+float32. Prompted replies, the yardstick of fluency, are kept in
 --cache, since they are the same for every circuit.
 """
 
@@ -28,7 +28,6 @@ import torch
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.progress import track
-from emovllm_offline.data.examples import load_examples
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.sev import Item, expand, load_sev
 from emovllm_offline.data.styles import load_style
@@ -155,8 +154,7 @@ def main() -> None:
     model, tokenizer, _ = load(args.model)
     model.requires_grad_(False)
     decoder, likelihoods, stops = find_decoder(model), Likelihoods(model), stop_tokens(model, tokenizer)
-    learnt = {example.id for example in load_examples()}
-    items = random.Random(1).sample([i for i in expand(load_sev("sev")) if i.id not in learnt], args.messages)
+    items = random.Random(1).sample(expand(load_sev("sev-dev")), args.messages)
     prompted: dict[str, list[int]] = json.loads(args.cache.read_text()) if args.cache.exists() else {}
 
     def instruction(number: int, item: Item, name: str) -> tuple[int, ...]:

@@ -24,8 +24,8 @@ class CalibrateOptions(Options):
     ] = None
     data: Annotated[
         str,
-        Parameter(help="sev, sev-small, a SEV file, or JSON lines with `user`; never the test set", metavar="FILE"),
-    ] = "sev"
+        Parameter(help="sev-dev, sev, a SEV file, or JSON lines with `user`; never the test set", metavar="FILE"),
+    ] = "sev-dev"
     strengths: Annotated[tuple[float, ...], STRENGTHS, Parameter(help="lambdas to try")] = LAMBDAS
     scopes: Annotated[
         tuple[str, ...],

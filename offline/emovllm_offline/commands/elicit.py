@@ -28,7 +28,7 @@ class ElicitOptions(Options):
     ] = "default"
     _: KW_ONLY
     data: Annotated[
-        str, Parameter(help="sev-small (40 scenarios), sev, sev-test (160 each), or a file", metavar="FILE")
+        str, Parameter(help="sev-small (40 scenarios), sev-train (120), sev (160), sev-test, or a file", metavar="FILE")
     ] = "sev-small"
     out: Annotated[Path, Parameter(help="folder for replies.jsonl and survival.json", metavar="DIR")]
     style: Annotated[

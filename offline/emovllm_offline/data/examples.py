@@ -20,13 +20,14 @@ _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "data" / "files" / "
 
 
 class Example(BaseModel):
-    """One line: what a user says, and what to reply in each emotion."""
+    """One line: what a user says, and what to reply in each emotion. held_out: not to learn from, but to measure by."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[Id, Field(min_length=1, pattern=r"\S")]
     user: Text
     replies: dict[EmotionName, Text] = Field(min_length=1)
+    held_out: bool = False
 
 
 def load_examples(source: str | Path = DEFAULT) -> list[Example]:

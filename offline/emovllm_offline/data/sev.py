@@ -56,12 +56,15 @@ class Item:
     user: str
 
 
-# Packaged data sets by name: file, and how many of its scenarios. The themes take turns in a file, so that any first
-# part of it is balanced.
-PACKAGED: dict[str, tuple[str, int | None]] = {
-    "sev-small": ("sev.jsonl", 40),
-    "sev": ("sev.jsonl", None),
-    "sev-test": ("sev_test.jsonl", None),
+# Packaged data sets by name: file, and which of its scenarios. The themes take turns in a file, so that any part of it
+# is balanced. What learns, learns from scenarios of `sev-train` (`sev-small` is in it); what chooses, by those of
+# `sev-dev`.
+PACKAGED: dict[str, tuple[str, slice]] = {
+    "sev-small": ("sev.jsonl", slice(40)),
+    "sev-train": ("sev.jsonl", slice(120)),
+    "sev-dev": ("sev.jsonl", slice(120, None)),
+    "sev": ("sev.jsonl", slice(None)),
+    "sev-test": ("sev_test.jsonl", slice(None)),
 }
 DEFAULT = "sev-small"
 
@@ -71,9 +74,9 @@ def load_sev(source: str | Path = DEFAULT) -> list[Record]:
 
     Raises: DataError, naming the file and the line.
     """
-    name, count = PACKAGED.get(str(source), (None, None))
+    name, part = PACKAGED.get(str(source), (None, slice(None)))
     path = Path(source) if name is None else _DATA / name
-    return parse_sev(path, read_text(path, DataError))[:count]
+    return parse_sev(path, read_text(path, DataError))[part]
 
 
 def parse_sev(path: Path, text: str) -> list[Record]:

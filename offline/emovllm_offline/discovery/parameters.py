@@ -94,7 +94,7 @@ class Settings(Options):
     """
 
     data: Annotated[
-        str, Parameter(help="sev-small (40 scenarios), sev, sev-test (160 each), or a file", metavar="FILE")
+        str, Parameter(help="sev-small (40 scenarios), sev-train (120), sev (160), sev-test, or a file", metavar="FILE")
     ] = "sev-small"
     style: Annotated[
         tuple[str, ...],

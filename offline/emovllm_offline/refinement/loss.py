@@ -13,6 +13,7 @@ from emovllm_offline.data.prompts import has_template, messages, render, require
 from emovllm_offline.data.styles import Frame, Style
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.generate import stop_tokens
+from emovllm_offline.refinement.controls import ResidualVectors
 from emovllm_offline.refinement.deltas import Deltas
 
 # Of the anchor's predictions, the likeliest.
@@ -63,7 +64,7 @@ class Loss:
         decoder: Decoder,
         tokenizer: Any,
         emotions: Sequence[str],
-        deltas: Deltas,
+        deltas: Deltas | ResidualVectors,
         anchor: Anchor | None,
         share: float,
     ) -> None:

@@ -106,7 +106,7 @@ def choose(number: int, example: Example, sampled: Samples, judge: Judge, score:
             scores = score(number, example, emotion, [sample.tokens for sample in good])
             replies[emotion] = min(zip(scores, good, strict=True), key=lambda pair: pair[0])[1].text
             own.append(emotion)
-    return Chosen(id=example.id, user=example.user, replies=replies, own=tuple(own))
+    return Chosen(**{**dict(example), "replies": replies}, own=tuple(own))
 
 
 class Work:
@@ -166,7 +166,9 @@ def run(
     place = Work(settings.work or work_folder(out), about, settings.fresh)
     _sample(found, place, make_sampler or (lambda: _engine(folder, circuit, given.names, sampling)), progress)
     _choose(found, place, judge, make_scorer or (lambda: _plain(folder, chosen)), progress)
-    lines = [place.chosen[example.id].model_dump_json(exclude={"own"}) + "\n" for example in found]
+    lines = [
+        place.chosen[example.id].model_dump_json(exclude={"own"}, exclude_defaults=True) + "\n" for example in found
+    ]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out), "".join(lines).encode())
     counts = Counter(name for example in found for name in place.chosen[example.id].own)

@@ -30,6 +30,7 @@ from emovllm_offline.data.styles import Frame, Style, load_style
 from emovllm_offline.model.decoder import Decoder, Layer, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
+from emovllm_offline.refinement.controls import ResidualVectors, random_start
 from emovllm_offline.refinement.deltas import Deltas
 from emovllm_offline.refinement.loss import Anchor, Loss
 from emovllm_offline.refinement.settings import RefineSettings, Training
@@ -74,7 +75,10 @@ def refine(
     held_out, learnt = _split(circuit, given, training)
     frames, style = prompts.frames, prompts.style
     decoder.model.requires_grad_(False)
-    deltas = Deltas(decoder, circuit, training.start)
+    start = circuit if training.control in (None, "residual") else _drawn(circuit, training)
+    deltas = (
+        ResidualVectors(decoder, start) if training.control == "residual" else Deltas(decoder, start, training.start)
+    )
     anchor = None
     if training.anchor:
         if style is None:
@@ -114,10 +118,14 @@ def refine(
                 checkpoint.save(fit.arrays(), step + 1, always=step == total - 1)
     with torch.no_grad():
         deltas.theta.copy_(fit.best)
-    neurons, heads = deltas.components(circuit)
+    neurons, heads = deltas.components(start)
     spec = circuit.spec.model_copy(update={"emotions": tuple(EmotionSpec(name=name) for name in circuit.names)})
     refined = Circuit.fingerprinted(spec, neurons, heads, decoder.projection, circuit.directions)
     return refined, [dict(zip(circuit.names, row, strict=True)) for row in fit.history]
+
+
+def _drawn(circuit: Circuit, training: Training) -> Circuit:
+    return random_start(circuit, training.seed, units=training.control == "random-units")
 
 
 def _require_no_experts(circuit: Circuit) -> None:
@@ -130,7 +138,7 @@ def _require_no_experts(circuit: Circuit) -> None:
 
 def _split(circuit: Circuit, given: Sequence[Example], training: Training) -> tuple[list[Example], list[Example]]:
     """The messages held out, and those learnt from."""
-    held_out = list(given[:: training.held_out]) if training.held_out else []
+    held_out = [example for example in given if example.held_out] or list(given[:: training.held_out])
     learnt = [example for example in given if example not in held_out]
     if not learnt or not held_out:
         raise RefinementError(f"{len(given)} messages are too few to learn from and to measure by")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Interval
 from cyclopts import Parameter
@@ -19,7 +19,8 @@ class Training(Options):
 
     start: lambda at which the discovered deltas enter. learning_rate: of Adam, in units of the root mean square of a
     site's discovered deltas; it falls linearly to zero. batch: messages a step, each with all its replies. held_out:
-    one message in so many is not learnt from, but measures each epoch; the best epoch is kept. anchor: from 0 to
+    the messages that the replies mark so, or where there are none one in so many, are not learnt from, but measure each
+    epoch; the best epoch is kept. control: what `controls` fits in place of the circuit. anchor: from 0 to
     1, the share of the plain model's own word in the loss: at every token of a reply the steered model is to predict
     what the plain one does when its prompt asks for the emotion, which keeps replies fluent.
     """
@@ -31,14 +32,25 @@ class Training(Options):
     held_out: Annotated[
         int,
         Gt(0),
-        Parameter(help="one message in N is not learnt from, but measures each epoch", metavar="N"),
+        Parameter(
+            help="where the replies mark none, one message in N is not learnt from, but measures each epoch",
+            metavar="N",
+        ),
     ] = 10
     anchor: Annotated[
         float,
         Interval(ge=0, le=1),
         Parameter(help="0 to 1: how much the plain model, asked for the emotion, decides, for fluency", metavar="X"),
     ] = 0.0
-    seed: Annotated[int, Parameter(help="of the order of the messages", metavar="N")] = 0
+    control: Annotated[
+        Literal["random-start", "random-units", "residual"] | None,
+        Parameter(
+            help="fit something else, to compare with: the units from random deltas, as many random units in each "
+            "layer, or a vector of the residual stream for each layer",
+            show_default=False,
+        ),
+    ] = None
+    seed: Annotated[int, Parameter(help="of the order of the messages, and of what is random", metavar="N")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

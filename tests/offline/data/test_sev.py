@@ -20,7 +20,9 @@ def written(tmp_path, *lines):
     return path
 
 
-@pytest.mark.parametrize(("name", "each"), [("sev-small", 5), ("sev", 20), ("sev-test", 20)])
+@pytest.mark.parametrize(
+    ("name", "each"), [("sev-small", 5), ("sev-train", 15), ("sev-dev", 5), ("sev", 20), ("sev-test", 20)]
+)
 def test_packaged_data_has_as_many_scenarios_of_each_theme(name, each):
     records = load_sev(name)
     themes = [record.theme for record in records]
@@ -35,7 +37,8 @@ def test_packaged_data_passes_the_checks():
 
 
 def test_the_small_set_is_the_beginning_of_the_whole_one():
-    assert load_sev("sev-small") == load_sev() == load_sev("sev")[:40]
+    assert load_sev("sev-small") == load_sev() == load_sev("sev-train")[:40]
+    assert load_sev("sev-train") + load_sev("sev-dev") == load_sev("sev")
 
 
 def test_no_scenario_of_the_test_set_is_near_one_of_the_other():

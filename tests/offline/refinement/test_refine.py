@@ -110,6 +110,18 @@ def test_the_anchor_is_what_the_plain_model_predicts_when_asked(decoder, tokeniz
     assert history[0] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("control", ["random-start", "random-units", "residual"])
+@pytest.mark.parametrize("architecture", DIFFERENT)
+def test_what_a_control_fits_is_what_its_circuit_injects(architecture, control, tiny, tokenizer, records, style):
+    model = tiny(architecture)
+    circuit = circuit_of(model, tokenizer, records, style)
+    training = replace(TRAINING, epochs=1, control=control)
+    refined, history = refine(find_decoder(model), tokenizer, circuit, EXAMPLES, training, PROMPTS)
+    best = min(history, key=lambda row: sum(row.values()))
+    assert best is history[1], "it is fitted"
+    assert best == pytest.approx(measured(model, tokenizer, refined, EXAMPLES[::4]), abs=1e-4)
+
+
 def test_an_anchor_without_a_style_is_refused(decoder, tokenizer, circuit):
     with pytest.raises(RefinementError, match="needs a style"):
         refine(decoder, tokenizer, circuit, EXAMPLES, replace(TRAINING, anchor=0.5), PROMPTS)
@@ -171,6 +183,17 @@ def test_a_scope_that_is_not_fitted_is_refused(decoder, tokenizer, circuit):
     other = replace(circuit, spec=circuit.spec.model_copy(update={"scope": "all"}))
     with pytest.raises(RefinementError, match="scope is all: only `generation` is fitted"):
         refine(decoder, tokenizer, other, EXAMPLES, TRAINING, PROMPTS)
+
+
+def test_what_is_marked_held_out_is_not_learnt_from(decoder, tokenizer, circuit):
+    marked = [example.model_copy(update={"held_out": i in (1, 2)}) for i, example in enumerate(EXAMPLES)]
+    # Nor does it matter what they say.
+    others = [swapped(example) if example.held_out else example for example in marked]
+    training = replace(TRAINING, epochs=1)
+    refined, history = refine(decoder, tokenizer, circuit, marked, training, PROMPTS)
+    again, _ = refine(decoder, tokenizer, circuit, others, training, PROMPTS)
+    assert refined.digest() == again.digest()
+    assert history[0] == pytest.approx(measured(decoder.model, tokenizer, circuit, EXAMPLES[1:3]), abs=1e-4)
 
 
 def test_too_few_messages_are_refused(decoder, tokenizer, circuit):
@@ -338,6 +361,11 @@ def test_packaged_replies_are_what_their_rules_say():
     assert len(packaged) == 208
     scenarios = [record.scenario for record in sev.load_sev("sev-test")]
     items = {item.id: item.user for item in sev.expand(sev.load_sev("sev"))}
+    choosing = {record.skeleton_id for record in sev.load_sev("sev-dev")}
+    assert {example.id for example in packaged if example.held_out} == {
+        example.id for example in packaged if example.id.split(".")[0] in choosing
+    }
+    assert sum(example.held_out for example in packaged) == len(choosing)
     seen = set()
     for example in packaged:
         assert list(example.replies) == ["anger", "sadness", "happiness", "fear", "surprise", "disgust"]
