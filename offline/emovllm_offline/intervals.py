@@ -1,18 +1,16 @@
-"""95% confidence intervals: Wilson's for shares, the bootstrap's and Student's t for means.
+"""95% confidence intervals: Wilson's for shares, the bootstrap's over groups and Student's t for means.
 
 SciPy is imported where it computes: commands answer `--help` without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 RESAMPLES = 1000
-# Values that are drawn at a time.
-_CHUNK = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +33,6 @@ def wilson(hits: int, count: int) -> Estimate | None:
     return Estimate(hits / count, float(interval.low), float(interval.high), count)
 
 
-def bootstrap(
-    values: Sequence[float], statistic: Callable[..., np.ndarray] = np.mean, seed: int = 0
-) -> Estimate | None:
-    """A mean (or median) with its percentile bootstrap interval; None of nothing.
-
-    statistic: of numpy, called with `axis`.
-    """
-    from scipy import stats
-
-    sample = np.asarray(values, np.float64)
-    if len(sample) == 0:
-        return None
-    value = float(statistic(sample, axis=0))
-    if len(sample) == 1:
-        return Estimate(value, value, value, 1)
-    interval = stats.bootstrap(
-        (sample,),
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=max(1, _CHUNK // len(sample)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), len(sample))
-
-
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and interval over the first axis, by Student's t: [n, ...] to three of [...], n >= 2."""
     from scipy import stats
@@ -70,9 +42,12 @@ def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return mean, mean - half, mean + half
 
 
-def by_group(values: Sequence[float] | np.ndarray, groups: Sequence[str], seed: int = 0) -> Estimate:
-    """A mean with its percentile bootstrap interval, of which whole groups are drawn: their members are no independent
-    evidence. A share of values that are each a group of their own has Wilson's interval, where they are 0 and 1.
+def by_group(
+    values: Sequence[float] | np.ndarray, groups: Sequence[str], seed: int = 0, *, median: bool = False
+) -> Estimate:
+    """A mean, or median, with its percentile bootstrap interval, of which whole groups are drawn: their members are no
+    independent evidence. Shares, of values that are 0 or 1, have Wilson's interval where each is a group of its own, or
+    all are equal, then over the groups; a share in one group may be anything elsewhere.
 
     Raises: ValueError where there are no values.
     """
@@ -80,13 +55,32 @@ def by_group(values: Sequence[float] | np.ndarray, groups: Sequence[str], seed: 
     if len(sample) == 0 or len(sample) != len(groups):
         raise ValueError(f"{len(sample)} values, {len(groups)} groups")
     names, place = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) == len(sample) and set(np.unique(sample)) <= {0.0, 1.0}:
-        share = wilson(int(sample.sum()), len(sample))
-        assert share is not None
-        return share
-    sums = np.bincount(place, sample)
-    sizes = np.bincount(place)
+    if not median and set(np.unique(sample)) <= {0.0, 1.0}:
+        share = sample.mean()
+        if len(names) == 1 < len(sample):
+            return Estimate(float(share), 0.0, 1.0, len(sample))
+        if len(names) == len(sample) or share in (0, 1):
+            of_groups = wilson(round(share * len(names)), len(names))
+            assert of_groups is not None
+            return replace(of_groups, count=len(sample))
     drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(sample.mean()), float(low), float(high), len(sample))
+    if median:
+        value, resampled = float(np.median(sample)), _medians(sample, place, drawn)
+    else:
+        sums, sizes = np.bincount(place, sample), np.bincount(place)
+        value, resampled = float(sample.mean()), sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Estimate(value, float(low), float(high), len(sample))
+
+
+def _medians(sample: np.ndarray, place: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Of resamples: drawn [resamples, groups] are the groups in them, place [values] each value's group."""
+    order = np.argsort(sample, kind="stable")
+    found = []
+    for chosen in drawn:
+        # How often each value is in the resample, from the least value on.
+        times = np.bincount(chosen, minlength=drawn.shape[1])[place[order]]
+        reached = np.cumsum(times)
+        middle = np.searchsorted(reached, [(reached[-1] + 1) // 2, reached[-1] // 2 + 1])
+        found.append(sample[order][middle].mean())
+    return np.array(found)

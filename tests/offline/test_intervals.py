@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
-from emovllm_offline.intervals import bootstrap, mean_interval, wilson
+from emovllm_offline.intervals import by_group, mean_interval, wilson
 
 
 def test_wilson_agrees_with_its_published_values() -> None:
@@ -21,26 +22,75 @@ def test_wilson_agrees_with_its_published_values() -> None:
     assert wilson(0, 0) is None
 
 
+def alone(values) -> list[str]:
+    """Each value in a group of its own."""
+    return [str(number) for number, _ in enumerate(values)]
+
+
 def test_the_bootstrap_covers_the_mean_and_repeats_itself() -> None:
     values = np.random.default_rng(1).normal(5, 2, 400).tolist()
-    estimate = bootstrap(values)
-    assert estimate is not None
+    estimate = by_group(values, alone(values))
     # The normal theory's interval.
     half = 1.96 * np.std(values) / math.sqrt(len(values))
     assert estimate.value == pytest.approx(np.mean(values))
     assert estimate.low == pytest.approx(estimate.value - half, abs=0.05)
     assert estimate.high == pytest.approx(estimate.value + half, abs=0.05)
-    assert bootstrap(values) == estimate
-    assert bootstrap([]) is None
+    assert by_group(values, alone(values)) == estimate
+    with pytest.raises(ValueError, match="0 values"):
+        by_group([], [])
+
+
+@pytest.mark.parametrize("count", [100, 401])
+def test_the_bootstrap_of_a_median_is_scipys(count: int) -> None:
+    values = np.random.default_rng(1).lognormal(size=count)
+    ours = by_group(values, alone(values), median=True)
+    theirs = bootstrap((values,), np.median, n_resamples=1000, method="percentile", rng=np.random.default_rng(5))
+    assert ours.value == np.median(values)
+    spread = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.15 * spread)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.15 * spread)
 
 
 def test_the_bootstrap_of_a_median_ignores_outliers_and_of_one_value_is_that_value() -> None:
-    estimate = bootstrap([1.0] * 50 + [1e9], np.median)
-    assert estimate is not None
+    values = [1.0] * 50 + [1e9]
+    estimate = by_group(values, alone(values), median=True)
     assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
-    single = bootstrap([3.0])
-    assert single is not None
+    single = by_group([3.0], ["a"])
     assert (single.low, single.high, single.count) == (3, 3, 1)
+
+
+@pytest.mark.parametrize("median", [False, True])
+def test_what_is_said_ten_times_by_each_group_is_no_more_evidence_than_once(median: bool) -> None:
+    values = np.random.default_rng(2).normal(0, 1, 60)
+    once = by_group(values, alone(values), median=median)
+    often = by_group(np.repeat(values, 10), np.repeat(alone(values), 10).tolist(), median=median)
+    assert often.count == 600
+    assert (often.value, often.low, often.high) == pytest.approx((once.value, once.low, once.high))
+
+
+def test_the_interval_of_a_share_by_groups_holds_it_in_about_95_of_100_cases() -> None:
+    rng = np.random.default_rng(0)
+    held = wilsons = 0
+    for _ in range(400):
+        # Thirty scenarios, which differ in how easy they are; six replies each.
+        easy = rng.beta(2, 2, 30)
+        hits = (rng.random((30, 6)) < easy[:, None]).astype(float)
+        ours = by_group(hits.ravel(), np.repeat(np.arange(30).astype(str), 6).tolist())
+        of_replies = wilson(int(hits.sum()), hits.size)
+        assert of_replies is not None
+        held += ours.low <= 0.5 <= ours.high
+        wilsons += of_replies.low <= 0.5 <= of_replies.high
+    assert 0.9 < held / 400 < 0.98
+    assert wilsons / 400 < 0.9
+
+
+def test_a_share_of_all_or_none_is_no_certainty() -> None:
+    all_of_six = by_group([1.0] * 60, np.repeat(alone(range(6)), 10).tolist())
+    six = wilson(6, 6)
+    assert six is not None
+    assert (all_of_six.value, all_of_six.low, all_of_six.high, all_of_six.count) == (1, six.low, 1, 60)
+    one_group = by_group([1.0, 0.0, 1.0, 1.0], ["a"] * 4)
+    assert (one_group.value, one_group.low, one_group.high) == (0.75, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +23,13 @@ UNTOLD = "untold"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a user tells the model. valence: one of SEV's, or any other group's name."""
+    """What a user tells the model. valence: one of SEV's, or any other kind's name. group: of messages that are alike,
+    such as SEV's of one scenario, whose replies are no independent evidence; empty where it has none but itself."""
 
     id: str
     valence: str
     user: str
+    group: str = ""
 
 
 class _Line(BaseModel):
@@ -38,10 +40,12 @@ class _Line(BaseModel):
     user: Annotated[str, Field(min_length=1)]
     id: Id | None = None
     valence: Annotated[Id, Field(min_length=1)] = UNTOLD
+    group: Id = ""
 
 
 def load_messages(source: str | Path, limit: int | None = None) -> list[Message]:
-    """Messages of a packaged data set, a SEV file, or a file with lines {"user": ..., "id": ..., "valence": ...}.
+    """Messages of a packaged data set, a SEV file, or a file with lines {"user": ..., "id": ..., "valence": ...,
+    "group": ...}.
 
     limit: the first so many scenarios of SEV (three messages each), or lines.
     Raises: DataError, naming the file and the line.
@@ -53,7 +57,7 @@ def load_messages(source: str | Path, limit: int | None = None) -> list[Message]
     if _is_sev(text):
         return _of_records(sev.parse_sev(path, text)[:limit])
     lines = [
-        Message(read.id or f"line-{number}", read.valence, read.user)
+        Message(read.id or f"line-{number}", read.valence, read.user, read.group)
         for number, read in parse_json_lines(path, text, _Line, DataError)
     ][:limit]
     if not lines:
@@ -64,7 +68,9 @@ def load_messages(source: str | Path, limit: int | None = None) -> list[Message]
 
 
 def messages_digest(messages: Sequence[Message]) -> str:
-    return hashlib.sha256(json.dumps([astuple(message) for message in messages]).encode()).hexdigest()
+    """Identifies what is asked, however it is grouped."""
+    asked = [(message.id, message.valence, message.user) for message in messages]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def overlaps_test_set(messages: Sequence[Message]) -> bool:
@@ -74,7 +80,11 @@ def overlaps_test_set(messages: Sequence[Message]) -> bool:
 
 
 def _of_records(records: Sequence[sev.Record]) -> list[Message]:
-    return [Message(item.id, item.valence, item.user) for item in sev.expand(records)]
+    return [
+        Message(item.id, item.valence, item.user, record.skeleton_id)
+        for record in records
+        for item in sev.expand([record])
+    ]
 
 
 def _is_sev(text: str) -> bool:

@@ -76,13 +76,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One reply to generate."""
+    """One reply to generate. group: the message's, or its id."""
 
     key: Key
     valence: str
     user: str
     frame: Frame
     fields: dict[str, Any] = field(default_factory=dict)  # the request's emotion fields; none: PLAIN
+    group: str = ""
 
 
 def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
@@ -154,8 +155,9 @@ def _of_message(
     strengths: Sequence[float],
     scopes: Sequence[str],
 ) -> Iterator[Task]:
+    group = message.group or message.id
     if NONE in methods:
-        yield Task(Key(message.id, NONE), message.valence, message.user, style.neutral)
+        yield Task(Key(message.id, NONE), message.valence, message.user, style.neutral, group=group)
     for emotion in emotions:
         instruction = style.frames(plain_name(emotion), at)[0].model_copy(update={"reply": None})
         for method in methods:
@@ -165,7 +167,7 @@ def _of_message(
             for strength in strengths if method in WITH_STRENGTH else (0.0,):
                 for scope in scopes if method in (CIRCUITS, BOTH) else ("",):
                     key = Key(message.id, method, emotion, strength, scope)
-                    yield Task(key, message.valence, message.user, frame, _fields(key))
+                    yield Task(key, message.valence, message.user, frame, _fields(key), group)
 
 
 def plain_name(emotion: str) -> str:

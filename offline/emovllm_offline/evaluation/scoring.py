@@ -22,7 +22,7 @@ class Scored:
     not `judged` count nowhere.
     perplexity: given the neutral prompt, over that of the message's own unsteered reply. fluency: given the prompt that
     asks for the emotion, over that of the prompted reply. relevance: cosine of the embeddings of reply and message.
-    Each is None where it cannot be had.
+    Each is None where it cannot be had. group: of messages that are alike (`Message`).
     """
 
     key: Key
@@ -37,6 +37,7 @@ class Scored:
     fluency: float | None
     relevance: float | None
     regime: str
+    group: str = ""
     kept_back: bool = False  # by an endpoint's content filter: there is nothing to measure
 
     def label(self, judge: str) -> str | None:
@@ -52,6 +53,7 @@ class Scored:
         return {
             **self.key._asdict(),
             "valence": self.valence,
+            "group": self.group,
             "user": self.user,
             "reply": self.text,
             "capped": self.capped,
@@ -96,7 +98,8 @@ def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emot
                 perplexity=_ratio(folder, task.key, Key(task.key.message, NONE), NEUTRAL),
                 fluency=fluency,
                 relevance=None if relevances is None else relevances[i],
-                regime=regime(measured.repetition, fluency),
+                regime=regime(reply.text, measured.repetition, fluency),
+                group=task.group,
                 kept_back=reply.finish_reason == FILTERED,
             )
         )

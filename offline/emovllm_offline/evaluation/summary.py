@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from emovllm_offline.evaluation.scoring import Scored
-from emovllm_offline.intervals import Estimate, bootstrap, wilson
+from emovllm_offline.intervals import Estimate, by_group
 from emovllm_offline.judges.judge import Verdict
-from emovllm_offline.judges.text import REGIMES
+from emovllm_offline.judges.text import REGIMES, opening
 
 ALL = "all"
 
@@ -34,7 +32,9 @@ class Cell:
 
     accuracy: by judge: the share that the target matches, of the verdicts that there are; for unsteered replies the
     share of false positives. unjudged: by judge: replies that lack a verdict, for a filter or for want of an answer.
-    perplexity, fluency: medians of the ratios (`Scored`). capped, leak: shares. The others are means.
+    perplexity, fluency: medians of the ratios (`Scored`). capped, leak: shares. openings: how many different first
+    three words the replies of an emotion have, over the replies: 1 where no two begin alike. The others are means.
+    Intervals are over groups of messages.
     """
 
     condition: Condition
@@ -53,6 +53,7 @@ class Cell:
     words: Estimate | None
     capped: Estimate | None
     leak: Estimate | None
+    openings: float | None
     regimes: dict[str, float]
 
 
@@ -95,40 +96,44 @@ def find(cells: Sequence[Cell], condition: Condition, emotion: str = ALL, valenc
 def _cell(
     condition: Condition, emotion: str, valence: str, chosen: Sequence[Scored], judges: Sequence[str], seed: int
 ) -> Cell:
-    def mean(values: Sequence[float | None]) -> Estimate | None:
-        return bootstrap([value for value in values if value is not None], np.mean, seed)
+    measured = [reply for reply in chosen if not reply.kept_back]
 
-    def median(values: Sequence[float | None]) -> Estimate | None:
-        return bootstrap([value for value in values if value is not None], np.median, seed)
+    def over(pairs: Sequence[tuple[float | None, str]], *, median: bool = False) -> Estimate | None:
+        known = [(value, group) for value, group in pairs if value is not None]
+        if not known:
+            return None
+        return by_group([value for value, _ in known], [group for _, group in known], seed, median=median)
+
+    def of(value: Callable[[Scored], float | None], *, median: bool = False) -> Estimate | None:
+        return over([(value(reply), reply.group) for reply in measured], median=median)
 
     def verdicts(reply: Scored, judge: str) -> list[Verdict]:
         return [verdict for target, verdict in reply.verdicts[judge].items() if emotion in (ALL, target)]
 
     def accuracy_by(judge: str) -> Estimate | None:
-        hits = [verdict.match for reply in chosen for verdict in verdicts(reply, judge) if verdict.judged]
-        return wilson(sum(hits), len(hits))
+        return over([(said.match, reply.group) for reply in chosen for said in verdicts(reply, judge) if said.judged])
 
     def lacks_verdict(reply: Scored, judge: str) -> bool:
         return not all(verdict.judged for verdict in verdicts(reply, judge))
 
-    measured = [reply for reply in chosen if not reply.kept_back]
-    accuracy = {judge: accuracy_by(judge) for judge in judges}
+    begun = {(reply.key.emotion, opening(reply.text)) for reply in measured}
     return Cell(
         condition,
         emotion,
         valence,
         replies=len(chosen),
-        accuracy=accuracy,
+        accuracy={judge: accuracy_by(judge) for judge in judges},
         unjudged={judge: sum(lacks_verdict(reply, judge) for reply in chosen) for judge in judges},
-        perplexity=median([reply.perplexity for reply in measured]),
-        fluency=median([reply.fluency for reply in measured]),
-        relevance=mean([reply.relevance for reply in measured]),
-        repetition=mean([reply.metrics.repetition for reply in measured]),
-        run=mean([reply.metrics.run for reply in measured]),
-        distinct_1=mean([reply.metrics.distinct_1 for reply in measured]),
-        distinct_2=mean([reply.metrics.distinct_2 for reply in measured]),
-        words=mean([reply.metrics.words for reply in measured]),
-        capped=wilson(sum(reply.capped for reply in measured), len(measured)),
-        leak=wilson(sum(reply.metrics.leak for reply in measured), len(measured)),
+        perplexity=of(lambda reply: reply.perplexity, median=True),
+        fluency=of(lambda reply: reply.fluency, median=True),
+        relevance=of(lambda reply: reply.relevance),
+        repetition=of(lambda reply: reply.metrics.repetition),
+        run=of(lambda reply: reply.metrics.run),
+        distinct_1=of(lambda reply: reply.metrics.distinct_1),
+        distinct_2=of(lambda reply: reply.metrics.distinct_2),
+        words=of(lambda reply: reply.metrics.words),
+        capped=of(lambda reply: reply.capped),
+        leak=of(lambda reply: reply.metrics.leak),
+        openings=len(begun) / len(measured) if measured else None,
         regimes={name: sum(reply.regime == name for reply in measured) / max(len(measured), 1) for name in REGIMES},
     )

@@ -29,6 +29,7 @@ def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
         "longest run",
         "distinct-1 / -2",
         "words",
+        "openings",
         "cut",
         "leak",
         " / ".join(REGIMES),
@@ -50,6 +51,7 @@ def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
                 number(cell.run),
                 f"{_plain(cell.distinct_1)} / {_plain(cell.distinct_2)}",
                 number(cell.words),
+                _share(cell.openings),
                 percent(cell.capped),
                 percent(cell.leak),
                 " / ".join(f"{cell.regimes[name]:.0%}" for name in REGIMES),
@@ -85,7 +87,15 @@ def fluency_by_emotion(cells: Sequence[Cell], emotions: Sequence[str]) -> Table:
     for condition in conditions_of(cells):
         found = [find(cells, condition, emotion) for emotion in emotions]
         rows.append(
-            [str(condition), *(f"{_plain(cell.fluency)}, {_share(cell.repetition)}" if cell else "-" for cell in found)]
+            [
+                str(condition),
+                *(
+                    f"{_plain(cell.fluency)}, {_share(cell.repetition.value if cell.repetition else None)}"
+                    if cell
+                    else "-"
+                    for cell in found
+                ),
+            ]
         )
     return Table(["method, strength", *emotions], rows)
 
@@ -112,5 +122,5 @@ def _plain(estimate: Estimate | None) -> str:
     return "-" if estimate is None else f"{estimate.value:.2f}"
 
 
-def _share(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else f"{100 * estimate.value:.0f}%"
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"

@@ -20,7 +20,19 @@ REPETITIVE = 0.3
 # Of a reply: its perplexity over the prompted reply's, given the emotion instruction, above which it is an explosive
 # collapse. Both are fluent below about 2; single replies scatter, hence the room.
 EXPLOSIVE = 4.0
-SURGICAL, REPETITION, EXPLOSION = REGIMES = ("surgical", "repetitive", "explosive")
+SURGICAL, REPETITION, EXPLOSION, REFUSAL = REGIMES = ("surgical", "repetitive", "explosive", "refusing")
+# What a model says in place of a reply: that it will not or cannot give one, or what it is.
+_REFUSAL = re.compile(
+    r"\bI(?: am|'m)? (?:can't|cannot|can not|won't|will not|am unable to|am not able to|unable to|not able to|"
+    r"am not programmed to|do not|don't)"
+    r" (?:be able to )?(?:assist|help (?:you )?with|comply|fulfil|engage|participate|respond to|provide|discuss|"
+    r"generate|continue with|feel (?:emotions|feelings)|have (?:feelings|emotions|personal))"
+    r"|\bI(?: am|'m) (?:just |only |merely )?an? (?:AI|artificial intelligence|language model|large language model)\b"
+    r"|\bas an? (?:AI|artificial intelligence|language model|large language model)\b",
+    re.IGNORECASE,
+)
+# Characters in which a refusal has begun.
+_OPENING = 200
 
 
 def batches_by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
@@ -83,8 +95,21 @@ def script_leak(text: str) -> bool:
     return any(char.isalpha() and ord(char) > _LATIN_END and "LATIN" not in unicodedata.name(char, "") for char in text)
 
 
-def regime(repetition: float, fluency: float | None) -> str:
+def refuses(text: str) -> bool:
+    """Whether a reply begins by refusing to give one, in English, as assistants do ("I'm sorry, but I can't assist
+    with that."). Found by its wording: one that is worded otherwise is missed."""
+    return _REFUSAL.search(text[:_OPENING].replace("\u2019", "'")) is not None
+
+
+def opening(text: str, words: int = 3) -> tuple[str, ...]:
+    """A reply's first words, in small letters."""
+    return tuple(_WORD.findall(text.lower().replace("\u2019", "'"))[:words])
+
+
+def regime(text: str, repetition: float, fluency: float | None) -> str:
     """The state of one steered reply; fluency: its perplexity ratio given the instruction, where it is known."""
+    if refuses(text):
+        return REFUSAL
     if repetition >= REPETITIVE:
         return REPETITION
     return EXPLOSION if fluency is not None and fluency > EXPLOSIVE else SURGICAL

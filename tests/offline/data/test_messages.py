@@ -40,9 +40,14 @@ def test_whole_numbers_are_names(tmp_path: Path) -> None:
     path.write_text('{"id": 1, "user": "Hello"}\n{"id": "1", "user": "Bye"}\n')
     with pytest.raises(DataError, match="two lines have the same id"):
         load_messages(path)
+    path.write_text('{"user": "Hello", "group": 5}\n')
+    assert load_messages(path) == [Message("line-1", "untold", "Hello", "5")]
     record = json.loads(load_sev()[0].model_dump_json()) | {"skeleton_id": 12}
     path.write_text(json.dumps(record) + "\n")
-    assert load_messages(path)[0].id == "12.positive"
+    assert [(message.id, message.group) for message in load_messages(path)[:2]] == [
+        ("12.positive", "12"),
+        ("12.neutral", "12"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,9 @@ def test_the_summary_holds_what_the_replies_say(stub: Stub, tmp_path: Path) -> N
     assert value(cells, Condition("circuits", 2.0, ""), "repetition") > 0.5
     collapsed = find(cells, Condition("circuits", 2.0, ""))
     assert collapsed is not None
-    assert collapsed.regimes == {"surgical": 0, "repetitive": 1, "explosive": 0}
+    assert collapsed.regimes == {"surgical": 0, "repetitive": 1, "explosive": 0, "refusing": 0}
+    # Every emotion's replies to the two messages are the same; two emotions' count apart.
+    assert collapsed.openings == pytest.approx(len(EMOTIONS) / collapsed.replies)
     assert value(cells, circuits, "relevance") == 0.25
     assert find(cells, none, "anger", "positive") is not None
 
@@ -124,7 +126,7 @@ def test_the_summary_holds_what_the_replies_say(stub: Stub, tmp_path: Path) -> N
     lines = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
     assert [line["labels"]["lexicon"] for line in lines if line["method"] == "none"] == [NEUTRAL, NEUTRAL]
     assert all(line["matches"]["lexicon"] == {line["emotion"]: True} for line in lines if line["method"] == "circuits")
-    assert "| circuits 1 | 4 | 100.0 (51-100) |" in (tmp_path / "summary.md").read_text()
+    assert "| circuits 1 | 4 | 100.0 (34-100) |" in (tmp_path / "summary.md").read_text()
     page = (tmp_path / "page.html").read_text()
     assert SAYS["anger"] in page
     assert "http" not in page.replace("http-equiv", "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emovllm_offline.judges.text import distinct, longest_run, regime, script_leak, text_metrics
+from emovllm_offline.data.examples import load_examples
+from emovllm_offline.judges.text import distinct, longest_run, opening, refuses, regime, script_leak, text_metrics
 
 
 def test_distinct_counts_different_grams_over_all() -> None:
@@ -28,7 +29,7 @@ def test_a_collapse_without_words_is_seen() -> None:
     made = text_metrics("F. (Happy ( ( ( ( ( (", [5, 6, 7, 8, *[9] * 90])
     assert made.words == 2
     assert made.run == 90
-    assert regime(made.repetition, 1.0) == "repetitive"
+    assert regime("", made.repetition, 1.0) == "repetitive"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,40 @@ def test_a_letter_of_another_script_is_a_leak(text: str, leaks: bool) -> None:
 
 
 def test_regimes() -> None:
-    assert regime(0.0, 1.5) == "surgical"
-    assert regime(0.29, None) == "surgical"
-    assert regime(0.3, 0.5) == "repetitive"
+    assert regime("Good.", 0.0, 1.5) == "surgical"
+    assert regime("Good.", 0.29, None) == "surgical"
+    assert regime("Good.", 0.3, 0.5) == "repetitive"
     # Repetition makes a reply likely again: it is asked for first.
-    assert regime(0.6, 9.0) == "repetitive"
-    assert regime(0.1, 4.1) == "explosive"
+    assert regime("Good.", 0.6, 9.0) == "repetitive"
+    assert regime("Good.", 0.1, 4.1) == "explosive"
+    # So does a refusal, and whatever else is the matter, it is one.
+    assert regime("I'm sorry, but I can't assist with that. " * 5, 0.8, 0.2) == "refusing"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't assist with that.",
+        "I\u2019m sorry, but I cannot help you with this request.",
+        "As an AI language model, I don't have feelings, but I can tell you about buses.",
+        "Sorry, I am unable to provide such content.",
+        "I'm just an AI, so I don't get angry.",
+        "I'm not able to discuss that. Is there something else?",
+    ],
+)
+def test_refusals_are_found(text: str) -> None:
+    assert refuses(text)
+
+
+def test_what_is_felt_is_no_refusal() -> None:
+    emotional = [reply for example in load_examples() for reply in example.replies.values()]
+    emotional += ["I'm sorry, but I can't believe it!", "I cannot stand this!", "I can't help crying.", ""]
+    assert [text for text in emotional if refuses(text)] == []
+    # Nor what is said much later.
+    assert not refuses("The bus is late again. " * 20 + "I can't assist with that.")
+
+
+def test_replies_begin_alike_by_their_words() -> None:
+    assert opening("Oh no, I\u2019m lost!") == opening("OH NO: I'm found.") == ("oh", "no", "i'm")
+    assert opening("Well.") == ("well",)
+    assert opening("...") == ()
