@@ -3,6 +3,7 @@
     scripts/env python benchmarks/frontier.py CIRCUIT ... --lambdas 0.75,1 --messages 12
     scripts/env python benchmarks/frontier.py CIRCUIT --scope prompt_last
     scripts/env python benchmarks/frontier.py CIRCUIT --layers 10-19 --kind heads --half-life 20
+    scripts/env python benchmarks/frontier.py CIRCUIT --share common
 
 The quick measure by which docs/results/experiments.md compares circuits, before `emovllm calibrate` measures one in the
 engine. It also tries what the engine serves another way or not at all: a scope, a part of the circuit, a strength that
@@ -33,7 +34,7 @@ from emovllm_offline.data.sev import Item, expand, load_sev
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
-from emovllm_offline.judges.text import text_metrics
+from emovllm_offline.judges.text import opening, text_metrics
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.generate import stop_tokens
@@ -45,6 +46,8 @@ from emovllm_offline.model.load import load
 class Row(NamedTuple):
     """One steered reply; fluency: its perplexity given the instruction, over the prompted reply's."""
 
+    circuit: str
+    message: str
     emotion: str
     scale: float
     local: str | None
@@ -116,16 +119,18 @@ def generate(
 
 
 def vectors(
-    decoder: Decoder, circuit: Circuit, cells: Sequence[tuple[int, float]], layers: range, kind: str | None
+    decoder: Decoder, circuit: Circuit, cells: Sequence[tuple[int, float]], args: argparse.Namespace
 ) -> dict[Any, torch.Tensor]:
     """What a part of the circuit adds to projections' inputs, a row for each (emotion, lambda): [rows, 1, width]."""
     which = torch.tensor([e for e, _ in cells])
     scales = torch.tensor([scale for _, scale in cells])[:, None]
     found = {}
     for site, layer in circuit.sites():
-        if layer in layers and kind in (None, {"attn": "heads", "mlp": "neurons"}[site]):
+        if layer in args.layers and args.kind in (None, {"attn": "heads", "mlp": "neurons"}[site]):
             block = decoder.layers[layer]
-            delta = torch.from_numpy(circuit.site_delta(site, layer))[which] * scales
+            delta = torch.from_numpy(circuit.site_delta(site, layer))
+            common = delta.mean(0, keepdim=True).expand_as(delta)
+            delta = {"all": delta, "common": common, "own": delta - common}[args.share][which] * scales
             found[block.o_proj if site == "attn" else block.down_proj] = delta[:, None]
     return found
 
@@ -147,7 +152,9 @@ def main() -> None:
     add("--scope", choices=("generation", "prompt_last", "all"), default="generation")
     add("--layers", type=_layers, default=range(1000), metavar="FIRST-LAST", help="only the units of these layers")
     add("--kind", choices=("neurons", "heads"), help="only these units")
+    add("--share", choices=("all", "common", "own"), default="all", help="only what all emotions have, or beyond it")
     add("--half-life", type=float, metavar="TOKENS", help="lambda halves in so many tokens of the reply")
+    add("--replies", type=Path, metavar="FILE", help="to add them to, as `emovllm judge-benchmark` reads them")
     add("--cache", type=Path, default=Path("frontier-prompted.json"))
     args = parser.parse_args()
     style = load_style(args.prompt_style)
@@ -166,7 +173,7 @@ def main() -> None:
         if circuit.experts:
             raise SystemExit(f"{source}: vectors of routed experts are not measured here")
         cells = [(e, scale) for scale in args.lambdas for e in range(len(circuit.names))]
-        added = Added(vectors(decoder, circuit, cells, args.layers, args.kind), args.scope, args.half_life)
+        added = Added(vectors(decoder, circuit, cells, args), args.scope, args.half_life)
         rows = []
         for number, item in enumerate(track(items, Path(source).name, len(items), unit="messages")):
             prompt = render(tokenizer, style.neutral, item.user).ids
@@ -188,6 +195,8 @@ def main() -> None:
                 tokens, cut = replies[row]
                 rows.append(
                     Row(
+                        Path(source).name,
+                        item.id,
                         circuit.names[e],
                         scale,
                         judged[0][row].label,
@@ -199,7 +208,21 @@ def main() -> None:
                     )
                 )
         args.cache.write_text(json.dumps(prompted))
+        if args.replies:
+            with args.replies.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(labelled(row)) + "\n" for row in rows if row.text)
         show(source, rows, args.lambdas, circuit.names)
+
+
+def labelled(row: Row) -> dict[str, str]:
+    """A line for `emovllm judge-benchmark`; each circuit and lambda is a register."""
+    scenario = row.message.rpartition(".")[0]
+    return {
+        "text": row.text,
+        "label": row.emotion,
+        "group": scenario,
+        "register": f"{row.circuit} {row.scale:g}",
+    }
 
 
 def show(source: str, rows: Sequence[Row], lambdas: Sequence[float], names: Sequence[str]) -> None:
@@ -218,8 +241,10 @@ def _said(rows: Sequence[Row]) -> str:
     repetition = np.mean([row.repetition for row in rows])
     fluency = np.median([row.fluency for row in rows])
     cut = np.mean([row.cut for row in rows])
+    openings = len({(row.emotion, opening(row.text)) for row in rows}) / len(rows)
     return (
-        f"local {local:.0%}, lexicon {lexicon:.0%}, repetition {repetition:.1%}, fluency {fluency:.2f}, cut {cut:.0%}"
+        f"local {local:.0%}, lexicon {lexicon:.0%}, repetition {repetition:.1%}, fluency {fluency:.2f}, cut {cut:.0%}, "
+        f"openings {openings:.0%}"
     )
 
 

@@ -34,3 +34,5 @@ def main(options: Annotated[ImportOptions, FLAT]) -> None:
     circuit = import_published(options.checkout, options.out, options.model)
     units = sum(map(len, circuit.neurons.values())), sum(map(len, circuit.heads.values()))
     print(f"{options.out}: {', '.join(circuit.names)}; {units[0]} neurons and {units[1]} heads in all")
+    if not circuit.directions:
+        print("the checkout has no emotion directions: the circuit has none for the steering baseline")

@@ -4,14 +4,15 @@ Read from a checkout of their repository (their formats, none of their code):
 `outputs/<run>/06_emotion_circuit_integration/global_circuit/{emotion}.json` names the neurons and heads, and
 `outputs/<run>/05_emotion_diff_vector_computation/{mlp,attention}_emotion_diff/` holds the difference vectors, as
 `emo_diff/{emotion}/L{n}.npy` (or `layer{n}.npy`) or together in `emo_diff_all.npz`. What is missing is an error: the
-authors' own loader takes zeros instead.
+authors' own loader takes zeros instead. `outputs/<run>/02_emotion_directions/emo_directions_mlp.pt`, where it is there,
+gives the steering baseline its directions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ _DIFFERENCES = {
     "attention": "05_emotion_diff_vector_computation/attention_emotion_diff",
 }
 _DIRECTIONS = "02_emotion_directions/emo_directions_{kind}.pt"
+# Their directions are NumPy's arrays, pickled under the name that its module had before NumPy 2.
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_ARRAYS: list[Any] = [
+    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *(np.ndarray, np.dtype, type(np.dtype(np.float16)), type(np.dtype(np.float32)), type(np.dtype(np.float64))),
+]
 
 
 def import_published(
@@ -54,6 +61,7 @@ def import_published(
     Args:
         checkout: their repository, or the folder of one run (that with `06_emotion_circuit_integration`).
         model: where the weights are, for the fingerprint: a folder or Hugging Face id; `spec.id` by default.
+    Returns: the circuit; without `directions`, and so without the steering baseline, where theirs are not there.
     Raises: PublishedError, WeightsError, CircuitError, OSError.
     """
     run = find_run(checkout)
@@ -61,17 +69,18 @@ def import_published(
     if not circuits:
         raise PublishedError(f"{run / _CIRCUITS}: no {{emotion}}.json there")
     neurons, heads = {}, {}
+    used: dict[str, set[Path]] = {kind: set() for kind in _DIFFERENCES}
     for path in circuits:
         name = path.stem
         chosen = _read_circuit(path, spec)
-        neurons[name] = _components(
-            {layer: units[0] for layer, units in chosen.items()}, Differences(run, "mlp", name, spec.intermediate_size)
-        )
         width = spec.num_attention_heads * spec.head_dim
-        heads[name] = _components(
-            {layer: units[1] for layer, units in chosen.items()},
-            Differences(run, "attention", name, width, (spec.num_attention_heads, spec.head_dim)),
-        )
+        of_neurons = Differences(run, "mlp", name, spec.intermediate_size)
+        of_heads = Differences(run, "attention", name, width, (spec.num_attention_heads, spec.head_dim))
+        neurons[name] = _components({layer: units[0] for layer, units in chosen.items()}, of_neurons)
+        heads[name] = _components({layer: units[1] for layer, units in chosen.items()}, of_heads)
+        used["mlp"] |= of_neurons.read
+        used["attention"] |= of_heads.read
+    directions = _directions_of(run, [path.stem for path in circuits], spec)
     described = CircuitSpec(
         model=spec,
         emotions=tuple(
@@ -81,10 +90,12 @@ def import_published(
             "source": "the published artefacts of arXiv 2510.11328",
             "run": run.name,
             "circuits": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in circuits},
+            "differences": {kind: {"files": len(paths), "sha256": _digest(run, paths)} for kind, paths in used.items()},
+            "directions": _digest(run, [run / _DIRECTIONS.format(kind="mlp")]) if directions else None,
             "versions": {"emovllm": emovllm.__version__},
         },
     )
-    circuit = Circuit.fingerprinted(described, neurons, heads, Projections(model or spec.id))
+    circuit = Circuit.fingerprinted(described, neurons, heads, Projections(model or spec.id), directions)
     save_circuit(circuit, out)
     return circuit
 
@@ -95,12 +106,17 @@ def find_run(checkout: str | Path) -> Path:
     if (root / _CIRCUITS).is_dir():
         return root
     runs = sorted(path.parents[1] for path in root.glob(f"outputs/*/{_CIRCUITS}"))
-    if len(runs) != 1:
-        found = ", ".join(run.name for run in runs) or "none"
+    if len(runs) == 1:
+        return runs[0]
+    if runs:
+        raise PublishedError(f"{root}: several runs have {_CIRCUITS}: {', '.join(run.name for run in runs)}; name one")
+    begun = sorted(path.parent for folder in (root, *root.glob("outputs/*")) for path in folder.glob("0[1-6]_emotion*"))
+    if begun:
         raise PublishedError(
-            f"{root}: expected one run with {_CIRCUITS} under outputs/, found {found}; name its folder"
+            f"{begun[0]}: {_CIRCUITS} is missing: this commit of their repository does not say which neurons and heads "
+            "are in the circuits; check one out that does, or find them yourself with `emovllm discover`"
         )
-    return runs[0]
+    raise PublishedError(f"{root}: expected one run with {_CIRCUITS} under outputs/, found none; name its folder")
 
 
 def load_directions(checkout: str | Path, kind: str) -> dict[str, np.ndarray]:
@@ -113,8 +129,10 @@ def load_directions(checkout: str | Path, kind: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise PublishedError(f"{path}: missing")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        directions = {name: tensor.float().numpy() for name, tensor in content["dirs"].items()}
+        # Nothing but tensors and arrays of floats is made of what the file says.
+        with torch.serialization.safe_globals(_ARRAYS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        directions = {name: torch.as_tensor(values).float().numpy() for name, values in content["dirs"].items()}
     except Exception as error:
         raise PublishedError(f"{path}: not a file of directions ({error})") from None
     for name, direction in directions.items():
@@ -123,13 +141,40 @@ def load_directions(checkout: str | Path, kind: str) -> dict[str, np.ndarray]:
     return directions
 
 
+def _directions_of(run: Path, names: Sequence[str], spec: ModelSpec) -> dict[str, np.ndarray]:
+    """What the steering baseline adds; nothing where they did not publish it. Zero in the last layer, where theirs is
+    of the state after the final norm."""
+    if not (run / _DIRECTIONS.format(kind="mlp")).is_file():
+        return {}
+    found = load_directions(run, "mlp")
+    if missing := [name for name in names if name not in found]:
+        raise PublishedError(f"{run / _DIRECTIONS.format(kind='mlp')}: has no direction of {', '.join(missing)}")
+    shape = (spec.num_hidden_layers, spec.hidden_size)
+    if wrong := [name for name in names if found[name].shape != shape]:
+        raise PublishedError(
+            f"{run / _DIRECTIONS.format(kind='mlp')}: {wrong[0]} is {found[wrong[0]].shape}, expected {shape}"
+        )
+    inner = np.arange(spec.num_hidden_layers)[:, None] < spec.num_hidden_layers - 1
+    return {name: np.where(inner, found[name], 0).astype(np.float32) for name in names}
+
+
+def _digest(run: Path, paths: Iterable[Path]) -> str:
+    """sha256 over files' names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(run).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 class Differences:
-    """The difference vectors of one emotion and kind, one file a layer or all in an archive."""
+    """The difference vectors of one emotion and kind, one file a layer or all in an archive; `read`: the files that
+    were."""
 
     def __init__(self, run: Path, kind: str, emotion: str, width: int, shape: tuple[int, ...] | None = None) -> None:
         self.folder = run / _DIFFERENCES[kind] / "emo_diff" / emotion
         self.archive = run / _DIFFERENCES[kind] / "emo_diff_all.npz"
         self.emotion, self.width, self.shape = emotion, width, shape or (width,)
+        self.read: set[Path] = set()
 
     def __getitem__(self, layer: int) -> np.ndarray:
         """float32 [units, ...]. Raises: PublishedError."""
@@ -143,6 +188,7 @@ class Differences:
     def _read(self, layer: int) -> tuple[str, np.ndarray]:
         for path in (self.folder / f"L{layer}.npy", self.folder / f"layer{layer}.npy"):
             if path.is_file():
+                self.read.add(path)
                 try:
                     return str(path), np.load(path, allow_pickle=False)
                 except (ValueError, EOFError) as error:
@@ -152,6 +198,7 @@ class Differences:
             try:
                 with np.load(self.archive, allow_pickle=False) as archive:
                     if key in archive:
+                        self.read.add(self.archive)
                         return f"{self.archive}[{key}]", archive[key]
             except (ValueError, EOFError, OSError) as error:
                 raise PublishedError(f"{self.archive}: {error}") from None

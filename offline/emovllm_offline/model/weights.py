@@ -17,12 +17,10 @@ class Projections:
     """The o_proj and down_proj weights of every layer in a model's safetensors files."""
 
     def __init__(self, model: str | Path) -> None:
-        """`model`: a folder, or a Hugging Face id. Raises: WeightsError, OSError."""
+        """`model`: a folder, or a Hugging Face id. Raises: WeightsError."""
         folder = Path(model)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+            folder = _fetched(str(model))
         self._files: Mapping[tuple[str, int], tuple[Path, str]] = dict(_find(folder))
         if not self._files:
             raise WeightsError(f"{model}: no projection's weight in any *.safetensors there")
@@ -37,6 +35,21 @@ class Projections:
         if weight.dtype not in PLAIN:
             raise WeightsError(f"{name} in {path.name} is quantised: name the original, unquantised model")
         return weight.float().numpy()  # type: ignore[no-any-return]
+
+
+def _fetched(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json"]))
+    except GatedRepoError:
+        raise WeightsError(
+            f"{model}: its weights are gated: accept their licence on its page and set HF_TOKEN, or name a folder that "
+            "has them"
+        ) from None
+    except OSError as error:
+        raise WeightsError(f"{model}: neither a folder nor a model whose weights could be fetched ({error})") from None
 
 
 def _find(folder: Path) -> list[tuple[tuple[str, int], tuple[Path, str]]]:

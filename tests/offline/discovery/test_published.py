@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emovllm.circuit_files import load_circuit
@@ -146,11 +149,85 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         find_run(tmp_path)
 
 
-def test_directions_are_read_without_unpickling(checkout: Path) -> None:
+@pytest.mark.parametrize("folder", [".", "outputs/llama32_3b"])
+def test_a_commit_without_the_circuits_is_told_from_a_folder_of_something_else(checkout: Path, folder: str) -> None:
+    (find_run(checkout) / CIRCUITS).rename(checkout / "elsewhere")
+    with pytest.raises(PublishedError, match="this commit of their repository does not say which neurons"):
+        find_run(checkout / folder)
+
+
+def test_one_of_several_runs_is_asked_for(checkout: Path) -> None:
+    (checkout / "outputs/qwen" / CIRCUITS).mkdir(parents=True)
+    with pytest.raises(PublishedError, match=r"several runs .* llama32_3b, qwen; name one"):
+        find_run(checkout)
+
+
+@pytest.fixture
+def directions(checkout: Path) -> Path:
+    """Where their directions are."""
     folder = find_run(checkout) / "02_emotion_directions"
     folder.mkdir()
+    return folder / "emo_directions_mlp.pt"
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("pickled_by", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_their_directions_are_the_steering_baselines(
+    checkout: Path, directions: Path, model: str, tmp_path: Path, pickled_by: bytes
+) -> None:
+    random = np.random.default_rng(1)
+    arrays = {name: unit(random.standard_normal((3, 16))) for name in ("anger", "fear", "surprise")}
+    saved = io.BytesIO()
+    torch.save({"dirs": arrays, "layers": 3, "emotions": [*arrays]}, saved, _use_new_zipfile_serialization=False)
+    # As NumPy before its second version named it.
+    directions.write_bytes(saved.getvalue().replace(b"numpy._core.multiarray", pickled_by))
+    import_published(checkout, tmp_path / "circuit", model, SPEC)
+    circuit = load_circuit(tmp_path / "circuit")
+    for name in ("anger", "fear"):
+        assert np.array_equal(circuit.directions[name][:2], arrays[name][:2])
+        assert not circuit.directions[name][2].any(), "theirs is of the state after the final norm"
+    provenance = circuit.spec.provenance
+    assert provenance["differences"]["mlp"]["files"] == 3, "of anger two layers' files, of fear the archive"
+    assert provenance["differences"]["attention"]["files"] == 3
+    assert len(provenance["directions"]) == 64
+
+
+def test_what_was_read_is_in_the_provenance(checkout: Path, model: str, tmp_path: Path) -> None:
+    def told(name: str) -> dict[str, dict[str, object]]:
+        return dict(import_published(checkout, tmp_path / name, model, SPEC).spec.provenance["differences"])
+
+    before = told("one")
+    unused = find_run(checkout) / HEADS / "anger/L1.npy"
+    used = find_run(checkout) / HEADS / "anger/L0.npy"
+    (unused.parent / "layer1.npy").unlink()
+    assert told("two") == before
+    np.save(used, np.ones(16, np.float32))
+    after = told("three")
+    assert after["mlp"] == before["mlp"]
+    assert after["attention"] != before["attention"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"anger": np.eye(3, 16, dtype=np.float32)}, "has no direction of fear"),
+        (dict.fromkeys(("anger", "fear"), np.eye(2, 16, dtype=np.float32)), r"anger is \(2, 16\), expected \(3, 16\)"),
+    ],
+)
+def test_directions_of_something_else_are_refused(
+    checkout: Path, directions: Path, model: str, tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    torch.save({"dirs": arrays}, directions)
+    with pytest.raises(PublishedError, match=message):
+        import_published(checkout, tmp_path / "circuit", model, SPEC)
+
+
+def test_directions_are_read_without_unpickling(checkout: Path, directions: Path) -> None:
     vectors = {"anger": torch.randn(3, 16), "fear": torch.randn(3, 16)}
-    torch.save({"dirs": vectors, "meta": {"n": 3}}, folder / "emo_directions_mlp.pt")
+    torch.save({"dirs": vectors, "meta": {"n": 3}}, directions)
     read = load_directions(checkout, "mlp")
     assert np.array_equal(read["fear"], vectors["fear"].numpy())
     with pytest.raises(PublishedError, match=r"emo_directions_attention\.pt: missing"):
@@ -160,9 +237,10 @@ def test_directions_are_read_without_unpickling(checkout: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return print, ("executed",)
 
-    torch.save({"dirs": {"anger": Evil()}}, folder / "emo_directions_mlp.pt")
-    with pytest.raises(PublishedError, match="not a file of directions"):
-        load_directions(checkout, "mlp")
+    for evil in (Evil(), np.array([Evil()], object)):
+        torch.save({"dirs": {"anger": evil}}, directions)
+        with pytest.raises(PublishedError, match="not a file of directions"):
+            load_directions(checkout, "mlp")
 
 
 def test_weights_are_read_one_at_a_time(model: str, tmp_path: Path) -> None:
@@ -173,6 +251,25 @@ def test_weights_are_read_one_at_a_time(model: str, tmp_path: Path) -> None:
         weights("attn", 3)
     with pytest.raises(WeightsError, match="no projection's weight"):
         Projections(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LocalEntryNotFoundError("no such snapshot"), r"someone/model: neither a folder nor .* \(no such snapshot\)"),
+        (
+            GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "https://hub/"))),
+            "someone/model: its weights are gated: .* HF_TOKEN",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_had_are_named(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(WeightsError, match=message):
+        Projections("someone/model")
 
 
 def test_the_command_reports_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
