@@ -42,8 +42,11 @@ _COMMANDS = {
     "judge-report": ("emovllm_offline.commands.judge_report", "measure how often the built-in judge is right"),
     "label": ("emovllm_offline.commands.label", "label texts by hand, on a page of this machine"),
     "judge-benchmark": ("emovllm_offline.commands.judge_benchmark", "measure judges on texts whose emotions are known"),
+    "data make": ("emovllm_offline.commands.data_make", "write scenarios of your own domain, by any model's endpoint"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
+# Of commands of two words, what the first stands for.
+_GROUPS = {"data": "make data to discover and evaluate with"}
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     reach_loopback_directly()
     if not argv:
         return _told(argv, "which command? `emovllm --help` lists them", 2)
-    if not argv[0].startswith("-") and argv[0] not in {*_OF_VLLM, *_COMMANDS, "show"}:
+    if not argv[0].startswith("-") and argv[0] not in {*_names(), *_GROUPS}:
         return _told(argv, f"there is no command {argv[0]!r}; `emovllm --help` lists them", 2)
+    if argv[0] in _GROUPS and _named(argv) is None and not {"--help", "-h"} & {*argv}:
+        there = ", ".join(name for name in _names() if name.split()[0] == argv[0])
+        return _told(argv, f"there is no command {' '.join(argv[:2])!r}; there are: {there}", 2)
     if argv[0] in _OF_VLLM:
         return _reporting(argv, lambda: int(_main(argv[0])(argv[1:])))
     try:
-        run, bound, _ = app(argv[0]).parse_args(argv, exit_on_error=False, print_error=False)
+        run, bound, _ = app(_named(argv)).parse_args(argv, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _told(argv, _usage(error), 2)
     except EmovllmError as error:
@@ -85,10 +91,28 @@ def app(chosen: str | None = None) -> App:
         default_parameter=usual,
         result_action="return_value",
     )
+    last_place = len(_OF_VLLM) + len(_COMMANDS)
+    groups = {
+        name: App(name=name, help=line, help_format="plaintext", help_flags=["--help", "-h"], sort_key=last_place)
+        for name, line in _GROUPS.items()
+    }
     for place, (name, (module, line)) in enumerate({**_OF_VLLM, **_COMMANDS}.items()):
-        emovllm.command(f"{module}:main", name=name, sort_key=place, help=None if name == chosen else line)
-    emovllm.command(show, name="show", sort_key=len(_OF_VLLM) + len(_COMMANDS))
+        *first, last = name.split()
+        parent = groups[first[0]] if first else emovllm
+        parent.command(f"{module}:main", name=last, sort_key=place, help=None if name == chosen else line)
+    for group in groups.values():
+        emovllm.command(group)
+    emovllm.command(show, name="show", sort_key=last_place)
     return emovllm
+
+
+def _names() -> list[str]:
+    return [*_OF_VLLM, *_COMMANDS, "show"]
+
+
+def _named(argv: Sequence[str]) -> str | None:
+    """The command, of one word or of two, that these arguments are of."""
+    return next((name for name in (" ".join(argv[:2]), *argv[:1]) if name in _names()), None)
 
 
 def show(options: Annotated[ShowOptions, FLAT]) -> None:
@@ -127,8 +151,7 @@ def _reporting(argv: Sequence[str], run: Callable[[], int], options: Any = None)
 
 
 def _told(argv: Sequence[str], message: str, status: int) -> int:
-    command = argv[0] if argv and argv[0] in {*_OF_VLLM, *_COMMANDS, "show"} else ""
-    print(f"emovllm {command}".strip() + f": {message}", file=sys.stderr)
+    print(f"emovllm {_named(argv) or ''}".strip() + f": {message}", file=sys.stderr)
     return status
 
 

@@ -151,3 +151,14 @@ def test_the_shipped_circuit_is_of_the_default_model(default_model: str) -> None
         assert emotion.scores["accuracy"] > emotion.scores["false_positives"]
     assert {"refinements", "calibration"} <= set(circuit.spec.provenance)
     assert "/" not in json.dumps(circuit.spec.provenance).replace("HuggingFaceTB/", "").replace("circuits/", "")
+
+
+@pytest.mark.parametrize("words", [["data"], ["data", "mak"], ["data", "--themes", "x"]])
+def test_a_command_of_two_words_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "there are: data make" in capsys.readouterr().err
+
+
+def test_the_errors_of_a_command_of_two_words_begin_with_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "make", "--nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("emovllm data make: ")
