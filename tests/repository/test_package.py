@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import emovllm
-from emovllm.architectures import parse_site
 from emovllm import cli
+from emovllm.architectures import parse_site
 
 ROOT = Path(emovllm.__file__).parent.parent
 BLOCKED = "import sys; sys.modules.update({{name: None for name in {names!r}}}); import {module}"
