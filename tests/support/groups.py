@@ -16,7 +16,11 @@ _GROUPS = {
     "tiny_server": "tiny server",
 }
 # The longest groups first: were one of them the last, it would run alone. All others follow as they were collected.
-_FIRST = ["V2", "default model", "tiny server", "server", "engine/test_parallel"]
+_FIRST = [
+    *("server", "default model", "V2", "server/test_gpu", "tiny server", "engine/test_modes", "engine/test_parallel"),
+    *("engine/test_architectures", "server/test_bench", "server/test_shutdown", "engine/test_circuits"),
+    *("server/api/test_circuits", "engine/test_steering", "server/verify/test_command"),
+]
 
 
 class Closeable(Protocol):
