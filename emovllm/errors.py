@@ -6,6 +6,7 @@ is a bug of ours, and keeps its traceback.
     EmovllmError
     ├── InputError                  what was given cannot be used                                    2
     │   ├── CircuitError            a circuit                  ── AssemblyError
+    │   ├── ProbeError              a probe
     │   ├── ModelError              a model                    ── DefaultModelError, UnsupportedModelError,
     │   │                                                         WeightsError, PromptError, ActivationError
     │   ├── DataError               a file of data             ── StyleError, ExamplesError, BatchFileError,
@@ -55,6 +56,10 @@ class CircuitError(InputError):
 
 class AssemblyError(CircuitError):
     """A circuit that cannot be assembled as asked."""
+
+
+class ProbeError(InputError):
+    """A probe that cannot be used, and why."""
 
 
 class ModelError(InputError):

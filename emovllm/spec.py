@@ -33,11 +33,13 @@ EmotionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$"), AfterVal
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Model(BaseModel):
+class Frozen(BaseModel):
+    """A part of a file's JSON: what it does not know is refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ExpertsSpec(_Model):
+class ExpertsSpec(Frozen):
     """The routed experts of a layer whose neurons a circuit has, folded into vectors (`emovllm.experts`).
 
     count: of the experts; neurons: of each; block: the path in the layer of what the vectors are added to the output
@@ -49,7 +51,7 @@ class ExpertsSpec(_Model):
     block: str
 
 
-class LayerSpec(_Model):
+class LayerSpec(Frozen):
     """What one decoder layer has: 0 neurons or heads where a circuit cannot act on its MLP or its mixer.
 
     attn, mlp: the projections by their paths in the layer, whose inputs hold the heads and the neurons. The path says
@@ -65,7 +67,7 @@ class LayerSpec(_Model):
     experts: ExpertsSpec | None = None
 
 
-class ModelSpec(_Model):
+class ModelSpec(Frozen):
     """The model that a circuit belongs to, by its dimensions (names as in a Hugging Face config).
 
     layers: each layer's, where they differ; the sizes above it are then the largest of all layers.
@@ -155,7 +157,7 @@ def in_layers(counts: Sequence[int]) -> str:
     return f"{' or '.join(map(str, sizes))} in {where} {len(counts)} layers"
 
 
-class EmotionSpec(_Model):
+class EmotionSpec(Frozen):
     """What a client may ask of one emotion.
 
     `recommended` is the lambda of method section 8 that strength 1.0 stands for; `maximal` is the largest
@@ -175,7 +177,7 @@ class EmotionSpec(_Model):
         return self
 
 
-class CircuitSpec(_Model):
+class CircuitSpec(Frozen):
     """All of `circuit.json`."""
 
     format: Literal["emovllm-circuit"] = "emovllm-circuit"
