@@ -186,15 +186,16 @@ def test_the_folded_vectors_are_those_of_the_dequantised_weights(
 
     for kind, layer in circuit.sites():
         weight = sites[kind, layer]  # [hidden, in]
-        kernel = distance(columns[kind, layer], weight[:, :16].T)
+        # What the kernel itself is off by counts: nearly nothing, or up to 0.15 where an older processor's overflows.
+        kernel = 1.5 * distance(columns[kind, layer], weight[:, :16].T)
         right = circuit.site_delta(kind, layer) @ weight.T
         key = f"{kind}.{layer}"
-        assert distance(np.array(folded[key]), right) < 1.5 * kernel + 2e-4
+        assert distance(np.array(folded[key]), right) < kernel + 2e-4
         # What `emovllm verify` tells of quantised weights.
         told, limit = distances[key]
         rounding = distance(fingerprint_entries(right), circuit.fingerprint[key])
         # Relative to what units would write if they did not cancel each other, where they do.
-        assert rounding / 2 - 0.005 < told < 1.1 * rounding + 0.005
+        assert rounding / 2 - kernel - 0.005 < told < 1.1 * rounding + kernel + 0.005
         assert 1e-3 < told < limit == LIMITS[case.bits].site
 
 
