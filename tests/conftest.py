@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +12,7 @@ import pytest
 
 from emovllm import cpu
 from support import groups, warm
+from support.logs import restored_logging
 
 # Tests reach for no hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -61,6 +62,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(
             "this pytest-xdist does not group tests under this pytest: each would start its own engine"
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Around the fixtures of a module and of the session, too: what they import may mute the loggers of all."""
+    with restored_logging():
+        return (yield)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
