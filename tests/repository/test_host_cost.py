@@ -23,9 +23,9 @@ def test_a_step_costs_microseconds() -> None:
     assert spec.loader is not None
     host_cost = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(host_cost)
-    # 10 microseconds here, where the three were 0.8, 3.8 and 61 to 81.
+    # 9 to 10 microseconds here, where the three were 0.8, 3.8 and 55 to 86: at most 10 units.
     unit = host_cost.microseconds(handing_over)
     cost = host_cost.measure(256)
     assert cost["no request is steered"] < unit
     assert cost["all are steered, steady decode"] < unit
-    assert cost["all are steered, one leaves and one joins"] < 15 * unit
+    assert cost["all are steered, one leaves and one joins"] < 13 * unit
