@@ -97,7 +97,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def records() -> list[Record]:
     return [
         Record(
@@ -114,7 +114,7 @@ def records() -> list[Record]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def style() -> Style:
     """Three emotions that no code knows."""
     return Style.model_validate(

@@ -4,8 +4,7 @@ share in a refined circuit is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +14,21 @@ from torch import Tensor
 from emovllm.circuit import Circuit, Components
 from emovllm.errors import RefinementError
 from emovllm_offline.model.decoder import Decoder
-from emovllm_offline.model.hooks import after, hooked
+from emovllm_offline.model.hooks import after
+from emovllm_offline.refinement.deltas import Deltas, added
+from emovllm_offline.refinement.settings import Training
 
 # Of a projection's singular values, below which share of the largest one counts as none.
 _SINGULAR = 1e-5
+
+
+def start_of(decoder: Decoder, circuit: Circuit, training: Training) -> tuple[Circuit, Deltas | ResidualVectors]:
+    """What a training starts from: the circuit, or what its control puts in the place of it, and what is fitted."""
+    if training.control == "residual":
+        return circuit, ResidualVectors(decoder, circuit)
+    if training.control is not None:
+        circuit = random_start(circuit, training.seed, units=training.control == "random-units")
+    return circuit, Deltas(decoder, circuit, training.start)
 
 
 def random_start(circuit: Circuit, seed: int, *, units: bool = False) -> Circuit:
@@ -76,16 +86,9 @@ class ResidualVectors:
     def _vectors(self) -> Tensor:
         return self.theta * self._scale.to(self.theta)
 
-    @contextmanager
-    def injected(self, emotions: Tensor) -> Iterator[None]:
+    def injected(self, emotions: Tensor) -> AbstractContextManager[None]:
         """As of `Deltas`."""
-
-        def inject(vectors: Tensor) -> Callable[[Tensor], Tensor]:
-            rows = vectors[emotions][:, None]  # [rows, 1, hidden]
-            return lambda values: values + rows.to(values)
-
-        with hooked([after(m, inject(v)) for m, v in zip(self._modules.values(), self._vectors(), strict=True)]):
-            yield
+        return added(after, zip(self._modules.values(), self._vectors(), strict=True), emotions)
 
     def components(self, circuit: Circuit) -> tuple[dict[str, Components], dict[str, Components]]:
         """All neurons of the layers, with the least deltas that write the present vectors, and no head.

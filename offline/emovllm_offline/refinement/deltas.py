@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emovllm.circuit import Circuit, Components
 from emovllm_offline.model.decoder import Decoder
-from emovllm_offline.model.hooks import before, hooked
+from emovllm_offline.model.hooks import Change, Hook, before, hooked
 
 
 class Deltas:
@@ -47,16 +47,9 @@ class Deltas:
         for _, _, module, shape, index, part, scale in self._sites:
             yield module, torch.zeros(shape, device=self.theta.device).index_put(index, self.theta[part] * scale)
 
-    @contextmanager
-    def injected(self, emotions: Tensor) -> Iterator[None]:
+    def injected(self, emotions: Tensor) -> AbstractContextManager[None]:
         """Adds the deltas at every token of the forwards inside the block; emotions: that of each row."""
-
-        def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
-            rows = delta[emotions][:, None]  # [rows, 1, width]
-            return lambda values: values + rows.to(values)
-
-        with hooked([before(module, inject(delta)) for module, delta in self.by_module()]):
-            yield
+        return added(before, self.by_module(), emotions)
 
     def components(self, circuit: Circuit) -> tuple[dict[str, Components], dict[str, Components]]:
         """The circuit's neurons and heads with the present deltas."""
@@ -81,6 +74,19 @@ class Deltas:
         names = list(enumerate(circuit.names))
         neurons = {name: taken("mlp", circuit.neurons[name], e) for e, name in names}
         return neurons, {name: taken("attn", circuit.heads[name], e) for e, name in names}
+
+
+def added(
+    side: Callable[[nn.Module, Change], Hook], vectors: Iterable[tuple[nn.Module, Tensor]], emotions: Tensor
+) -> AbstractContextManager[None]:
+    """Adds to what modules are given or give (`side`: `before` or `after`) their vectors, [emotions, width] each, at
+    every token of the forwards inside the block; emotions: that of each row."""
+
+    def adding(vector: Tensor) -> Change:
+        rows = vector[emotions][:, None]  # [rows, 1, width]
+        return lambda values: values + rows.to(values)
+
+    return hooked([side(module, adding(vector)) for module, vector in vectors])
 
 
 def _ones(units: Mapping[str, Components], widths: Sequence[int] = ()) -> dict[str, Components]:

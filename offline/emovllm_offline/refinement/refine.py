@@ -30,8 +30,7 @@ from emovllm_offline.data.styles import Frame, Style, load_style
 from emovllm_offline.model.decoder import Decoder, Layer, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
-from emovllm_offline.refinement.controls import ResidualVectors, random_start
-from emovllm_offline.refinement.deltas import Deltas
+from emovllm_offline.refinement.controls import start_of
 from emovllm_offline.refinement.loss import Anchor, Loss
 from emovllm_offline.refinement.settings import RefineSettings, Training
 from emovllm_offline.storage.checkpoint import Checkpoint
@@ -75,10 +74,7 @@ def refine(
     held_out, learnt = _split(circuit, given, training)
     frames, style = prompts.frames, prompts.style
     decoder.model.requires_grad_(False)
-    start = circuit if training.control in (None, "residual") else _drawn(circuit, training)
-    deltas = (
-        ResidualVectors(decoder, start) if training.control == "residual" else Deltas(decoder, start, training.start)
-    )
+    start, deltas = start_of(decoder, circuit, training)
     anchor = None
     if training.anchor:
         if style is None:
@@ -122,10 +118,6 @@ def refine(
     spec = circuit.spec.model_copy(update={"emotions": tuple(EmotionSpec(name=name) for name in circuit.names)})
     refined = Circuit.fingerprinted(spec, neurons, heads, decoder.projection, circuit.directions)
     return refined, [dict(zip(circuit.names, row, strict=True)) for row in fit.history]
-
-
-def _drawn(circuit: Circuit, training: Training) -> Circuit:
-    return random_start(circuit, training.seed, units=training.control == "random-units")
 
 
 def _require_no_experts(circuit: Circuit) -> None:

@@ -3,19 +3,15 @@ import pytest
 import torch
 
 from emovllm.errors import RefinementError
-from emovllm_offline.discovery.discover import discover
-from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.refinement.controls import ResidualVectors, random_start
 from offline.conftest import DIFFERENT
 
 
 @pytest.fixture(params=DIFFERENT)
-def found(request, tiny, tokenizer, records, style):
+def found(request, tiny, circuit_of):
     """A model and its circuit."""
-    model = tiny(request.param)
-    parameters = Parameters(importance_prompts=1)
-    return find_decoder(model), discover(model, tokenizer, records, [style], parameters=parameters, model_id="tiny")
+    return find_decoder(tiny(request.param)), circuit_of(request.param)
 
 
 def groups(circuit, kind):
@@ -80,10 +76,8 @@ def test_vectors_of_the_residual_stream_are_written_by_all_neurons(found):
     assert not torch.allclose(expected, decoder.scores(ids), atol=1e-3)
 
 
-def test_neurons_that_cannot_write_every_vector_are_told(decoder, tokenizer, records, style):
-    circuit = discover(
-        decoder.model, tokenizer, records, [style], parameters=Parameters(importance_prompts=1), model_id="tiny"
-    )
+def test_neurons_that_cannot_write_every_vector_are_told(decoder, circuit_of):
+    circuit = circuit_of("llama")
     vectors = ResidualVectors(decoder, circuit)
     with torch.no_grad():
         decoder.layers[2].down_proj.weight[0] = 0

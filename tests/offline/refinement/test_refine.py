@@ -17,8 +17,6 @@ from emovllm_offline.data import sev
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
-from emovllm_offline.discovery.discover import discover
-from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.refinement.loss import end_of_turn
@@ -39,13 +37,9 @@ EXAMPLES = [
 ]
 
 
-def circuit_of(model, tokenizer, records, style):
-    return discover(model, tokenizer, records, [style], parameters=Parameters(importance_prompts=1), model_id="tiny")
-
-
 @pytest.fixture
-def circuit(decoder, tokenizer, records, style):
-    return circuit_of(decoder.model, tokenizer, records, style)
+def circuit(circuit_of):
+    return circuit_of("llama")
 
 
 def by_control(model, tokenizer, circuit, example, frame, name):
@@ -75,9 +69,8 @@ def measured(model, tokenizer, circuit, examples):
 
 
 @pytest.mark.parametrize("architecture", DIFFERENT)
-def test_what_is_fitted_is_what_the_hooks_inject(architecture, tiny, tokenizer, records, style):
-    model = tiny(architecture)
-    circuit = circuit_of(model, tokenizer, records, style)
+def test_what_is_fitted_is_what_the_hooks_inject(architecture, tiny, tokenizer, circuit_of):
+    model, circuit = tiny(architecture), circuit_of(architecture)
     refined, history = refine(find_decoder(model), tokenizer, circuit, EXAMPLES, replace(TRAINING, epochs=1), PROMPTS)
     held_out = EXAMPLES[::4]
     assert history[0] == pytest.approx(measured(model, tokenizer, circuit, held_out), abs=1e-4)
@@ -112,9 +105,8 @@ def test_the_anchor_is_what_the_plain_model_predicts_when_asked(decoder, tokeniz
 
 @pytest.mark.parametrize("control", ["random-start", "random-units", "residual"])
 @pytest.mark.parametrize("architecture", DIFFERENT)
-def test_what_a_control_fits_is_what_its_circuit_injects(architecture, control, tiny, tokenizer, records, style):
-    model = tiny(architecture)
-    circuit = circuit_of(model, tokenizer, records, style)
+def test_what_a_control_fits_is_what_its_circuit_injects(architecture, control, tiny, tokenizer, circuit_of):
+    model, circuit = tiny(architecture), circuit_of(architecture)
     training = replace(TRAINING, epochs=1, control=control)
     refined, history = refine(find_decoder(model), tokenizer, circuit, EXAMPLES, training, PROMPTS)
     best = min(history, key=lambda row: sum(row.values()))
@@ -293,9 +285,8 @@ def test_a_circuit_of_another_model_is_refused(command, tiny, tokenizer, tmp_pat
     assert "the circuit is of another model (tiny)" in capsys.readouterr().err
 
 
-def test_a_circuit_made_before_mixers_had_heads_is_taken(tiny, tokenizer, records, style):
-    model = tiny("granitemoehybrid")
-    circuit, decoder = circuit_of(model, tokenizer, records, style), find_decoder(model)
+def test_a_circuit_made_before_mixers_had_heads_is_taken(tiny, circuit_of):
+    circuit, decoder = circuit_of("granitemoehybrid"), find_decoder(tiny("granitemoehybrid"))
     layers = [layer.model_dump() for layer in circuit.spec.model.layers]
     for layer in layers:
         if layer["attn"] == "mamba.out_proj":
