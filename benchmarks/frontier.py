@@ -34,7 +34,7 @@ from emovllm_offline.data.sev import Item, expand, load_sev
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
-from emovllm_offline.judges.text import opening, text_metrics
+from emovllm_offline.judges.text import openings, text_metrics
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.generate import stop_tokens
@@ -241,10 +241,10 @@ def _said(rows: Sequence[Row]) -> str:
     repetition = np.mean([row.repetition for row in rows])
     fluency = np.median([row.fluency for row in rows])
     cut = np.mean([row.cut for row in rows])
-    openings = len({(row.emotion, opening(row.text)) for row in rows}) / len(rows)
+    different = openings([(row.emotion, row.text) for row in rows])
     return (
         f"local {local:.0%}, lexicon {lexicon:.0%}, repetition {repetition:.1%}, fluency {fluency:.2f}, cut {cut:.0%}, "
-        f"openings {openings:.0%}"
+        f"openings {different:.0%}"
     )
 
 

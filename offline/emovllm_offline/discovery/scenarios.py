@@ -14,6 +14,7 @@ from emovllm.errors import DataError, RefusedByEndpoint
 from emovllm.files import first_fault, read_text, write_atomically
 from emovllm.progress import Bar
 from emovllm_offline.data.sev import LEAST_OVERLAP, VALENCES, WORDS_PER_SENTENCE, Record, check_sev, load_sev, parse_sev
+from emovllm_offline.endpoint.answer import json_objects
 from emovllm_offline.endpoint.client import Chat, Endpoint, Messages
 
 # Of a theme's scenarios so far, how many the model is shown, not to write them again.
@@ -137,14 +138,10 @@ async def _attempt(
 
 def _read(text: str, theme: str, id: str) -> tuple[Record | None, list[str]]:
     """What a model answered as a record, whatever it wrote around it; or what is wrong with it."""
-    body = re.search(r"\{.*\}", text, re.DOTALL)
-    try:
-        said = json.loads(body[0]) if body else None
-    except ValueError:
-        said = None
-    if not isinstance(said, dict):
+    objects = json_objects(text)
+    if len(objects) != 1:
         return None, [f"the answer is not a JSON object with {', '.join(_SENTENCES)}"]
-    said = {name: " ".join(value.split()) if isinstance(value, str) else value for name, value in said.items()}
+    said = {name: " ".join(value.split()) if isinstance(value, str) else value for name, value in objects[0].items()}
     event = {valence: said.get(valence) for valence in VALENCES}
     try:
         return Record.model_validate(

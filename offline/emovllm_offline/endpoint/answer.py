@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, NamedTuple
 
@@ -63,6 +64,21 @@ def without_thinking(text: str) -> tuple[str, bool]:
     if ends:
         return text[ends[-1].end() :].lstrip(), True
     return ("", True) if _START.match(text) else (text, False)
+
+
+def json_objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects in a text, which may have words around them, without those inside another."""
+    objects = []
+    start = text.find("{")
+    while start >= 0:
+        end = start + 1
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+            objects.append(value)
+        except (ValueError, RecursionError):
+            pass
+        start = text.find("{", end)
+    return objects
 
 
 def _text(content: Any) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from emovllm_offline.evaluation.scoring import Scored
 from emovllm_offline.intervals import Estimate, by_group
 from emovllm_offline.judges.judge import Verdict
-from emovllm_offline.judges.text import REGIMES, opening
+from emovllm_offline.judges.text import REGIMES, openings
 
 ALL = "all"
 
@@ -116,7 +116,6 @@ def _cell(
     def lacks_verdict(reply: Scored, judge: str) -> bool:
         return not all(verdict.judged for verdict in verdicts(reply, judge))
 
-    begun = {(reply.key.emotion, opening(reply.text)) for reply in measured}
     return Cell(
         condition,
         emotion,
@@ -134,6 +133,6 @@ def _cell(
         words=of(lambda reply: reply.metrics.words),
         capped=of(lambda reply: reply.capped),
         leak=of(lambda reply: reply.metrics.leak),
-        openings=len(begun) / len(measured) if measured else None,
+        openings=openings([(reply.key.emotion, reply.text) for reply in measured]) if measured else None,
         regimes={name: sum(reply.regime == name for reply in measured) / max(len(measured), 1) for name in REGIMES},
     )

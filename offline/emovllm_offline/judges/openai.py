@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint, UnusableJudge
-from emovllm_offline.endpoint.answer import ROOMS, Answer
+from emovllm_offline.endpoint.answer import ROOMS, Answer, json_objects
 from emovllm_offline.judges.blind import blind_labels
 from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, in_order, judge, option
 
@@ -214,18 +213,3 @@ class BlindOpenAIJudge(_ModelJudge):
         if label not in self._labels:
             return None
         return Verdict(label == target, label, str(answer.get("reason", "")))
-
-
-def json_objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text, which may have words around them, without those inside another."""
-    objects = []
-    start = text.find("{")
-    while start >= 0:
-        end = start + 1
-        try:
-            value, end = json.JSONDecoder().raw_decode(text, start)
-            objects.append(value)
-        except (ValueError, RecursionError):
-            pass
-        start = text.find("{", end)
-    return objects

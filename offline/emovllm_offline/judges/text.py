@@ -106,6 +106,12 @@ def opening(text: str, words: int = 3) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.lower().replace("\u2019", "'"))[:words])
 
 
+def openings(replies: Sequence[tuple[str, str]]) -> float:
+    """Of replies, each with its emotion: how many different openings those of an emotion have, over the replies: 1
+    where no two begin alike. There is at least one reply."""
+    return len({(emotion, opening(text)) for emotion, text in replies}) / len(replies)
+
+
 def regime(text: str, repetition: float, fluency: float | None) -> str:
     """The state of one steered reply; fluency: its perplexity ratio given the instruction, where it is known."""
     if refuses(text):

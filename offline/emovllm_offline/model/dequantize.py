@@ -18,6 +18,7 @@ import torch
 from emovllm.errors import UnsupportedModelError
 from emovllm.quantization import method_of
 from emovllm_offline.model.unpack import UNPACKED, UnknownPacking, plain_weights
+from emovllm_offline.model.weights import weights_folder
 
 REMEDY = "discover on the original, unquantised model; its circuit is served with the quantised one too"
 # What quantised layers keep beside their weights, or in their place; scales of what goes in are no part of these.
@@ -45,7 +46,7 @@ def load_plain(kind: Any, config: Any, settings: Mapping[str, Any], folder: str 
     """A model of a quantised checkpoint with plain weights, in the type that `options` ask for.
 
     kind: a class of Transformers that has `from_pretrained`, which takes `options` too, or finds one that does.
-    Raises: UnsupportedModelError.
+    Raises: UnsupportedModelError; WeightsError where they cannot be fetched.
     """
     with told(folder):
         if method_of(settings) in UNPACKED:
@@ -65,7 +66,7 @@ def _from_files(
 ) -> tuple[Any, dict[str, Any]]:
     from transformers import GenerationConfig
 
-    place = _fetched(folder)
+    place = weights_folder(folder)
     dtype = options["dtype"] if options["dtype"] != "auto" else config.get_text_config().dtype or torch.float32
     weights = plain_weights(place, settings, dtype)
     if hasattr(config, "quantization_config"):
@@ -77,15 +78,6 @@ def _from_files(
     if (place / "generation_config.json").is_file():
         network.generation_config = GenerationConfig.from_pretrained(place)
     return network, report
-
-
-def _fetched(folder: str | Path) -> Path:
-    """Raises: OSError."""
-    if Path(folder).is_dir():
-        return Path(folder)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(folder), allow_patterns=["*.safetensors", "*.json"]))
 
 
 def ask_for_plain_weights(config: Any, model: object) -> None:

@@ -47,7 +47,7 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = No
 
     device: a device of PyTorch's; `auto` to spread the model over all GPUs, by accelerate; None for the fastest.
     Quantised weights are dequantised.
-    Raises: UnsupportedModelError where they cannot be, or the model does not fit; OptionError; OSError.
+    Raises: UnsupportedModelError where they cannot be, or the model does not fit; WeightsError; OptionError; OSError.
     """
     import torch
     import transformers

@@ -18,10 +18,7 @@ class Projections:
 
     def __init__(self, model: str | Path) -> None:
         """`model`: a folder, or a Hugging Face id. Raises: WeightsError."""
-        folder = Path(model)
-        if not folder.is_dir():
-            folder = _fetched(str(model))
-        self._files: Mapping[tuple[str, int], tuple[Path, str]] = dict(_find(folder))
+        self._files: Mapping[tuple[str, int], tuple[Path, str]] = dict(_find(weights_folder(model)))
         if not self._files:
             raise WeightsError(f"{model}: no projection's weight in any *.safetensors there")
 
@@ -37,12 +34,18 @@ class Projections:
         return weight.float().numpy()  # type: ignore[no-any-return]
 
 
-def _fetched(model: str) -> Path:
+def weights_folder(model: str | Path) -> Path:
+    """A model's folder, or where the weights and settings of a Hugging Face id are once they are fetched.
+
+    Raises: WeightsError.
+    """
+    if Path(model).is_dir():
+        return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
     except GatedRepoError:
         raise WeightsError(
             f"{model}: its weights are gated: accept their licence on its page and set HF_TOKEN, or name a folder that "

@@ -7,7 +7,7 @@ from emovllm_offline.data.styles import common_emotions, load_style
 from emovllm_offline.endpoint.client import Endpoint
 from emovllm_offline.judges.judge import CachedJudge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon
-from emovllm_offline.judges.openai import REMINDER, BlindOpenAIJudge, OpenAIJudge, json_objects
+from emovllm_offline.judges.openai import REMINDER, BlindOpenAIJudge, OpenAIJudge
 from support.stub import in_turn, stub_server
 
 EMOTIONS = common_emotions([load_style("paper")])
@@ -268,21 +268,6 @@ def test_judge_that_never_answers_validly_is_an_error(stub):
 def test_empty_replies_match_nothing_and_are_not_sent(stub):
     assert not OpenAIJudge(Endpoint("m", stub.url)).judge([" "], ["anger"])[0].match
     assert stub.requests == []
-
-
-@pytest.mark.parametrize(
-    ("text", "objects"),
-    [
-        ('{"a": 1}', [{"a": 1}]),
-        ('```json\n{"a": {"b": 2}}\n```', [{"a": {"b": 2}}]),
-        ('{not json} {"a": 1} {"a": 2}', [{"a": 1}, {"a": 2}]),
-        ("[1]", []),
-        ("{", []),
-        ("", []),
-    ],
-)
-def test_json_objects_are_found_among_words(text, objects):
-    assert json_objects(text) == objects
 
 
 # Endpoints

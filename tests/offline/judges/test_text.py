@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from emovllm_offline.data.examples import load_examples
-from emovllm_offline.judges.text import distinct, longest_run, opening, refuses, regime, script_leak, text_metrics
+from emovllm_offline.judges.text import (
+    distinct,
+    longest_run,
+    opening,
+    openings,
+    refuses,
+    regime,
+    script_leak,
+    text_metrics,
+)
 
 
 def test_distinct_counts_different_grams_over_all() -> None:
@@ -109,3 +118,7 @@ def test_replies_begin_alike_by_their_words() -> None:
     assert opening("Oh no, I\u2019m lost!") == opening("OH NO: I'm found.") == ("oh", "no", "i'm")
     assert opening("Well.") == ("well",)
     assert opening("...") == ()
+
+
+def test_replies_that_begin_alike_count_once_in_each_emotion() -> None:
+    assert openings([("anger", "Oh no, not I."), ("anger", "Oh no! Not you!"), ("fear", "Oh no, not I.")]) == 2 / 3
