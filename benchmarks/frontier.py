@@ -29,8 +29,8 @@ import torch
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.progress import track
+from emovllm_offline.data.messages import Message, load_messages
 from emovllm_offline.data.prompts import render
-from emovllm_offline.data.sev import Item, expand, load_sev
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
@@ -44,10 +44,12 @@ from emovllm_offline.model.load import load
 
 
 class Row(NamedTuple):
-    """One steered reply; fluency: its perplexity given the instruction, over the prompted reply's."""
+    """One steered reply. group: its message's; fluency: its perplexity given the instruction, over the prompted
+    reply's."""
 
     circuit: str
     message: str
+    group: str
     emotion: str
     scale: float
     local: str | None
@@ -161,10 +163,10 @@ def main() -> None:
     model, tokenizer, _ = load(args.model)
     model.requires_grad_(False)
     decoder, likelihoods, stops = find_decoder(model), Likelihoods(model), stop_tokens(model, tokenizer)
-    items = random.Random(1).sample(expand(load_sev("sev-dev")), args.messages)
+    items = random.Random(1).sample(load_messages("sev-dev"), args.messages)
     prompted: dict[str, list[int]] = json.loads(args.cache.read_text()) if args.cache.exists() else {}
 
-    def instruction(number: int, item: Item, name: str) -> tuple[int, ...]:
+    def instruction(number: int, item: Message, name: str) -> tuple[int, ...]:
         frame = style.frames(name, number)[0].model_copy(update={"reply": None})
         return render(tokenizer, frame, item.user).ids
 
@@ -197,6 +199,7 @@ def main() -> None:
                     Row(
                         Path(source).name,
                         item.id,
+                        item.group,
                         circuit.names[e],
                         scale,
                         judged[0][row].label,
@@ -216,11 +219,10 @@ def main() -> None:
 
 def labelled(row: Row) -> dict[str, str]:
     """A line for `emovllm judge-benchmark`; each circuit and lambda is a register."""
-    scenario = row.message.rpartition(".")[0]
     return {
         "text": row.text,
         "label": row.emotion,
-        "group": scenario,
+        "group": row.group,
         "register": f"{row.circuit} {row.scale:g}",
     }
 

@@ -106,6 +106,11 @@ def app(chosen: str | None = None) -> App:
     return emovllm
 
 
+def own_commands() -> list[str]:
+    """The commands and groups of commands whose --help is ours, not vLLM's."""
+    return [*_COMMANDS, "show", *_GROUPS]
+
+
 def _names() -> list[str]:
     return [*_OF_VLLM, *_COMMANDS, "show"]
 

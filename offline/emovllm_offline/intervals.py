@@ -76,11 +76,12 @@ def by_group(
 def _medians(sample: np.ndarray, place: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Of resamples: drawn [resamples, groups] are the groups in them, place [values] each value's group."""
     order = np.argsort(sample, kind="stable")
+    sample, place = sample[order], place[order]
     found = []
     for chosen in drawn:
         # How often each value is in the resample, from the least value on.
-        times = np.bincount(chosen, minlength=drawn.shape[1])[place[order]]
+        times = np.bincount(chosen, minlength=drawn.shape[1])[place]
         reached = np.cumsum(times)
         middle = np.searchsorted(reached, [(reached[-1] + 1) // 2, reached[-1] // 2 + 1])
-        found.append(sample[order][middle].mean())
+        found.append(sample[middle].mean())
     return np.array(found)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import emovllm
-from emovllm import cli
 from emovllm.architectures import parse_site
+from emovllm.cli import own_commands
 
 ROOT = Path(emovllm.__file__).parent.parent
 BLOCKED = "import sys; sys.modules.update({{name: None for name in {names!r}}}); import {module}"
@@ -30,8 +30,6 @@ FORMAT = [
 FORMAT += ["emovllm.cli", "emovllm.plugin"]
 SLOW_TO_IMPORT = {"torch", "transformers", "vllm", "scipy", "sklearn", "matplotlib", "openai", "fastapi"}
 SLOW_TO_IMPORT |= {"aiohttp", "httpx", "huggingface_hub", "prometheus_client", "tokenizers"}
-# All but those whose --help is vLLM's.
-COMMANDS = [name for name in (*cli._names(), *cli._GROUPS) if name not in cli._OF_VLLM]
 OFFLINE = sorted(
     ".".join(path.relative_to(ROOT / "offline").with_suffix("").parts)
     for path in (ROOT / "offline/emovllm_offline").rglob("*.py")
@@ -77,7 +75,7 @@ def seconds(words: list[str]) -> tuple[float, str]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, said
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
+@pytest.mark.parametrize("command", [None, *own_commands()])
 def test_help_answers_at_once(command: str | None) -> None:
     """Half a second where nothing else runs: what that takes is asked, for the clock depends on the machine."""
     words = [*(command.split() if command else []), "--help"]

@@ -116,21 +116,45 @@ def check_sev(records: Sequence[Record]) -> list[str]:
     Checks the length of every sentence, emotion words, non-ASCII characters, sentences used twice, and that the
     events of a scenario are small variations of one another (Jaccard similarity of their words).
     """
-    forbidden = emotion_words()
+    reader = CarefulReader()
     complaints = []
-    seen: dict[str, str] = {}
     for record in records:
-        sentences = {"scenario": record.scenario} | {valence: getattr(record.event, valence) for valence in VALENCES}
+        complaints += [f"{record.skeleton_id}{complaint}" for complaint in reader.complaints(record)]
+        reader.remember(record)
+    return complaints
+
+
+class CarefulReader:
+    """Objects to one record after the other, and remembers the sentences of those that are in the data set."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._forbidden = emotion_words()
+        self._known: dict[str, str] = {}
+        for record in records:
+            self.remember(record)
+
+    def remember(self, record: Record) -> None:
+        self._known |= {sentence: f"{record.skeleton_id}.{part}" for part, sentence in _sentences(record).items()}
+
+    def complaints(self, record: Record) -> list[str]:
+        """As `check_sev`, each without the record's id before it."""
+        sentences = _sentences(record)
+        complaints = []
+        own: dict[str, str] = {}
         for part, sentence in sentences.items():
-            complaints += [f"{record.skeleton_id}.{part}: {what}" for what in _sentence_faults(sentence, forbidden)]
-            if sentence in seen:
-                complaints.append(f"{record.skeleton_id}.{part}: the same sentence as {seen[sentence]}")
-            seen[sentence] = f"{record.skeleton_id}.{part}"
+            complaints += [f".{part}: {what}" for what in _sentence_faults(sentence, self._forbidden)]
+            if place := own.get(sentence) or self._known.get(sentence):
+                complaints.append(f".{part}: the same sentence as {place}")
+            own[sentence] = f"{record.skeleton_id}.{part}"
         for one, other in combinations(VALENCES, 2):
             overlap = _jaccard(sentences[one], sentences[other])
             if overlap < LEAST_OVERLAP:
-                complaints.append(f"{record.skeleton_id}: {one} and {other} share too few words ({overlap:.2f})")
-    return complaints
+                complaints.append(f": {one} and {other} share too few words ({overlap:.2f})")
+        return complaints
+
+
+def _sentences(record: Record) -> dict[str, str]:
+    return {"scenario": record.scenario} | {valence: getattr(record.event, valence) for valence in VALENCES}
 
 
 def emotion_words() -> frozenset[str]:

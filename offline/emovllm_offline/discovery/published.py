@@ -11,8 +11,10 @@ gives the steering baseline its directions.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +71,16 @@ def import_published(
     if not circuits:
         raise PublishedError(f"{run / _CIRCUITS}: no {{emotion}}.json there")
     neurons, heads = {}, {}
-    used: dict[str, set[Path]] = {kind: set() for kind in _DIFFERENCES}
+    digests: dict[str, dict[Path, str]] = {kind: {} for kind in _DIFFERENCES}
     for path in circuits:
         name = path.stem
         chosen = _read_circuit(path, spec)
-        width = spec.num_attention_heads * spec.head_dim
-        of_neurons = Differences(run, "mlp", name, spec.intermediate_size)
-        of_heads = Differences(run, "attention", name, width, (spec.num_attention_heads, spec.head_dim))
+        shape = (spec.num_attention_heads, spec.head_dim)
+        of_neurons = Differences(run, "mlp", name, (spec.intermediate_size,), digests["mlp"])
+        of_heads = Differences(run, "attention", name, shape, digests["attention"])
         neurons[name] = _components({layer: units[0] for layer, units in chosen.items()}, of_neurons)
         heads[name] = _components({layer: units[1] for layer, units in chosen.items()}, of_heads)
-        used["mlp"] |= of_neurons.read
-        used["attention"] |= of_heads.read
-    directions = _directions_of(run, [path.stem for path in circuits], spec)
+    directions, directions_digest = _directions_of(run, [path.stem for path in circuits], spec)
     described = CircuitSpec(
         model=spec,
         emotions=tuple(
@@ -90,8 +90,8 @@ def import_published(
             "source": "the published artefacts of arXiv 2510.11328",
             "run": run.name,
             "circuits": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in circuits},
-            "differences": {kind: {"files": len(paths), "sha256": _digest(run, paths)} for kind, paths in used.items()},
-            "directions": _digest(run, [run / _DIRECTIONS.format(kind="mlp")]) if directions else None,
+            "differences": {kind: {"files": len(read), "sha256": _digest(run, read)} for kind, read in digests.items()},
+            "directions": directions_digest,
             "versions": {"emovllm": emovllm.__version__},
         },
     )
@@ -128,11 +128,16 @@ def load_directions(checkout: str | Path, kind: str) -> dict[str, np.ndarray]:
     path = find_run(checkout) / _DIRECTIONS.format(kind=kind)
     if not path.is_file():
         raise PublishedError(f"{path}: missing")
+    return _directions_in(path, path.read_bytes())
+
+
+def _directions_in(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    """As `load_directions`; path: of the content."""
     try:
         # Nothing but tensors and arrays of floats is made of what the file says.
         with torch.serialization.safe_globals(_ARRAYS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        directions = {name: torch.as_tensor(values).float().numpy() for name, values in content["dirs"].items()}
+            read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        directions = {name: torch.as_tensor(values).float().numpy() for name, values in read["dirs"].items()}
     except Exception as error:
         raise PublishedError(f"{path}: not a file of directions ({error})") from None
     for name, direction in directions.items():
@@ -141,40 +146,39 @@ def load_directions(checkout: str | Path, kind: str) -> dict[str, np.ndarray]:
     return directions
 
 
-def _directions_of(run: Path, names: Sequence[str], spec: ModelSpec) -> dict[str, np.ndarray]:
-    """What the steering baseline adds; nothing where they did not publish it. Zero in the last layer, where theirs is
-    of the state after the final norm."""
-    if not (run / _DIRECTIONS.format(kind="mlp")).is_file():
-        return {}
-    found = load_directions(run, "mlp")
+def _directions_of(run: Path, names: Sequence[str], spec: ModelSpec) -> tuple[dict[str, np.ndarray], str | None]:
+    """What the steering baseline adds, and the file's digest; nothing where they did not publish it. Zero in the last
+    layer, where theirs is of the state after the final norm."""
+    path = run / _DIRECTIONS.format(kind="mlp")
+    if not path.is_file():
+        return {}, None
+    content = path.read_bytes()
+    found = _directions_in(path, content)
     if missing := [name for name in names if name not in found]:
-        raise PublishedError(f"{run / _DIRECTIONS.format(kind='mlp')}: has no direction of {', '.join(missing)}")
+        raise PublishedError(f"{path}: has no direction of {', '.join(missing)}")
     shape = (spec.num_hidden_layers, spec.hidden_size)
     if wrong := [name for name in names if found[name].shape != shape]:
-        raise PublishedError(
-            f"{run / _DIRECTIONS.format(kind='mlp')}: {wrong[0]} is {found[wrong[0]].shape}, expected {shape}"
-        )
+        raise PublishedError(f"{path}: {wrong[0]} is {found[wrong[0]].shape}, expected {shape}")
     inner = np.arange(spec.num_hidden_layers)[:, None] < spec.num_hidden_layers - 1
-    return {name: np.where(inner, found[name], 0).astype(np.float32) for name in names}
+    directions = {name: np.where(inner, found[name], 0).astype(np.float32) for name in names}
+    return directions, _digest(run, {path: hashlib.sha256(content).hexdigest()})
 
 
-def _digest(run: Path, paths: Iterable[Path]) -> str:
-    """sha256 over files' names and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(f"{path.relative_to(run).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+def _digest(run: Path, digests: Mapping[Path, str]) -> str:
+    """sha256 over files' names and contents; digests: sha256 of each file's content."""
+    lines = (f"{path.relative_to(run).as_posix()} {digest}\n" for path, digest in sorted(digests.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Differences:
-    """The difference vectors of one emotion and kind, one file a layer or all in an archive; `read`: the files that
-    were."""
+    """The difference vectors of one emotion and kind, of `shape`, one file a layer or all in an archive; the sha256 of
+    each file that is read is added to `digests`."""
 
-    def __init__(self, run: Path, kind: str, emotion: str, width: int, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, run: Path, kind: str, emotion: str, shape: tuple[int, ...], digests: dict[Path, str]) -> None:
         self.folder = run / _DIFFERENCES[kind] / "emo_diff" / emotion
         self.archive = run / _DIFFERENCES[kind] / "emo_diff_all.npz"
-        self.emotion, self.width, self.shape = emotion, width, shape or (width,)
-        self.read: set[Path] = set()
+        self.emotion, self.shape, self.width = emotion, shape, math.prod(shape)
+        self.digests = digests
 
     def __getitem__(self, layer: int) -> np.ndarray:
         """float32 [units, ...]. Raises: PublishedError."""
@@ -188,9 +192,10 @@ class Differences:
     def _read(self, layer: int) -> tuple[str, np.ndarray]:
         for path in (self.folder / f"L{layer}.npy", self.folder / f"layer{layer}.npy"):
             if path.is_file():
-                self.read.add(path)
+                content = path.read_bytes()
+                self.digests[path] = hashlib.sha256(content).hexdigest()
                 try:
-                    return str(path), np.load(path, allow_pickle=False)
+                    return str(path), np.load(io.BytesIO(content), allow_pickle=False)
                 except (ValueError, EOFError) as error:
                     raise PublishedError(f"{path}: {error}") from None
         key = f"{self.emotion}/diff/L{layer}"
@@ -198,7 +203,9 @@ class Differences:
             try:
                 with np.load(self.archive, allow_pickle=False) as archive:
                     if key in archive:
-                        self.read.add(self.archive)
+                        # Of all layers and emotions: it is not read at once, and not digested for each.
+                        if self.archive not in self.digests:
+                            self.digests[self.archive] = hashlib.sha256(self.archive.read_bytes()).hexdigest()
                         return f"{self.archive}[{key}]", archive[key]
             except (ValueError, EOFError, OSError) as error:
                 raise PublishedError(f"{self.archive}: {error}") from None

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +14,15 @@ from pydantic import ValidationError
 from emovllm.errors import DataError, RefusedByEndpoint
 from emovllm.files import first_fault, read_text, write_atomically
 from emovllm.progress import Bar
-from emovllm_offline.data.sev import LEAST_OVERLAP, VALENCES, WORDS_PER_SENTENCE, Record, check_sev, load_sev, parse_sev
+from emovllm_offline.data.sev import (
+    LEAST_OVERLAP,
+    VALENCES,
+    WORDS_PER_SENTENCE,
+    CarefulReader,
+    Record,
+    load_sev,
+    parse_sev,
+)
 from emovllm_offline.endpoint.answer import json_objects
 from emovllm_offline.endpoint.client import Chat, Endpoint, Messages
 
@@ -75,6 +84,7 @@ def make(endpoint: Endpoint, domain: Domain, out: Path, *, progress: bool = True
     wanted = {id for of_theme in ids.values() for id in of_theme}
     out.parent.mkdir(parents=True, exist_ok=True)
     failed: dict[str, list[str]] = {}
+    reader = CarefulReader(found.values())
     with (
         Bar("scenarios", len(wanted), done=len(wanted & found.keys()), unit="scenarios", shown=progress) as bar,
         out.open("a", encoding="utf-8") as file,
@@ -86,11 +96,13 @@ def make(endpoint: Endpoint, domain: Domain, out: Path, *, progress: bool = True
             for id in ids[theme]:
                 if id in found:
                     continue
-                record, complaints = await _attempt(chat, domain, theme, id, list(found.values()))
+                before = [record for record in found.values() if record.theme == theme]
+                record, complaints = await _attempt(chat, domain, _request(domain, theme, before), id, theme, reader)
                 if record is None:
                     failed[theme] = complaints
                     return
                 found[id] = record
+                reader.remember(record)
                 file.write(record.model_dump_json() + "\n")
                 file.flush()
                 bar.advance()
@@ -107,10 +119,10 @@ def _text(out: Path) -> str:
 
 
 async def _attempt(
-    chat: Chat, domain: Domain, theme: str, id: str, others: Sequence[Record]
+    chat: Chat, domain: Domain, request: Messages, id: str, theme: str, reader: CarefulReader
 ) -> tuple[Record | None, list[str]]:
     """A sound scenario, or None and what is wrong with the last attempt."""
-    conversation = _request(domain, theme, [record for record in others if record.theme == theme])
+    conversation = request
     complaints: list[str] = []
     for _ in range(domain.attempts):
         try:
@@ -119,24 +131,20 @@ async def _attempt(
             )
         except RefusedByEndpoint as error:
             return None, [str(error)]
-        record, complaints = _read(answer.text, theme, id)
+        record, complaints = _read(answer.text, id, theme)
         if record is not None:
-            complaints = [
-                complaint.removeprefix(id).lstrip(".: ")
-                for complaint in check_sev([*others, record])
-                if complaint.startswith(id)
-            ]
+            complaints = [complaint.lstrip(".: ") for complaint in reader.complaints(record)]
             if not complaints:
                 return record, []
         conversation = [
-            *conversation[:2],
+            *request,
             {"role": "assistant", "content": answer.text or "{}"},
             {"role": "user", "content": "Not yet: " + "; ".join(complaints) + ". Write it again, as JSON."},
         ]
     return None, complaints
 
 
-def _read(text: str, theme: str, id: str) -> tuple[Record | None, list[str]]:
+def _read(text: str, id: str, theme: str) -> tuple[Record | None, list[str]]:
     """What a model answered as a record, whatever it wrote around it; or what is wrong with it."""
     objects = json_objects(text)
     if len(objects) != 1:
@@ -149,6 +157,14 @@ def _read(text: str, theme: str, id: str) -> tuple[Record | None, list[str]]:
         ), []
     except ValidationError as error:
         return None, [first_fault(error)]
+
+
+@cache
+def _examples() -> str:
+    """Two of SEV's scenarios, as a model is to answer."""
+    return "\n".join(
+        json.dumps({"scenario": record.scenario, **record.event.model_dump()}) for record in load_sev()[:2]
+    )
 
 
 def _request(domain: Domain, theme: str, before: Sequence[Record]) -> Messages:
@@ -165,8 +181,7 @@ def _request(domain: Domain, theme: str, before: Sequence[Record]) -> Messages:
     )
     if domain.about:
         rules += f"\nWho writes: {domain.about}"
-    examples = [json.dumps({"scenario": record.scenario, **record.event.model_dump()}) for record in load_sev()[:2]]
-    told = f"Theme: {theme}. Two examples, of other themes:\n" + "\n".join(examples)
+    told = f"Theme: {theme}. Two examples, of other themes:\n{_examples()}"
     if before:
         told += "\nThese are written already; write about something else:\n" + "\n".join(
             f"- {record.scenario}" for record in before[-_SHOWN:]
