@@ -43,10 +43,14 @@ _COMMANDS = {
     "label": ("emovllm_offline.commands.label", "label texts by hand, on a page of this machine"),
     "judge-benchmark": ("emovllm_offline.commands.judge_benchmark", "measure judges on texts whose emotions are known"),
     "data make": ("emovllm_offline.commands.data_make", "write scenarios of your own domain, by any model's endpoint"),
+    "probe train": ("emovllm_offline.commands.probe_train", "train probes of a model's hidden states, layer by layer"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
 # Of commands of two words, what the first stands for.
-_GROUPS = {"data": "make data to discover and evaluate with"}
+_GROUPS = {
+    "data": "make data to discover and evaluate with",
+    "probe": "read emotions in a model's hidden states",
+}
 
 
 @dataclass(frozen=True)

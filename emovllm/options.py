@@ -103,7 +103,7 @@ def published_command(name: str, options: Options) -> str:
 
 def public_command(name: str, words: Iterable[str]) -> str:
     """A command line without places on a machine and addresses."""
-    return shlex.join(["emovllm", name, *map(_public, words)])
+    return shlex.join(["emovllm", *name.split(), *map(_public, words)])
 
 
 def out_of_range(hint: Any, value: Any) -> str | None:

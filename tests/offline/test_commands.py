@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from emovllm.circuit_files import load_circuit
+from emovllm.probe import load_probe
 from emovllm_offline.validation.results import Validation
 from support.walk import EMOTIONS, Walk
 
@@ -50,6 +51,14 @@ def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytes
     assert provenance["from"] == found.digest()
     before, after = ([sum(row.values()) / 2 for row in provenance["held-out loss"]][at] for at in (0, -1))
     assert f"held-out replies at {before:.2f} nats per token before, {min(before, after):.2f} after" in printed()
+
+    probe = tmp_path / "probe"
+    assert walk("probe train", walk.model, "--data", walk.texts, "--out", probe, "--into", refined) == 0
+    assert printed().startswith(f"{probe}: 2 labels; the layer with the best macro F1")
+    assert load_probe(refined).digest == load_probe(probe).digest
+    assert "| layer |" in (probe / "report.md").read_text()
+    # It is none of the circuit's two files.
+    assert load_circuit(refined).spec.provenance["refinements"][-1] == provenance
 
     assert walk("show", refined) == 0
     assert f"digest {load_circuit(refined).digest()[:16]}" in printed()

@@ -17,6 +17,7 @@ PACKAGES = {
 LAYERS = [
     {"commands", "api"},
     {"validation", "evaluation", "discovery", "refinement", "labelling"},
+    {"reading"},
     {"judges"},
     {"model"},
     {"endpoint"},

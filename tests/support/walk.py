@@ -52,12 +52,14 @@ class Walk:
         self.data = self._lines("sev.jsonl", scenarios)
         self.examples = self._lines("replies.jsonl", examples)
         self.messages = self._lines("messages.jsonl", [{"user": "The bus came late."}])
+        texts = [{"text": f"Day {i}: {replies[name]}", "label": name} for i in range(30) for name in EMOTIONS]
+        self.texts = self._lines("texts.jsonl", texts)
         self.style = self._json("short.json", STYLE)
         self.asking = self._json("asking.json", ASKING)
 
     def __call__(self, command: str, *words: str | Path) -> int:
         """Runs `emovllm COMMAND WORDS` in this process; returns its exit status."""
-        return main([command, *map(str, words)])
+        return main([*command.split(), *map(str, words)])
 
     def discover(self, out: Path, *words: str | Path) -> int:
         usual = ("--data", self.data, "--style", self.style, "--importance-prompts", "2", "--out", out)

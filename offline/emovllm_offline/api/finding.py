@@ -9,15 +9,13 @@ from typing import Any, Literal
 
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
-from emovllm.errors import ModelError
-from emovllm.models import public_model_id
+from emovllm_offline.api.opening import open_model
 from emovllm_offline.api.results import Picture, Row
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.styles import DEFAULT_STYLES, load_style
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Measurement, Parameters
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.model.load import LoadedModel, load
 from emovllm_offline.refinement.settings import Training
 from emovllm_offline.validation.plan import Plan, Settings
 from emovllm_offline.validation.results import Validation
@@ -138,7 +136,7 @@ def discover(
     from emovllm_offline.discovery.assembly import assemble
     from emovllm_offline.discovery.discover import measure_until
 
-    opened = _open(model, tokenizer)
+    opened = open_model(model, tokenizer)
     decoder = find_decoder(opened.network, parameters.experts)
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
@@ -169,7 +167,7 @@ def refine(
     from emovllm_offline.refinement.refine import Prompts
     from emovllm_offline.refinement.refine import refine as fit
 
-    opened = _open(model, tokenizer)
+    opened = open_model(model, tokenizer)
     decoder = find_decoder(opened.network)
     given = circuit if isinstance(circuit, Circuit) else load_circuit(circuit)
     lines = examples.load_examples(replies)[:limit]
@@ -199,7 +197,7 @@ def validate(
     """
     from emovllm_offline.validation.validate import validate as sweep
 
-    opened = _open(model, tokenizer)
+    opened = open_model(model, tokenizer)
     decoder = find_decoder(opened.network)
     findings = discovery.findings if isinstance(discovery, Discovery) else discovery
     chosen = [load_style(style) for style in styles]
@@ -207,12 +205,3 @@ def validate(
     return Validated(
         sweep(decoder, opened.tokenizer, findings, records, chosen, out, Settings(plan=plan), progress=True)
     )
-
-
-def _open(model: Any, tokenizer: Any) -> LoadedModel:
-    """Raises: ModelError."""
-    if model is None or isinstance(model, str | Path):
-        return load(None if model is None else str(model))
-    if tokenizer is None:
-        raise ModelError("a model that is in memory needs its tokenizer: pass it as the argument after the model")
-    return LoadedModel(model, tokenizer, public_model_id(model.name_or_path))

@@ -12,13 +12,14 @@ from emovllm.errors import AssemblyError
 from emovllm.experts import RoutedNeurons
 from emovllm.models import QUANTIZATION, is_default
 from emovllm.quantization import bits_of, method_of
-from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec, ModelSpec
+from emovllm.spec import CircuitSpec, EmotionSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.routed import divide, fold, routed_counts
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.dequantize import quantization
+from emovllm_offline.model.spec import model_spec
 
 # What a circuit with routed experts says of itself.
 ROUTED = (
@@ -55,17 +56,7 @@ def assemble(
             "the model; see what the style's frames and the tokenizer's chat template make of them"
         )
     spec = CircuitSpec(
-        model=ModelSpec(
-            id=model_id or type(decoder.model).__name__,
-            architecture=type(decoder.model).__name__,
-            num_hidden_layers=len(decoder.layers),
-            hidden_size=decoder.hidden_size,
-            intermediate_size=decoder.intermediate_size,
-            num_attention_heads=decoder.num_heads,
-            head_dim=decoder.head_dim,
-            vocab_size=decoder.config.vocab_size,
-            layers=layer_specs(decoder),
-        ),
+        model=model_spec(decoder, model_id),
         emotions=tuple(_emotion(name, strengths) for name in findings.emotions),
         scope=parameters.scope,
         provenance={
@@ -123,23 +114,6 @@ def _emotion(name: str, strengths: Mapping[str, tuple[float, float]]) -> Emotion
         return EmotionSpec(name=name)
     recommended, maximal = strengths[name]
     return EmotionSpec(name=name, recommended=recommended, maximal=maximal)
-
-
-def layer_specs(decoder: Decoder) -> tuple[LayerSpec, ...] | None:
-    """What each layer has, where they differ, or have routed experts that were asked for."""
-    specs = tuple(
-        LayerSpec(
-            neurons=layer.neurons,
-            heads=layer.heads,
-            head_dim=layer.head_dim,
-            attn=layer.attn,
-            mlp=layer.mlp,
-            experts=ExpertsSpec(count=of.count, neurons=of.neurons, block=of.path) if (of := layer.experts) else None,
-        )
-        for layer in decoder.layers
-    )
-    full = (decoder.intermediate_size, decoder.num_heads, decoder.head_dim, None)
-    return None if all((spec.neurons, spec.heads, spec.head_dim, spec.experts) == full for spec in specs) else specs
 
 
 def heads_apart(decoder: Decoder, of_layers: np.ndarray) -> np.ndarray:

@@ -1,0 +1,53 @@
+"""What the files of circuits and probes say of the model that they belong to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emovllm.probe import fingerprint_of
+from emovllm.spec import ExpertsSpec, LayerSpec, ModelSpec
+from emovllm_offline.model.decoder import Decoder
+
+
+def model_spec(decoder: Decoder, model_id: str) -> ModelSpec:
+    """model_id: the name under which results speak of it; that of its class where it has none."""
+    name = type(decoder.model).__name__
+    return ModelSpec(
+        id=model_id or name,
+        architecture=name,
+        num_hidden_layers=len(decoder.layers),
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        num_attention_heads=decoder.num_heads,
+        head_dim=decoder.head_dim,
+        vocab_size=decoder.config.vocab_size,
+        layers=_layer_specs(decoder),
+    )
+
+
+def model_fingerprint(decoder: Decoder) -> dict[str, np.ndarray]:
+    """By which a probe's model is recognised: over all projections that there are."""
+    sites = [
+        (kind, number)
+        for number, layer in enumerate(decoder.layers)
+        for kind, projection in (("attn", layer.o_proj), ("mlp", layer.down_proj))
+        if projection is not None
+    ]
+    return fingerprint_of(sites, decoder.projection)
+
+
+def _layer_specs(decoder: Decoder) -> tuple[LayerSpec, ...] | None:
+    """What each layer has, where they differ, or have routed experts that were asked for."""
+    specs = tuple(
+        LayerSpec(
+            neurons=layer.neurons,
+            heads=layer.heads,
+            head_dim=layer.head_dim,
+            attn=layer.attn,
+            mlp=layer.mlp,
+            experts=ExpertsSpec(count=of.count, neurons=of.neurons, block=of.path) if (of := layer.experts) else None,
+        )
+        for layer in decoder.layers
+    )
+    full = (decoder.intermediate_size, decoder.num_heads, decoder.head_dim, None)
+    return None if all((spec.neurons, spec.heads, spec.head_dim, spec.experts) == full for spec in specs) else specs

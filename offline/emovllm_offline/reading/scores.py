@@ -1,0 +1,81 @@
+"""How well labels are told: confusion, F1, and its intervals over groups of texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emovllm_offline.intervals import RESAMPLES, Estimate
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, labels: int) -> np.ndarray:
+    """How many texts of each label (rows) are taken for each, [labels, labels]."""
+    return np.bincount(truth * labels + predicted, minlength=labels * labels).reshape(labels, labels)
+
+
+def f1(confusions: np.ndarray) -> np.ndarray:
+    """[..., labels, labels] to [..., labels]; NaN of a label that neither occurs nor is told."""
+    hits = np.diagonal(confusions, axis1=-2, axis2=-1)
+    either = confusions.sum(-1) + confusions.sum(-2)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(2 * hits / either)
+
+
+def macro_f1(confusions: np.ndarray) -> np.ndarray:
+    """The mean over the labels that occur or are told: [..., labels, labels] to [...]; NaN of no text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(f1(confusions), -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Macro F1 of a probe and of its control on the same texts, and by how much they differ."""
+
+    f1: Estimate
+    control: Estimate
+    selectivity: Estimate
+
+
+class Resamples:
+    """Labelled texts, and how often each of their groups is in each resample of a percentile bootstrap.
+
+    All estimates are over the same resamples, so that differences are paired.
+    """
+
+    def __init__(self, truth: np.ndarray, groups: Sequence[str], labels: int, seed: int = 0) -> None:
+        """truth: [texts] in 0..labels-1, at least one."""
+        if len(truth) == 0 or len(truth) != len(groups):
+            raise ValueError(f"{len(truth)} texts, {len(groups)} groups")
+        self._truth = truth
+        self._labels = labels
+        names, self._group = np.unique(np.asarray(groups), return_inverse=True)
+        count = len(names)
+        random = np.random.default_rng(seed)
+        self._times = np.empty((RESAMPLES, count), np.float32)
+        for resample in self._times:
+            resample[:] = np.bincount(random.integers(0, count, count), minlength=count)
+
+    def compare(self, predicted: np.ndarray, control: np.ndarray) -> Comparison:
+        """predicted, control: [texts]."""
+        (value, resampled), (of_control, by_control) = (self._macro_f1(told) for told in (predicted, control))
+        return Comparison(
+            self._estimate(value, resampled),
+            self._estimate(of_control, by_control),
+            self._estimate(value - of_control, resampled - by_control),
+        )
+
+    def _macro_f1(self, predicted: np.ndarray) -> tuple[float, np.ndarray]:
+        """The value, and [resamples]."""
+        cells = self._labels**2
+        cell = self._group * cells + self._truth * self._labels + predicted
+        by_group = np.bincount(cell, minlength=self._times.shape[1] * cells).reshape(-1, cells).astype(np.float32)
+        resampled = (self._times @ by_group).reshape(RESAMPLES, self._labels, self._labels)
+        return float(macro_f1(confusion(self._truth, predicted, self._labels))), macro_f1(resampled)
+
+    def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
+        low, high = np.quantile(resampled, (0.025, 0.975))
+        return Estimate(float(value), float(low), float(high), len(self._truth))

@@ -1,0 +1,63 @@
+"""How texts are read, and how probes are fitted to what was read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+from cyclopts import Parameter
+
+from emovllm.options import COMMAS, QUIET, Options
+
+# Tokens of a forward, padding included: on two cores more of them are no faster.
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Options):
+    """Which states of a text are read. batch_tokens: padding included."""
+
+    pooling: Annotated[
+        Literal["last", "mean"], Parameter(help="the state at a text's last token, or the mean over its own tokens")
+    ] = "last"
+    chat: Annotated[
+        bool,
+        Parameter(negative=(), help="give each text as a user's message, and read the state at which the reply begins"),
+    ] = False
+    max_tokens: Annotated[int, Gt(0), Parameter(help="leave out texts that are longer", metavar="N")] = 512
+    batch_tokens: Annotated[int, Gt(0), Parameter(help="tokens of a forward", metavar="N")] = BATCH_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting(Options):
+    """How probes are fitted. penalties: of the mean cross-entropy, halves of them times the squared weights."""
+
+    penalties: Annotated[
+        tuple[Annotated[float, Gt(0)], ...],
+        COMMAS,
+        Parameter(help="L2 strengths, of which each layer takes the best on the dev texts", metavar="X,..."),
+    ] = (1.0, 0.1, 0.01, 0.001, 0.0001)
+    weights: Annotated[
+        Literal["balanced", "none"],
+        Parameter(help="whether rare labels count as much as frequent ones, or each text as much as any other"),
+    ] = "balanced"
+    held_out: Annotated[
+        float, Interval(ge=0.02, le=0.4), Parameter(help="share of --data for --dev, and for --test, where not given")
+    ] = 0.1
+    seed: Annotated[int, Ge(0), Parameter(help="of held-out parts, shuffled labels and bootstrap", metavar="N")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Options):
+    """Where states are kept, so that an interrupted run goes on."""
+
+    work: Annotated[
+        Path | None,
+        Parameter(
+            help="folder for the states; an interrupted run goes on, and another fit reads them (default: OUT.work)",
+            metavar="DIR",
+        ),
+    ] = None
+    fresh: Annotated[bool, QUIET, Parameter(help="forget what was read before")] = False
