@@ -16,6 +16,7 @@ from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, Method, Options, Wire, short
 from emovllm.errors import EmotionError
 from emovllm.fingerprint import site_key
+from emovllm.readout import Detail, Reading
 from emovllm.spec import CircuitSpec, EmotionSpec
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -93,19 +94,25 @@ class Catalogue:
 
     leaving: those that take no more requests, and have not given up their columns yet.
     methods: what `emotion_method` may be.
+    reading: what `emotion_readout` reads; None where the engine reads nothing.
     """
 
     policy: Policy = field(default_factory=Policy)
     circuits: dict[str, Served] = field(default_factory=dict)
     leaving: dict[str, Served] = field(default_factory=dict)
     methods: tuple[Method, ...] = ("circuit",)
+    reading: Reading | None = None
 
     @classmethod
     def of(
-        cls, policy: Policy, circuits: Mapping[str, Circuit], methods: tuple[Method, ...] = ("circuit",)
+        cls,
+        policy: Policy,
+        circuits: Mapping[str, Circuit],
+        methods: tuple[Method, ...] = ("circuit",),
+        reading: Reading | None = None,
     ) -> Catalogue:
         """Circuits side by side, in their order: as workers place them at start-up."""
-        catalogue = cls(policy, methods=methods)
+        catalogue = cls(policy, methods=methods, reading=reading)
         for name, circuit in circuits.items():
             first = sum(len(served.columns) for served in catalogue.circuits.values())
             catalogue.circuits[name] = Served.of(name, circuit, first, methods)
@@ -130,6 +137,17 @@ class Catalogue:
         self._within_limits(options)
         scope = options.emotion_scope or served.spec.scope
         return Applied(served, mix, options.strength, emotion, scope, options.method)
+
+    def detail(self, fields: Mapping[str, Any]) -> Detail | None:
+        """How much of a read-out a request's fields ask for; None for none. Raises: EmotionError."""
+        asked = Options.read({"emotion_readout": fields.get("emotion_readout")}).emotion_readout
+        if asked is not None and self.reading is None:
+            raise EmotionError(
+                "emotion_readout",
+                "this server reads nothing: start it with --readout, where the circuit's folder holds a probe, or with "
+                "--probe DIR",
+            )
+        return asked
 
     def offers(self) -> Iterator[tuple[Served, EmotionSpec, str]]:
         """Each emotion that requests may use, with its circuit and the shortest name it answers to."""
@@ -215,6 +233,8 @@ class Catalogue:
         return names is None or name in names or f"{served.name}/{name}" in names
 
     def _accepted(self) -> str:
+        if not self.circuits:
+            return "this server has a probe alone, and no circuit"
         offered = [name for _, _, name in self.offers()]
         which = "this circuit has" if len(self.circuits) == 1 else "these circuits have"
         return f"{which} {', '.join(offered)}"

@@ -20,6 +20,7 @@ from emovllm.circuit import Circuit, Components
 from emovllm.errors import CircuitError
 from emovllm.experts import RoutedNeurons
 from emovllm.files import decode, parse_json, read_bytes, write_atomically
+from emovllm.probe import NAME as PROBE_NAME
 from emovllm.spec import FORMAT_VERSIONS, CircuitSpec
 
 JSON_NAME = "circuit.json"
@@ -71,7 +72,7 @@ def resolve_circuit(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME]))
+        return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME, PROBE_NAME]))
     except Exception as error:
         raise CircuitError(
             f"{source}: neither a folder ({folder.absolute()} does not exist) nor a Hugging Face repository that could "

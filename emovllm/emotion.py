@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import Field, TypeAdapter
 
 from emovllm.errors import EmotionError
+from emovllm.readout import DETAILS, Detail, Reading
 from emovllm.spec import CircuitSpec, Scope
 
 Method = Literal["circuit", "steering"]
@@ -56,6 +57,13 @@ class Options:
         Method | None,
         Field(description="The baseline `steering` is for evaluations: the engine must be started with it."),
     ] = None
+    emotion_readout: Annotated[
+        Detail | None,
+        Field(
+            description="What a probe reads in the states that wrote the reply: of the whole `reply`, or of its "
+            "`tokens` too. Plain requests may ask as well; the engine must be started with --readout."
+        ),
+    ] = None
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], accepted: Callable[[], str] = str) -> Options:
@@ -68,12 +76,13 @@ class Options:
         given = {name: value for name in FIELDS if (value := fields.get(name)) is not None}
         emotion = given.get("emotion")
         if emotion is None or emotion == NONE:
-            for name in given.keys() - {"emotion"}:
+            for name in given.keys() - {"emotion", "emotion_readout"}:
                 if emotion is None:
                     raise EmotionError(name, f"{name} needs `emotion`: {accepted()}")
                 raise EmotionError(name, f"{name} has no meaning with emotion {NONE!r}")
-            return cls(emotion)
-        return cls(**{name: _READERS[name](value, accepted) for name, value in given.items()})
+            given.pop("emotion", None)
+        read = {name: _READERS[name](value, accepted) for name, value in given.items()}
+        return cls(**({"emotion": emotion} | read))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -158,7 +167,7 @@ class Wire(NamedTuple):
     has crossed to another process.
 
     circuit: its digest. prompt_len: of the request's prompt, where that is shorter than vLLM's for it: each step of a
-    beam is a request whose prompt holds generated tokens.
+    beam is a request whose prompt holds generated tokens. reading: what is read for the request, if it asked.
     """
 
     circuit: str
@@ -166,10 +175,22 @@ class Wire(NamedTuple):
     scope: Scope
     method: Method = "circuit"
     prompt_len: int | None = None
+    reading: Reading | None = None
 
     @classmethod
     def of(cls, params: Any) -> Wire | None:
         """The resolved emotion of a request's sampling parameters, or None."""
+        wire = cls._in(params)
+        return wire if wire is not None and wire.weights else None
+
+    @classmethod
+    def reading_of(cls, params: Any) -> Reading | None:
+        """What is read for a request, by its sampling parameters, or None."""
+        wire = cls._in(params)
+        return wire.reading if wire is not None else None
+
+    @classmethod
+    def _in(cls, params: Any) -> Wire | None:
         value = (params.extra_args or {}).get(KEY) if params is not None else None
         return cls(*value) if value is not None else None
 
@@ -234,6 +255,7 @@ _READERS: dict[str, Callable[[Any, Callable[[], str]], Any]] = {
     "emotion_strength": lambda value, _: _read_number("emotion_strength", value, "a finite number, such as 1.0"),
     "emotion_scope": lambda value, _: _read_choice("emotion_scope", value, SCOPES),
     "emotion_method": lambda value, _: _read_choice("emotion_method", value, METHODS),
+    "emotion_readout": lambda value, _: _read_choice("emotion_readout", value, DETAILS),
 }
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from emovllm.errors import Unsupported
 from emovllm.quantization import PLAIN_BITS, bits_of_name
-from emovllm.spec import CircuitSpec
+from emovllm.spec import ModelSpec
 
 # Entries of W @ delta that are kept per sublayer and emotion to recognise the model by.
 FINGERPRINT_SIZE = 16
+
+
+class Made(Protocol):
+    """What was made of a model, and says of which and how: a circuit's spec, or a probe's."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
 
 
 class Limit(NamedTuple):
@@ -82,7 +91,7 @@ def site_distance(written: Written, expected: np.ndarray) -> float:
 
 
 def nearness(
-    measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: CircuitSpec
+    measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: Made
 ) -> dict[str, Nearness]:
     """Of each site, as nearly as the weights on both sides are rounded."""
     return {
@@ -92,11 +101,11 @@ def nearness(
 
 
 def require_same_weights(
-    measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: CircuitSpec
+    measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: Made, what: str = "circuit"
 ) -> str | None:
     """Holds sites, together and each, to the fingerprint, as nearly as the weights on both sides are rounded.
 
-    The circuit's provenance says of which it was made.
+    spec: of the circuit, or of `what` it is, whose provenance says of which weights it was made.
     Returns: what there is to know of weights that are the same but for their precision.
     Raises: Unsupported.
     """
@@ -109,8 +118,8 @@ def require_same_weights(
     if wrong or not whole <= most:
         worst = max(sites, key=lambda key: _of_limit(sites[key]))
         raise Unsupported(
-            f"the circuit was made for {spec.model.id}, and the weights served here are not that model's: the folded "
-            f"circuit differs by {whole:.3g} (relative), the limit is {most}; by more than their limit at "
+            f"the {what} was made for {spec.model.id}, and the weights served here are not that model's: what they "
+            f"write differs by {whole:.3g} (relative), the limit is {most}; by more than their limit at "
             f"{_sites(wrong, len(measured))}, the most at {worst}: {sites[worst].distance:.3g}, "
             f"limit {sites[worst].limit.site}"
         )
@@ -119,7 +128,7 @@ def require_same_weights(
     made_on = spec.provenance.get("quantization")
     origin = f"{made_on} weights" if made_on else "other precision"
     return (
-        f"the circuit was made on {origin} of {spec.model.id}: through the weights served here it differs by "
+        f"the {what} was made on {origin} of {spec.model.id}: through the weights served here it differs by "
         f"{whole:.3g} (relative); what was measured with it holds for those that it was made on"
     )
 
@@ -129,7 +138,7 @@ def _of_limit(site: Nearness) -> float:
     return math.inf if math.isnan(site.distance) else site.distance / site.limit.site
 
 
-def _coarser(bits: int | None, spec: CircuitSpec) -> int:
+def _coarser(bits: int | None, spec: Made) -> int:
     """Of the weights at a site and those that the circuit was made on."""
     method, told = spec.provenance.get("quantization"), spec.provenance.get("weight_bits")
     made_on = PLAIN_BITS if method is None else told if isinstance(told, int) else bits_of_name(str(method))

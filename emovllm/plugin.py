@@ -38,13 +38,15 @@ def configure(create_engine_config: Callable[..., Any], self: Any, *args: Any, *
             tell_what_is_missing(self.model, error)
         raise
     if _has_circuit(vllm_config.additional_config):
-        from emovllm.engine import config, handshake, registry, requests, shutdown
+        from emovllm.engine import config, handshake, registry, requests, shutdown, transport
 
         circuits = config.configure(vllm_config)
         if circuits is not None:
             name_plugins()
             registry.register(vllm_config, circuits)
             requests.install()
+            if config.settings_of(vllm_config).reading is not None:  # type: ignore[union-attr]
+                transport.install()
             handshake.install()
             shutdown.watch.install()
     return vllm_config

@@ -13,7 +13,7 @@ from emovllm.catalogue import Catalogue, CircuitName, Served
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import Wire
-from emovllm.engine.config import check_directions, check_model
+from emovllm.engine.config import check_directions, check_model, circuit_called
 from emovllm.engine.handshake import ask_engines, check_workers
 from emovllm.engine.patching import patches
 from emovllm.engine.settings import settings_of
@@ -56,7 +56,7 @@ class Admin:
                 raise AdminError(409, f"a circuit {name} is there already; unload it first")
             try:
                 circuit = await asyncio.to_thread(load_circuit, folder)
-                check_model(self._client.vllm_config, name, circuit)
+                check_model(self._client.vllm_config, circuit_called(name), circuit.spec.model)
                 check_directions(self._settings, name, circuit)
                 served = await self._place(name, folder, circuit)
             except (CircuitError, Unsupported) as error:

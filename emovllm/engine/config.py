@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emovllm import __version__
+from emovllm import __version__, probe
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import KEY
@@ -19,6 +20,8 @@ from emovllm.engine.arithmetic import MAX_FUSED
 from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Carried, Settings, settings_of
 from emovllm.errors import Unsupported
 from emovllm.quantization import bits_of, bits_of_name
+from emovllm.readout import Reading
+from emovllm.spec import ModelSpec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -49,8 +52,9 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
     folders = {name: resolve_circuit(source) for name, source in settings.sources.items()}
     circuits = {name: load_circuit(folder) for name, folder in folders.items()}
     for name, circuit in circuits.items():
-        check_model(vllm_config, name, circuit)
+        check_model(vllm_config, circuit_called(name), circuit.spec.model)
         check_directions(settings, name, circuit)
+    probe_path, reading = _reading(vllm_config, settings, folders)
     capacity = _capacity(settings, circuits.values())
     _check_modes(vllm_config, settings)
     _check_kernel(settings, vllm_config)
@@ -64,7 +68,9 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
             "circuit": {name: str(folder) for name, folder in folders.items()},
             "capacity": capacity,
             "digests": digests,
-            "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config), settings.steering),
+            "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config), settings.steering, reading),
+            "probe": str(probe_path) if probe_path is not None else None,
+            "reading": reading,
         }
     )
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: Carried(filled)}
@@ -90,13 +96,16 @@ def has_room(circuits: Iterable[Circuit], capacity: int) -> bool:
     return capacity > sum(len(circuit.names) for circuit in circuits)
 
 
-def graph_tag(circuits: Iterable[Circuit], capacity: int, adapters: int, steering: bool = False) -> str:
+def graph_tag(
+    circuits: Iterable[Circuit], capacity: int, adapters: int, steering: bool = False, reading: Reading | None = None
+) -> str:
     """What our part of the compiled graph depends on: the code, the sites, the coefficients' columns."""
     circuits = list(circuits)
     every = {site for circuit in circuits for site in circuit.sites()}
     sites = ",".join(f"{kind}{layer}" for kind, layer in sorted(every, key=lambda site: (site[1], site[0])))
     places = "all" if has_room(circuits, capacity) else sites
-    return f"{__version__}/{capacity}x{1 + adapters}/{places}{'/steering' if steering else ''}"
+    read = f"/reads{reading.layer}x{len(reading.labels)}" if reading is not None else ""
+    return f"{__version__}/{capacity}x{1 + adapters}/{places}{'/steering' if steering else ''}{read}"
 
 
 def check_directions(settings: Settings, name: str, circuit: Circuit) -> None:
@@ -146,9 +155,37 @@ def _check_version(settings: Settings) -> None:
         )
 
 
-def check_model(vllm_config: VllmConfig, name: str, circuit: Circuit) -> None:
-    """Compares dimensions, which is quick; the workers compare weights once they are loaded. Raises: Unsupported."""
-    model, spec = vllm_config.model_config, circuit.spec.model
+def circuit_called(name: str) -> str:
+    return "the circuit" if name == DEFAULT_NAME else f"the circuit {name}"
+
+
+def _reading(
+    vllm_config: VllmConfig, settings: Settings, folders: Mapping[str, Path]
+) -> tuple[Path | None, Reading | None]:
+    """The probe's folder or file, and what is read; None where nothing is. Raises: Unsupported, ProbeError."""
+    if settings.probe is not None:
+        path = Path(settings.probe).expanduser().resolve()
+    elif settings.readout:
+        having = {name: folder for name, folder in folders.items() if (folder / probe.NAME).is_file()}
+        if len(having) != 1:
+            where = f"of the circuits {', '.join(having)}, each has a probe" if having else "no circuit has a probe"
+            raise Unsupported(f"{where}: name the one to read with by --probe DIR (`emovllm probe train` makes one)")
+        (path,) = having.values()
+    elif settings.readout_layer is not None:
+        raise Unsupported("a layer is named to be read after, and no probe: add --readout, or --probe DIR")
+    else:
+        return None, None
+    trained = probe.load_probe(path)
+    check_model(vllm_config, "the probe", trained.spec.model)
+    return path, Reading.of(trained.digest, trained.at(settings.readout_layer))
+
+
+def check_model(vllm_config: VllmConfig, which: str, spec: ModelSpec) -> None:
+    """Compares dimensions, which is quick; the workers compare weights once they are loaded. Raises: Unsupported.
+
+    which: is checked, in words.
+    """
+    model = vllm_config.model_config
     served = model.hf_text_config
     pairs: dict[str, tuple[Any, Any]] = {
         "num_hidden_layers": (served.num_hidden_layers, spec.num_hidden_layers),
@@ -167,7 +204,6 @@ def check_model(vllm_config: VllmConfig, name: str, circuit: Circuit) -> None:
         if ours is not None and ours != theirs
     ]
     if wrong:
-        which = "the circuit" if name == DEFAULT_NAME else f"the circuit {name}"
         raise Unsupported(f"{which} was made for {spec.id}, which is not the model {model.model}: {'; '.join(wrong)}")
 
 

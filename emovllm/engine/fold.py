@@ -57,40 +57,40 @@ class Unit(NamedTuple):
 
 @torch.inference_mode()
 @full_precision()
-def fold(name: str, layer: Any, apply: Apply, delta: np.ndarray) -> Folded:
+def fold(name: str, layer: Any, apply: Apply, delta: np.ndarray, device: torch.device) -> Folded:
     """W @ delta for this rank's shard.
 
     Args:
         apply: the layer's own `quant_method.apply`.
         delta: float32 [emotions, input_size_per_partition].
-    Returns: on the layer's device.
+        device: the layer's.
+    Returns: on that device.
     Raises: Unsupported where the kernel rounds in a way that is not known.
     """
-    device = layer.emotion_vectors.device
     used = np.flatnonzero(delta.any(axis=0))
     vectors = torch.zeros(delta.shape[0], layer.output_size, dtype=torch.float32, device=device)
     power = torch.zeros(delta.shape[0], dtype=torch.float32, device=device)
     if not len(used):
         return Folded(vectors, power)
     apply = _without_rounded_outputs(layer, apply)
-    unit = _unit(name, layer, apply, used)
+    unit = _unit(name, layer, apply, used, device)
     for chunk in (used[start : start + _CHUNK] for start in range(0, len(used), _CHUNK)):
-        columns = _columns(layer, apply, chunk, unit.given) / unit.held
+        columns = _columns(layer, apply, chunk, unit.given, device) / unit.held
         weights = torch.from_numpy(np.ascontiguousarray(delta[:, chunk])).to(device)
         vectors += weights @ columns
         power += weights.square() @ columns.square().mean(1)
     return Folded(vectors, power)
 
 
-def _columns(layer: Any, apply: Apply, indices: np.ndarray, value: float) -> Tensor:
+def _columns(layer: Any, apply: Apply, indices: np.ndarray, value: float, device: torch.device) -> Tensor:
     """The kernel's outputs for one-hot rows of a value: float32 [indices, hidden]."""
     width = layer.input_size_per_partition
-    rows = torch.zeros(len(indices), width, dtype=layer.params_dtype, device=layer.emotion_vectors.device)
+    rows = torch.zeros(len(indices), width, dtype=layer.params_dtype, device=device)
     rows[torch.arange(len(indices)), torch.from_numpy(indices)] = value
     return apply(layer, rows, None).float()
 
 
-def _unit(name: str, layer: Any, apply: Apply, used: np.ndarray) -> Unit:
+def _unit(name: str, layer: Any, apply: Apply, used: np.ndarray, device: torch.device) -> Unit:
     """Raises: Unsupported."""
     one = Unit(1.0, 1.0)
     if isinstance(layer.quant_method, UnquantizedLinearMethod):
@@ -99,7 +99,7 @@ def _unit(name: str, layer: Any, apply: Apply, used: np.ndarray) -> Unit:
 
     def answer(value: float) -> Tensor:
         # Apart from each other, for some kernels take one scale for all rows.
-        return _columns(layer, apply, asked, value)
+        return _columns(layer, apply, asked, value, device)
 
     largest = _largest_inputs(layer)
     if largest and getattr(layer.quant_method, "input_transform", None) is not None:

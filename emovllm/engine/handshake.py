@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from emovllm import __version__
-from emovllm.catalogue import Served
+from emovllm.catalogue import Catalogue, Served
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by
 from emovllm.errors import Unsupported
@@ -25,6 +25,7 @@ async def check_engine_async(get_supported_tasks: Callable[..., Any], self: Any)
     if catalogue is not None and not getattr(self, "_emotion_checked", False):
         for reports in await ask_engines(self, "emotion_report"):
             check_workers(reports, catalogue.circuits.values())
+            check_reading(reports, catalogue)
         self._emotion_checked = True
     return await get_supported_tasks(self)
 
@@ -33,7 +34,9 @@ async def check_engine_async(get_supported_tasks: Callable[..., Any], self: Any)
 def check_engine(get_supported_tasks: Callable[..., Any], self: Any) -> Any:
     catalogue = served_by(self.vllm_config)
     if catalogue is not None and not getattr(self, "_emotion_checked", False):
-        check_workers(self.collective_rpc("emotion_report"), catalogue.circuits.values())
+        reports = self.collective_rpc("emotion_report")
+        check_workers(reports, catalogue.circuits.values())
+        check_reading(reports, catalogue)
         self._emotion_checked = True
     return get_supported_tasks(self)
 
@@ -46,6 +49,16 @@ async def ask_engines(client: Any, method: str, *args: Any) -> list[list[Any]]:
         for engine in core.core_engines
     ]
     return list(await asyncio.gather(*asked))
+
+
+def check_reading(reports: list[dict[str, Any]], catalogue: Catalogue) -> None:
+    """One stage of the model reads, where the front end offers it. Raises: Unsupported."""
+    reading = catalogue.reading
+    if reading is not None and not any(report["read"] for report in reports):
+        raise Unsupported(
+            f"the model has no layer {reading.layer} to read after: other names than mlp.down_proj and "
+            "self_attn.o_proj may be missing in emovllm/architectures.py"
+        )
 
 
 def check_workers(reports: list[dict[str, Any]], circuits: Iterable[Served]) -> None:

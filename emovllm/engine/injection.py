@@ -53,13 +53,17 @@ class Site:
 
     def shard(self, circuit: Circuit) -> np.ndarray:
         """The circuit's part for this rank: float32 [emotions, input_size_per_partition]. Raises: Unsupported."""
-        width = self.layer.input_size_per_partition
         delta = circuit.site_delta(self.kind, self.number)
         if delta.shape[1] != self.layer.input_size:
             raise Unsupported(
                 f"the circuit was made for {circuit.spec.model.id}, whose {self.key} takes {delta.shape[1]} values; "
                 f"here it takes {self.layer.input_size}"
             )
+        return self.own(delta)
+
+    def own(self, delta: np.ndarray) -> np.ndarray:
+        """This rank's part of an input, [n, input_size]: [n, input_size_per_partition]."""
+        width = self.layer.input_size_per_partition
         return np.ascontiguousarray(delta[:, self.layer.tp_rank * width : (self.layer.tp_rank + 1) * width])
 
 
@@ -81,7 +85,7 @@ def install(
             f"{type(model).__name__}: vLLM computes it with fused kernels, which at some batch sizes go past the "
             "projections that a circuit is added to"
         )
-    sites = _find(model, wanted, bits)
+    sites = find(model, wanted, bits)
     for site in sites:
         _override(site, coefficients, form)
         if site.lora is not None:
@@ -101,13 +105,13 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> dict[str, Nearness]
     columns = slice(first, first + len(circuit.names))
     here = set(circuit.sites())
     present = [site for site in sites if (site.kind, site.number) in here]
-    written: list[Tensor] = []
+    written: list[Folded] = []
     refused: list[Unsupported] = []
     for site in present:
         layer = site.layer
         shard = site.shard(circuit)
         try:
-            folded = fold(site.key, layer, site.apply, shard)
+            folded = fold(site.key, layer, site.apply, shard, layer.emotion_vectors.device)
             layer.emotion_vectors[columns] = folded.vectors
         except Unsupported as error:
             refused.append(error)
@@ -118,18 +122,26 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> dict[str, Nearness]
         if site.delta is not None:
             site.delta[columns] = torch.from_numpy(shard).to(site.delta.device)
             fold_adapters(site.lora, site.delta, layer.emotion_vectors)
-        entries = torch.from_numpy(fingerprint_entries(folded.vectors.cpu().numpy()))
-        written.append(torch.cat([entries, folded.power.cpu()[:, None]], 1))
-    _sum_over_ranks(present, written)
+        written.append(folded)
+    measured = measure(present, written)
     if refused:
         raise refused[0]
-    measured = {
-        site.key: Written(values[:, :-1].numpy(), float(values[:, -1].sum()), site.bits)
-        for site, values in zip(present, written, strict=True)
-    }
     if warning := require_same_weights(measured, circuit.fingerprint, circuit.spec):
         logger.warning(warning)
     return nearness(measured, circuit.fingerprint, circuit.spec)
+
+
+def measure(sites: list[Site], folded: list[Folded]) -> dict[str, Written]:
+    """What sites write, of all ranks together, by their keys; `folded` is this rank's share of each."""
+    written = [
+        torch.cat([torch.from_numpy(fingerprint_entries(of.vectors.cpu().numpy())), of.power.cpu()[:, None]], 1)
+        for of in folded
+    ]
+    _sum_over_ranks(sites, written)
+    return {
+        site.key: Written(values[:, :-1].numpy(), float(values[:, -1].sum()), site.bits)
+        for site, values in zip(sites, written, strict=True)
+    }
 
 
 def _sum_over_ranks(sites: list[Site], written: list[Tensor]) -> None:
@@ -155,7 +167,11 @@ def clear(sites: list[Site], columns: slice) -> None:
             fold_adapters(site.lora, site.delta, site.layer.emotion_vectors)
 
 
-def _find(model: nn.Module, wanted: Container[tuple[str, int]] | None, bits: int | None) -> list[Site]:
+def find(model: nn.Module, wanted: Container[tuple[str, int]] | None, bits: int | None) -> list[Site]:
+    """The projections that this rank holds, those `wanted` or all of them, before anything is added to their outputs.
+
+    Raises: Unsupported.
+    """
     found: dict[tuple[str, int], Site] = {}
     wrappers = {id(module.base_layer): module for module in model.modules() if hasattr(module, "lora_a_stacked")}
     for name, module in model.named_modules():

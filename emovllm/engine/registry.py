@@ -25,7 +25,7 @@ def register(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
     catalogue = _catalogues.pop(key, None)
     if catalogue is None:
         policy = Policy(**{name: getattr(settings, name) for name in Policy.model_fields})
-        catalogue = Catalogue.of(policy, circuits, METHODS if settings.steering else ("circuit",))
+        catalogue = Catalogue.of(policy, circuits, METHODS if settings.steering else ("circuit",), settings.reading)
         try:
             catalogue.check_policy()
         except EmotionError as error:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from emovllm.catalogue import Applied, Catalogue
 from emovllm.emotion import FIELDS, KEY, Wire
@@ -17,6 +17,7 @@ from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
 from emovllm.errors import EmotionError, Reason
 from emovllm.misplaced import NESTS, refuse_misplaced
+from emovllm.readout import Detail, Readouts
 
 # What the plain model is asked for with, so that an operator's default does not come in.
 _PLAIN = Wire("", {}, "generation")
@@ -29,6 +30,17 @@ def install() -> None:
         patch.install()
 
 
+class Asked(NamedTuple):
+    """What a request asks of an engine: an emotion, a read-out."""
+
+    applied: Applied | None
+    detail: Detail | None
+
+    def wire(self, catalogue: Catalogue) -> Wire:
+        wire = (self.applied.wire() if self.applied is not None else None) or _PLAIN
+        return wire if self.detail is None else wire._replace(reading=catalogue.reading)
+
+
 @dataclass(slots=True)
 class Record:
     """What became of one HTTP request's emotion, for whoever answers it."""
@@ -36,14 +48,16 @@ class Record:
     resolved: bool = False
     applied: Applied | None = None
     refused: Reason | None = None
+    detail: Detail | None = None
+    readouts: Readouts = field(default_factory=Readouts)
 
 
 # Set around each HTTP request by the server's middleware; the handler runs in a copy of its context.
 current: ContextVar[Record | None] = ContextVar("emotion_record", default=None)
 
 
-def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Applied | None:
-    """`Catalogue.resolve`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape.
+def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Asked:
+    """`Catalogue.resolve` and `detail`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape.
 
     fields: all that a request has and vLLM does not know.
     """
@@ -53,7 +67,7 @@ def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Applied | None:
         raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
     try:
         refuse_misplaced(fields)
-        return catalogue.resolve(fields)
+        return Asked(catalogue.resolve(fields), catalogue.detail(fields))
     except EmotionError as error:
         if (record := current.get()) is not None:
             record.refused = error.reason
@@ -71,16 +85,13 @@ def _fields(request: Any) -> dict[str, Any]:
 
 
 def _resolved(request: Any) -> tuple[Wire, bool]:
-    """An HTTP request's emotion, noted for its answer, and whether it has one of its own, or none by its own wish."""
+    """What an HTTP request asks for, noted for its answer, and whether it asks itself, or for none by its own wish."""
     fields = _fields(request)
-    applied = check(fields, served_last())
+    catalogue = served_last()
+    asked = check(fields, catalogue)
     if (record := current.get()) is not None:
-        record.resolved, record.applied = True, applied
-    return _wire(applied), any(fields.get(name) is not None for name in FIELDS)
-
-
-def _wire(applied: Applied | None) -> Wire:
-    return (applied.wire() if applied is not None else None) or _PLAIN
+        record.resolved, record.applied, record.detail = True, asked.applied, asked.detail
+    return asked.wire(catalogue), any(fields.get(name) is not None for name in FIELDS)
 
 
 @patches(
@@ -104,6 +115,12 @@ def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, 
 def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     params = to_beam_search_params(self, *args, **kwargs)
     params.emotion, _ = _resolved(self)
+    if params.emotion.reading is not None:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            "emotion_readout cannot be combined with beam search, whose beams share tokens", parameter="emotion_readout"
+        )
     return params
 
 
@@ -179,13 +196,13 @@ def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wi
     wire = beam or extra.get(KEY)
     # A client's can be no such thing: it is from above, or from Python.
     if not isinstance(wire, Wire):
-        wire = _wire(check(extra, catalogue))
+        wire = check(extra, catalogue).wire(catalogue)
     elif wire.weights and all(wire.circuit != served.digest for served in catalogue.circuits.values()):
         raise VLLMValidationError("the circuit of this emotion was unloaded just now", parameter="emotion")
-    if wire.weights and resumable:
-        raise VLLMValidationError("emotion cannot be combined with a resumable session", parameter="emotion")
+    if (wire.weights or wire.reading is not None) and resumable:
+        raise VLLMValidationError("an emotion or a read-out cannot be combined with a resumable session", parameter="emotion")
     rest = {name: value for name, value in extra.items() if name not in FIELDS and name != KEY}
-    if wire.weights:
+    if wire.weights or wire.reading is not None:
         rest[KEY] = wire
     params.extra_args = rest or None
 

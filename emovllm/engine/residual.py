@@ -6,7 +6,6 @@ whole on every tensor-parallel rank, so that each adds the same.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emovllm.architectures import layer_of, parse_site
 from emovllm.baseline import layer_key, steered_layers, steering_vectors
 from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import mixed, rows_of
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.form import Form
-from emovllm.errors import Unsupported
+from emovllm.engine.layers import decoder_layers, parts
 from emovllm.spec import ModelSpec
 
 
@@ -40,21 +38,11 @@ def install(
     model: nn.Module, spec: ModelSpec, coefficients: Coefficients, capacity: int, form: Form
 ) -> list[SteeredLayer]:
     """Hooks the band's layers that this rank holds. Raises: Unsupported."""
-    wanted = steered_layers(spec.num_hidden_layers)
-    found: dict[int, str] = {}
-    for name, _ in model.named_modules():
-        site, layer = parse_site(name), layer_of(name)
-        if site is None or layer is None or site[1] not in wanted:
-            continue
-        if found.setdefault(site[1], layer) != layer:
-            raise Unsupported(f"{layer}: two layers have its number; this architecture cannot be steered")
     steered = []
-    for number, name in sorted(found.items()):
-        layer = model.get_submodule(name)
+    for number, layer, carried in decoder_layers(model, steered_layers(spec.num_hidden_layers)):
         vectors = torch.zeros(capacity, spec.hidden_size, device=coefficients.buffer.device)
         layer.register_buffer("emotion_vectors", vectors, persistent=False)
         layer.register_buffer("emotion_coefficients", coefficients.buffer, persistent=False)
-        carried = "residual" in inspect.signature(layer.forward).parameters
         layer.register_forward_hook(_hook(capacity, carried, form.fuses(capacity)))
         steered.append(SteeredLayer(number, layer))
     return steered
@@ -74,21 +62,14 @@ def clear(layers: list[SteeredLayer], columns: slice) -> None:
 
 
 def _hook(emotions: int, carried: bool, fused: bool) -> Callable[[Any, Any, Any], Any]:
-    """carried: whether layers take the residual of the one before, so that their two outputs are to be added."""
+    """carried: as in `DecoderLayer`."""
 
     def steer(layer: Any, args: Any, output: Any) -> Any:
         # The coefficients' last columns are steering's.
         coefficients = layer.emotion_coefficients[:, -emotions:]
-        if isinstance(output, Tensor):
-            return add_steering(output, None, coefficients, layer.emotion_vectors, fused)
-        if isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
-            hidden, residual = output
-            whole = residual if carried else None  # StableLM's second output is of no more use
-            return add_steering(hidden, whole, coefficients, layer.emotion_vectors, fused), residual
-        raise Unsupported(
-            f"{type(layer).__name__}: it returns neither the residual stream nor its two parts; "
-            'start without "steering"'
-        )
+        hidden, residual = parts(layer, output, carried)
+        steered = add_steering(hidden, residual, coefficients, layer.emotion_vectors, fused)
+        return steered if isinstance(output, Tensor) else (steered, output[1])
 
     return steer
 

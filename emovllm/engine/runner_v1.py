@@ -12,12 +12,13 @@ from emovllm.emotion import Wire
 from emovllm.engine.coefficients import BatchAdapters, Coefficients
 from emovllm.engine.lora import adapter_layout
 from emovllm.engine.patching import patches
+from emovllm.engine.readout import ReadOut
 
 
-def attach(runner: Any, coefficients: Coefficients) -> None:
-    """Has this runner, and no other of its class, keep `coefficients`."""
-    runner.emotion_coefficients = coefficients
-    for patch in (follow_requests, set_coefficients):
+def attach(runner: Any, coefficients: Coefficients, read_out: ReadOut | None = None) -> None:
+    """Has this runner, and no other of its class, keep `coefficients`, and tell `read_out` of each batch."""
+    runner.emotion_coefficients, runner.emotion_read_out = coefficients, read_out
+    for patch in (follow_requests, set_coefficients, *([stages] if read_out is not None else [])):
         patch.install(on=runner)
 
 
@@ -26,11 +27,16 @@ def follow_requests(update_states: Callable[..., Any], runner: Any, scheduler_ou
     """Where requests join and leave."""
     corrections = update_states(runner, scheduler_output)
     # In this order: a request may end, and another come under its name.
+    read_out = runner.emotion_read_out
     for req_id in scheduler_output.finished_req_ids:
         runner.emotion_coefficients.leave(req_id)
+        if read_out is not None:
+            read_out.leave(req_id)
     for new in scheduler_output.scheduled_new_reqs:
         request = runner.requests[new.req_id]
         runner.emotion_coefficients.join(new.req_id, Wire.of(request.sampling_params), request.num_prompt_tokens)
+        if read_out is not None:
+            read_out.join(new.req_id, Wire.reading_of(request.sampling_params) is not None)
     return corrections
 
 
@@ -48,7 +54,28 @@ def set_coefficients(
         batch.num_computed_tokens_cpu[:count],
         BatchAdapters(adapter_layout(runner), batch.request_lora_mapping[:count]) if runner.lora_config else None,
     )
+    if runner.emotion_read_out is not None:
+        sampled, drafts = prepared[:2]
+        counts = None if drafts is None else np.array(drafts.num_draft_tokens) + 1
+        runner.emotion_read_out.prepare(batch.req_ids, sampled, counts)
     return prepared
+
+
+@patches("vllm.v1.worker.gpu_model_runner.GPUModelRunner.execute_model")
+def stages(
+    execute_model: Callable[..., Any],
+    runner: Any,
+    scheduler_output: Any,
+    intermediate_tensors: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Between the stages of a pipeline, what was read is handed on."""
+    return runner.emotion_read_out.run_stage(
+        lambda tensors: execute_model(runner, scheduler_output, tensors, *args, **kwargs),
+        intermediate_tensors,
+        scheduler_output.total_num_scheduled_tokens,
+    )
 
 
 @contextmanager

@@ -7,20 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from emovllm.emotion import Wire
 from emovllm.engine.coefficients import BatchAdapters, Coefficients
 from emovllm.engine.lora import adapter_layout
 from emovllm.engine.patching import patches
+from emovllm.engine.readout import ReadOut
 
 
-def attach(runner: Any, coefficients: Coefficients) -> None:
-    """Has this runner's model state keep `coefficients`."""
+def attach(runner: Any, coefficients: Coefficients, read_out: ReadOut | None = None) -> None:
+    """Has this runner's model state keep `coefficients`, and tell `read_out` of each batch."""
     state = runner.model_state
     state.emotion_runner, state.emotion_coefficients = runner, coefficients
+    state.emotion_read_out = runner.emotion_read_out = read_out
     for patch in (join, leave, set_coefficients):
         patch.install(on=state)
+    if read_out is not None:
+        stages.install(on=runner)
 
 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.add_request")
@@ -29,12 +34,16 @@ def join(add_request: Callable[..., Any], state: Any, req_index: int, new: Any) 
     # A preempted request comes back as a new one, whose prefill holds what it had generated; its prompt does not.
     prompt = new.prompt_token_ids if new.prompt_token_ids is not None else new.prompt_embeds
     state.emotion_coefficients.join(new.req_id, Wire.of(new.sampling_params), len(prompt))
+    if state.emotion_read_out is not None:
+        state.emotion_read_out.join(new.req_id, Wire.reading_of(new.sampling_params) is not None)
 
 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.remove_request")
 def leave(remove_request: Callable[..., Any], state: Any, req_id: str) -> None:
     remove_request(state, req_id)
     state.emotion_coefficients.leave(req_id)
+    if state.emotion_read_out is not None:
+        state.emotion_read_out.leave(req_id)
 
 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.prepare_inputs")
@@ -49,7 +58,27 @@ def set_coefficients(prepare_inputs: Callable[..., Any], state: Any, input_batch
         input_batch.num_computed_tokens_np,
         adapters,
     )
+    if state.emotion_read_out is not None:
+        counts = np.diff(input_batch.cu_num_logits_np[: len(input_batch.req_ids) + 1])
+        state.emotion_read_out.prepare(input_batch.req_ids, input_batch.logits_indices, counts)
     return prepare_inputs(state, input_batch, req_states)
+
+
+@patches("vllm.v1.worker.gpu.model_runner.GPUModelRunner.execute_model")
+def stages(
+    execute_model: Callable[..., Any],
+    runner: Any,
+    scheduler_output: Any,
+    intermediate_tensors: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Between the stages of a pipeline, what was read is handed on."""
+    return runner.emotion_read_out.run_stage(
+        lambda tensors: execute_model(runner, scheduler_output, tensors, *args, **kwargs),
+        intermediate_tensors,
+        scheduler_output.total_num_scheduled_tokens,
+    )
 
 
 @contextmanager

@@ -16,12 +16,17 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from emovllm.emotion import KEY, Wire
 from emovllm.engine.patching import patches
 from emovllm.engine.transfer import injected
+from emovllm.engine.transport import add_rows
 
 
 class _EmotionCache:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         separate_emotions.install()
         super().__init__(*args, **kwargs)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        return add_rows(outputs, model_runner_output)
 
     def _connector_finished(self, request: Any) -> tuple[bool, dict[str, Any] | None]:
         # What a prefill instance tells its router, and the router a decode instance.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from emovllm.catalogue import CircuitName, Policy
 from emovllm.emotion import KEY
 from emovllm.errors import Unsupported
+from emovllm.readout import Reading
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,11 +36,14 @@ class Settings(Policy):
         circuits that are loaded later, and adds to every projection of the model.
     circuit_root: the folder below which circuits may be loaded from later.
     injection_kernel: the form in which emotions are added; `auto` is what fits the device and the columns.
+    readout: whether requests may ask what a probe reads (`emovllm.readout`): the one in the circuit's folder.
+    probe: another probe's folder or file; with it there may be no circuit.
+    readout_layer: the layer that is read after; by default the probe's best.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    circuit: _Source | Annotated[dict[CircuitName, _Source], Field(min_length=1)]
+    circuit: _Source | Annotated[dict[CircuitName, _Source], Field(min_length=1)] | None = None
     capacity: Annotated[int, Field(gt=0, le=MAX_EMOTIONS)] | None = None
     circuit_root: _Source | None = None
     allow_untested_vllm: bool = False
@@ -48,14 +52,27 @@ class Settings(Policy):
     # Whether requests may ask for the steering baseline too, as evaluations do.
     steering: bool = False
     injection_kernel: Kernel = "auto"
+    readout: bool = False
+    probe: _Source | None = None
+    readout_layer: Annotated[int, Field(ge=0)] | None = None
     # Filled in: each circuit's digest.
     digests: Annotated[dict[str, str], Field(default_factory=dict)]
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
     graph: str = ""
+    # What is read; None where nothing is.
+    reading: Reading | None = None
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> Settings:
+        if self.circuit is None and self.probe is None:
+            raise ValueError("no circuit: name a folder or a Hugging Face repository id (or a probe, to read alone)")
+        return self
 
     @property
     def sources(self) -> dict[str, str]:
         """Each circuit's folder or repository, by name."""
+        if self.circuit is None:
+            return {}
         return {DEFAULT_NAME: self.circuit} if isinstance(self.circuit, str) else self.circuit
 
 

@@ -23,13 +23,14 @@ from emovllm.probe import (
     save_probe,
 )
 from support.probes import random_probe
+from support.specs import ANY_MODEL
 
 LABELS = ("neutral", "anger", "fear")
 
 
 @pytest.fixture
 def probe() -> Probe:
-    return random_probe(labels=LABELS, layers=(0, 2), hidden=8, of=3)
+    return random_probe(LABELS, (0, 2), ANY_MODEL.model_copy(update={"hidden_size": 8, "num_hidden_layers": 3}))
 
 
 def test_a_probe_reads_back_as_it_was_written(probe: Probe, tmp_path: Path) -> None:
@@ -76,7 +77,9 @@ def test_the_fingerprint_is_what_a_site_writes_for_the_mark() -> None:
     assert list(entries) == ["mlp.3"]
     assert entries["mlp.3"].shape == (1, 16)
     np.testing.assert_allclose(entries["mlp.3"][0, -1], mark(6)[0] @ weight[-1], rtol=1e-6)
-    assert np.linalg.norm(mark(6)) == pytest.approx(1)
+    for width in (6, 1000):
+        assert np.linalg.norm(mark(width)) == pytest.approx(1)
+        assert np.count_nonzero(mark(width)) == min(width, 16)
 
 
 @pytest.mark.parametrize(

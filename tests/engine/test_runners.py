@@ -18,7 +18,7 @@ from support.circuits import random_circuit
 from support.engine import Ask, Engine, assert_exact, assert_same, mixed_batch
 from support.models import tiny_model
 from support.oracle import Oracle
-from support.series import Series
+from support.series import Series, reading
 
 pytestmark = pytest.mark.engine
 
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny")
+    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny", probe=True)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def text_of() -> Text:
 
 @pytest.fixture(scope="module")
 def mixed(text_of: Text) -> list[Ask]:
-    return mixed_batch(text_of)
+    return reading(mixed_batch(text_of))
 
 
 @pytest.fixture(scope="module")

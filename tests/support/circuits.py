@@ -13,7 +13,9 @@ from emovllm.architectures import candidates, parse_site
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import save_circuit
 from emovllm.experts import RoutedNeurons
+from emovllm.probe import fingerprint_of, save_probe
 from emovllm.spec import CircuitSpec, EmotionSpec, ExpertsSpec, LayerSpec, ModelSpec
+from support.probes import random_probe
 
 SIX = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 
@@ -30,11 +32,13 @@ def random_circuit(
     directions: bool = False,
     experts: float = 0,
     mixers: bool = True,
+    probe: bool = False,
 ) -> Path:
     """Writes a circuit of random units in all layers of a `model` folder, which changes replies at once.
 
     experts: the scale of vectors at the output of blocks of experts; 0 for none.
     mixers: whether it has heads where another mixer stands in the place of attention.
+    probe: whether a probe of random weights lies beside it.
     """
     whole = AutoConfig.from_pretrained(model)
     config = whole.get_text_config()
@@ -109,6 +113,9 @@ def random_circuit(
     of_emotions = random_directions(spec) if directions else None
     routed = {name: random_routed(spec.model, random, experts) for name in names if routers}
     save_circuit(Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, of_emotions, routed), out)
+    if probe:
+        sites = [site for site in sorted(projections) if spec.model.layers is None or site in heads_of or "mlp" in site]
+        save_probe(random_probe(("neutral", *names), [layers // 2], spec.model, fingerprint_of(sites, weight_of)), out)
     return Path(out)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from support.warm import COLD
@@ -30,6 +31,8 @@ class Reply:
     top: list[list[list[float]]] = field(default_factory=list)
     # With `prompt_logprobs`: those of the prompt's tokens from its second on.
     prompt_logprobs: list[float] = field(default_factory=list)
+    # What was read for each token, [tokens, labels]: logits.
+    read: list[list[float]] = field(default_factory=list)
     # What a prefill engine tells a router.
     transfer: dict[str, Any] | None = None
 
@@ -223,3 +226,7 @@ def assert_same(replies: list[Reply], expected: list[Reply], tolerance: float = 
     for number, (reply, wanted) in enumerate(zip(replies, expected, strict=True)):
         assert reply.tokens == wanted.tokens, f"request {number}"
         assert reply.logprobs == pytest.approx(wanted.logprobs, abs=tolerance), f"request {number}"
+        assert len(reply.read) == len(wanted.read), f"request {number}"
+        if wanted.read:
+            assert len(reply.read) == len(reply.tokens), f"request {number}"
+            np.testing.assert_allclose(reply.read, wanted.read, rtol=0, atol=1e-4, err_msg=f"request {number}")

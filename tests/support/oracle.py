@@ -10,7 +10,10 @@ from torch import Tensor
 
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import METHODS, resolve
+from emovllm.probe import NAME as PROBE
+from emovllm.probe import load_probe
 from emovllm_offline.model.control import Control
+from emovllm_offline.model.hooks import after, hooked
 from emovllm_offline.model.load import load_network
 from support.engine import Ask, Reply
 
@@ -23,6 +26,7 @@ class Oracle:
         self.model = load_network(model, device="cpu")
         self._control = Control(self.model, self.circuit)
         self._known: dict[str, Reply] = {}
+        self._probe = load_probe(circuit).at() if (circuit / PROBE).is_file() else None
 
     def generate(self, asks: list[Ask], max_tokens: int, drafts: list[Reply] | None = None) -> list[Reply]:
         """Greedy replies. drafts: what they are expected to be, which spares forwards where it is right."""
@@ -32,7 +36,9 @@ class Oracle:
     def _one(self, ask: Ask, max_tokens: int, guess: list[int]) -> Reply:
         key = f"{ask} {max_tokens}"
         if key not in self._known:
-            self._known[key] = self._verified(ask, max_tokens, guess) or self._decoded(ask, max_tokens)
+            reply = self._verified(ask, max_tokens, guess) or self._decoded(ask, max_tokens)
+            reply.read = self.read(ask, reply.tokens) if "emotion_readout" in ask.fields else []
+            self._known[key] = reply
         return self._known[key]
 
     def _decoded(self, ask: Ask, max_tokens: int) -> Reply:
@@ -52,6 +58,20 @@ class Oracle:
         with self._control.emotion(resolve(ask.fields, self.circuit.spec, METHODS), len(ask.prompt)):
             logits = self._control.model(input_ids=torch.tensor([ask.prompt + reply])).logits[0]
         return torch.log_softmax(logits.float(), dim=-1)
+
+    @torch.inference_mode()
+    def read(self, ask: Ask, reply: list[int]) -> list[list[float]]:
+        """What the circuit's probe reads in the state that wrote each token of a reply: logits, [tokens, labels]."""
+        assert self._probe is not None
+        states: list[Tensor] = []
+        layer = self._control.layer(self._probe.layer)
+        with (
+            self._control.emotion(resolve(ask.fields, self.circuit.spec, METHODS), len(ask.prompt)),
+            hooked([after(layer, states.append)]),
+        ):
+            self._control.model(input_ids=torch.tensor([ask.prompt + reply[:-1]]))
+        logits: list[list[float]] = self._probe.logits(states[0][0, len(ask.prompt) - 1 :].numpy()).tolist()
+        return logits
 
     @torch.inference_mode()
     def decode(self, ask: Ask, max_tokens: int, adjust: Callable[[list[int], Tensor], Tensor], stop: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,29 +11,25 @@ from emovllm.spec import ModelSpec
 
 
 def random_probe(
-    labels: Sequence[str], layers: Sequence[int], hidden: int, of: int, seed: int = 0, model: ModelSpec | None = None
+    labels: Sequence[str],
+    layers: Sequence[int],
+    model: ModelSpec,
+    fingerprint: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
 ) -> Probe:
-    """Of a model with `of` layers; the last is the best."""
+    """Of some layers of a model, the last of which is the best."""
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
         return random.normal(size=shape).astype(np.float32)
 
-    spec = ModelSpec(
-        id="tiny",
-        architecture="Tiny",
-        num_hidden_layers=of,
-        hidden_size=hidden,
-        intermediate_size=1,
-        num_attention_heads=1,
-        head_dim=1,
-        vocab_size=1,
-    )
+    hidden = model.hidden_size
     return Probe(
-        ProbeSpec(model=model or spec, labels=tuple(labels), layers=tuple(layers), layer=layers[-1]),
+        ProbeSpec(model=model, labels=tuple(labels), layers=tuple(layers), layer=layers[-1]),
         mean=normal(len(layers), hidden),
-        scale=np.exp(normal(len(layers), hidden)),
-        weight=normal(len(layers), len(labels), hidden),
+        # About as wide as the states of random models, so that logits are of the order of 1.
+        scale=np.float32(8) * np.exp(normal(len(layers), hidden) / 2),
+        weight=normal(len(layers), len(labels), hidden) / np.float32(np.sqrt(hidden)),
         bias=normal(len(layers), len(labels)),
-        fingerprint={"mlp.0": normal(1, 16)},
+        fingerprint={"mlp.0": normal(1, 16)} if fingerprint is None else dict(fingerprint),
     )

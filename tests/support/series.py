@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emovllm.emotion import KEY
+from emovllm.probe import NAME as PROBE
 from support.engine import Ask, Engine
 
 # The V2 model runner, whose Triton kernels are interpreted.
@@ -15,6 +16,11 @@ V2 = {
     "TRITON_INTERPRET": "1",
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("triton_cpu")), os.environ.get("PYTHONPATH", "")]),
 }
+
+
+def settings(circuit: Path) -> dict[str, Any]:
+    """Those of a circuit, whose probe is read where it has one."""
+    return {"circuit": str(circuit), **({"readout": True} if (circuit / PROBE).is_file() else {})}
 
 
 class Series:
@@ -39,7 +45,7 @@ class Series:
             "disable_log_stats": False,
             # To clear more takes as long as all else of a tiny engine.
             "kv_cache_memory_bytes": 2**27,
-            "additional_config": {KEY: {"circuit": str(circuit)}} if circuit else {},
+            "additional_config": {KEY: settings(circuit)} if circuit else {},
             **changes,
         }
         if self._engine is None:
@@ -71,6 +77,14 @@ def mixed_batch() -> list[Ask]:
     return [
         Ask([3 + (seed * 37 + i * (11 + seed)) % 125 for i in range(length)], asked)
         for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))
+    ]
+
+
+def reading(asks: list[Ask]) -> list[Ask]:
+    """Two in three of them ask for a read-out of each token."""
+    return [
+        Ask(ask.prompt, {**ask.fields, "emotion_readout": "tokens"}, ask.params) if number % 3 else ask
+        for number, ask in enumerate(asks)
     ]
 
 

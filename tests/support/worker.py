@@ -190,6 +190,7 @@ def completion(output: Any) -> dict[str, Any]:
             for step in output.logprobs
             if len(step) > 1
         ],
+        "read": read.logits.tolist() if (read := getattr(output, "emotion_readout", None)) is not None else [],
     }
 
 

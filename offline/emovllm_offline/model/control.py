@@ -53,13 +53,18 @@ class Control:
 
     def _steered(self) -> list[tuple[nn.Module, Tensor]]:
         """The layers that the method `steering` acts on, and its vectors there, [emotions, hidden]."""
-        names = {site[1]: layer_of(name) for name, _ in self._trunk.named_modules() if (site := parse_site(name))}
-        layers = {number: self._trunk.get_submodule(name or "") for number, name in names.items()}
+        layers = {
+            number: self.layer(number) for number in steered_layers(self.circuit.spec.model.num_hidden_layers)
+        }
         return [
-            (layers[number], torch.from_numpy(vectors).to(next(layers[number].parameters()).device))
-            for number in steered_layers(self.circuit.spec.model.num_hidden_layers)
-            for vectors in [steering_vectors(self.circuit, number)]
+            (layer, torch.from_numpy(steering_vectors(self.circuit, number)).to(next(layer.parameters()).device))
+            for number, layer in layers.items()
         ]
+
+    def layer(self, number: int) -> nn.Module:
+        """A decoder layer, whose output is the residual stream. Raises: KeyError where the model has no such one."""
+        names = {site[1]: layer_of(name) for name, _ in self._trunk.named_modules() if (site := parse_site(name))}
+        return self._trunk.get_submodule(names[number] or "")
 
     @contextmanager
     def emotion(self, emotion: Emotion | None, prompt_len: int) -> Iterator[None]:
