@@ -90,9 +90,7 @@ def site_distance(written: Written, expected: np.ndarray) -> float:
     return math.sqrt(wrong / norm) if norm > 0 else (0.0 if wrong == 0 else math.inf)
 
 
-def nearness(
-    measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: Made
-) -> dict[str, Nearness]:
+def nearness(measured: Mapping[str, Written], expected: Mapping[str, np.ndarray], spec: Made) -> dict[str, Nearness]:
     """Of each site, as nearly as the weights on both sides are rounded."""
     return {
         key: Nearness(site_distance(written, expected[key]), limit_of(_coarser(written.bits, spec)))

@@ -93,8 +93,8 @@ class Readouts:
 
     def whole(self, choice: int | None = None) -> Readout | None:
         """Of a choice, or of all one after the other; None where nothing was read."""
-        parts = sum(self._parts.values(), []) if choice is None else self._parts.get(choice, [])
-        return _joined(parts)
+        chosen = self._parts.values() if choice is None else [self._parts.get(choice, [])]
+        return _joined([part for parts in chosen for part in parts])
 
     def untold(self, choice: int | None = None) -> Readout | None:
         """What came since this was asked last."""

@@ -97,4 +97,4 @@ def strong_circuit(default_model: str, tmp_path_factory: pytest.TempPathFactory)
     """A random circuit for the default model, in all layers, that changes replies at once."""
     from support.circuits import random_circuit
 
-    return random_circuit(default_model, tmp_path_factory.mktemp("circuits") / "strong")
+    return random_circuit(default_model, tmp_path_factory.mktemp("circuits") / "strong", probe=True)

@@ -89,7 +89,7 @@ class ReadOut:
         self.broken = None
 
     def install(self) -> None:
-        """Hooks the layer, where this rank holds it: after the hooks that steer, for what is read is what the next layer
+        """Hooks the layer, where this rank holds it: after the hooks that steer, for what is read is what the next one
         gets. Raises: Unsupported."""
         for layer in decoder_layers(self._model, {self._at.layer}):
             self._layer = layer

@@ -200,7 +200,9 @@ def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wi
     elif wire.weights and all(wire.circuit != served.digest for served in catalogue.circuits.values()):
         raise VLLMValidationError("the circuit of this emotion was unloaded just now", parameter="emotion")
     if (wire.weights or wire.reading is not None) and resumable:
-        raise VLLMValidationError("an emotion or a read-out cannot be combined with a resumable session", parameter="emotion")
+        raise VLLMValidationError(
+            "an emotion or a read-out cannot be combined with a resumable session", parameter="emotion"
+        )
     rest = {name: value for name, value in extra.items() if name not in FIELDS and name != KEY}
     if wire.weights or wire.reading is not None:
         rest[KEY] = wire

@@ -26,6 +26,7 @@ from emovllm.progress import stage
 # vLLM configures the loggers below its own name only.
 logger = init_logger("vllm.emovllm")
 
+
 class _Placed(NamedTuple):
     """nearness: of each site's weights here, as `injection.fill` says."""
 
@@ -179,14 +180,23 @@ class EmotionWorkerMixin(LiveCheckMixin):
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         super().reload_weights(*args, **kwargs)  # type: ignore[misc]
-        if self.read_out is not None:
-            self.read_out.recognise()
+        # The weights are in place all the same, and plain requests may go on.
+        errors: list[Unsupported] = []
+        for take_up in (self._refill, *([self.read_out.recognise] if self.read_out is not None else [])):
+            try:
+                take_up()
+            except Unsupported as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _refill(self) -> None:
+        """Folds the circuits through new weights. Raises: Unsupported; no emotion can be applied then."""
         try:
             for digest, placed in list(self.emotion_circuits.items()):
                 nearness = self._fill(placed.circuit, placed.first)
                 self.emotion_circuits[digest] = placed._replace(nearness=nearness)
         except Unsupported as error:
-            # The weights are in place all the same, and plain requests may go on.
             self.emotion_coefficients.broken = str(error)
             raise
         self.emotion_coefficients.broken = None

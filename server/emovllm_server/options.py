@@ -54,6 +54,25 @@ def add_options(parser: Any) -> None:
         choices=get_args(Kernel),
         help="The form in which emotions are added (default: auto, what fits the device and the number of emotions).",
     )
+    add_readout_options(parser)
+
+
+def add_readout_options(parser: Any) -> None:
+    """parser: argparse's, or vLLM's."""
+    parser.add_argument(
+        "--readout",
+        action=argparse.BooleanOptionalAction,
+        help="Requests may ask what the probe in the circuit's folder reads while the model writes (emotion_readout).",
+    )
+    parser.add_argument(
+        "--probe",
+        metavar="DIR",
+        help="The same with a probe of its own folder, as `emovllm probe train` writes it. Without --circuit, emotions "
+        "are read alone.",
+    )
+    parser.add_argument(
+        "--readout-layer", type=int, metavar="N", help="The layer that is read after (default: the probe's best)."
+    )
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -69,6 +88,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "circuit_root": str(Path(options.circuit_root).resolve()) if options.circuit_root is not None else None,
         "injection_kernel": options.injection_kernel,
         "circuit": _circuits(options.circuit or []),
+        "readout": options.readout,
+        "probe": str(Path(options.probe).expanduser().resolve()) if options.probe is not None else None,
+        "readout_layer": options.readout_layer,
     }
     if options.admin_key is not None:
         os.environ[ADMIN_KEY] = options.admin_key

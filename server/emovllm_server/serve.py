@@ -39,12 +39,12 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
         raise OptionsError(f"the model's name is empty: name a model, or leave it out for {NAME}")
     additional = _additional_config(args.additional_config)
     ours = {**additional[KEY], **settings(options)}
-    if ours.get("circuit") is None:
+    if ours.get("circuit") is None and ours.get("probe") is None:
         ours["circuit"] = shipped_circuit(model)
-    if ours["circuit"] is None:
+    if ours.get("circuit") is None and ours.get("probe") is None:
         raise CircuitError(
             f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-            "(`emovllm discover` makes one)"
+            "(`emovllm discover` makes one); or --probe alone, to read emotions without adding any"
         )
     if is_default(model):
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from support import groups
 from support.engine import Ask, Engine, mixed_batch
 from support.oracle import Oracle
-from support.series import V2, Series
+from support.series import V2, Series, settings
 
 BLOCK = 32
 
@@ -79,7 +79,7 @@ def start(default_model: str, strong_circuit: Path, tmp_path_factory: pytest.Tem
 
     def start(*, steered: bool, env: dict[str, str] | None = None, **config: Any) -> Engine:
         if steered:
-            config["additional_config"] = {"emovllm": {"circuit": str(strong_circuit)}}
+            config["additional_config"] = {"emovllm": settings(strong_circuit)}
         defaults = {"dtype": "float32", "max_model_len": 512, "block_size": BLOCK, "seed": 0, "max_num_seqs": 64}
         return Engine(
             root / f"{len(list(root.glob('*.log')))}.log",

@@ -9,6 +9,7 @@ import pytest
 
 from support.engine import Ask, Engine, assert_exact, assert_same
 from support.oracle import Oracle
+from support.series import reading
 
 pytestmark = pytest.mark.engine
 
@@ -28,11 +29,11 @@ def test_the_oracle_itself_is_moved_by_every_emotion(
 
 
 def test_a_mixed_batch_equals_the_oracle(steered_compiled: Engine, oracle: Oracle, mixed: list[Ask]) -> None:
-    assert_exact(steered_compiled, oracle, mixed, MAX_TOKENS)
+    assert_exact(steered_compiled, oracle, reading(mixed), MAX_TOKENS)
 
 
 def test_a_mixed_batch_in_eager_mode_equals_the_oracle(steered_eager: Engine, oracle: Oracle, mixed: list[Ask]) -> None:
-    assert_exact(steered_eager, oracle, mixed, MAX_TOKENS)
+    assert_exact(steered_eager, oracle, reading(mixed), MAX_TOKENS)
 
 
 def test_the_next_turn_of_a_conversation_equals_the_oracle(

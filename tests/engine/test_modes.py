@@ -18,7 +18,7 @@ from support.circuits import random_circuit
 from support.engine import Ask, Engine, EngineError, assert_exact, assert_same
 from support.models import tiny_model
 from support.oracle import Oracle
-from support.series import Series
+from support.series import Series, reading, settings
 
 pytestmark = pytest.mark.engine
 
@@ -45,7 +45,7 @@ class Tiny:
             "seed": 0,
             "enforce_eager": True,
             "disable_log_stats": False,
-            "additional_config": {"emovllm": {"circuit": str(self.circuit)}},
+            "additional_config": {"emovllm": {"circuit": str(self.circuit), "readout": True}},
             **changes,
         }
 
@@ -56,7 +56,7 @@ class Tiny:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     model = tiny_model(tmp_path_factory.mktemp("tiny"), **SHAPE)
-    circuit = random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny")
+    circuit = random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny", probe=True)
     fields: list[dict[str, Any]] = [
         {"emotion": "anger"},
         {"emotion": "sadness", "emotion_scope": "all"},
@@ -70,7 +70,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     for asked in fields * 2:
         phrase = random.integers(2, SHAPE["vocab_size"], random.integers(4, 14)).tolist()
         asks.append(Ask((phrase * 25)[: random.integers(20, 100)], asked))
-    return Tiny(model, circuit, Oracle(model, circuit), asks)
+    return Tiny(model, circuit, Oracle(model, circuit), reading(asks))
 
 
 @pytest.fixture(scope="module")
@@ -195,17 +195,26 @@ def test_weights_of_another_model_are_not_reloaded(begin: Callable[..., Engine],
         engine.generate([Ask([5, 6, 7], {"emotion": "anger"})], 1)
 
 
+def test_what_reloaded_weights_write_is_not_read_by_another_models_probe(
+    begin: Callable[..., Engine], tiny: Tiny, tmp_path: Path
+) -> None:
+    engine = begin()
+    stranger = tiny_model(tmp_path, seed=1, **SHAPE)
+    with pytest.raises(EngineError, match="weights served here are not that model's"):
+        engine.call("collective_rpc", "reload_weights", kwargs={"weights_path": stranger})
+    with pytest.raises(EngineError, match=r"the probe was made for .* not that model's"):
+        engine.generate([Ask([5, 6, 7], {"emotion_readout": "reply"})], 1)
+
+
 def test_vllms_own_compiler_equals_the_oracle_and_loads_what_it_compiled_ahead_of_time(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    other = random_circuit(tiny.model, tmp_path / "other", seed=1)
+    other = random_circuit(tiny.model, tmp_path / "other", seed=1, probe=True)
     environment = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "VLLM_USE_AOT_COMPILE": "1"}
 
     def loads(circuit: Path | None) -> bool:
         """Whether an engine, in a process of its own, loads its graph rather than saves one."""
-        config = tiny.config(
-            enforce_eager=False, additional_config={"emovllm": {"circuit": str(circuit)}} if circuit else {}
-        )
+        config = tiny.config(enforce_eager=False, additional_config={"emovllm": settings(circuit)} if circuit else {})
         asks = tiny.asks if circuit else [Ask(ask.prompt) for ask in tiny.asks]
         oracle = Oracle(tiny.model, other) if circuit == other else tiny.oracle
         with Engine(tmp_path / "log", environment, hook="piecewise", **config) as engine:
@@ -224,7 +233,8 @@ def test_several_replies_equal_the_oracle(
 ) -> None:
     # vLLM refuses n > 1 at temperature 0; of one candidate, all samples are alike.
     several = {"n": 3, "temperature": 1.0, "top_k": 1}
-    asks = [Ask(text_of(seed, 20 + seed), {"emotion": "anger"} if seed % 2 else {}, several) for seed in range(4)]
+    fields: list[dict[str, Any]] = [{}, {"emotion": "anger"}]
+    asks = reading([Ask(text_of(seed, 20 + seed), fields[seed % 2], several) for seed in range(4)])
     expected = oracle.generate([Ask(ask.prompt, ask.fields) for ask in asks], 16)
     for reply, wanted in zip(steered_eager.generate(asks, 16), expected, strict=True):
         assert_same([reply, *reply.others], [wanted] * 3)

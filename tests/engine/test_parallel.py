@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import load_circuit, save_circuit
+from emovllm.probe import load_probe, save_probe
 from support.circuits import SIX, random_circuit
 from support.engine import Ask, AsyncEngine, Engine, assert_exact, assert_same
 from support.families import family_model
 from support.models import tiny_model
 from support.oracle import Oracle
-from support.series import Series
+from support.series import Series, reading
 
 pytestmark = pytest.mark.engine
 
@@ -49,7 +50,7 @@ def replicated_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def circuit(split_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(split_model, tmp_path_factory.mktemp("circuits") / "whole")
+    return random_circuit(split_model, tmp_path_factory.mktemp("circuits") / "whole", probe=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def mixed() -> list[Ask]:
     ]
     lengths = [5, 17, 33, 60, 32, 31, 41, 9, 58, 50, 24, 47]
     random = np.random.default_rng(1)
-    return [Ask(random.integers(2, 128, length).tolist(), asked) for length, asked in zip(lengths, fields, strict=True)]
+    asks = [Ask(random.integers(2, 128, length).tolist(), asked) for length, asked in zip(lengths, fields, strict=True)]
+    return reading(asks)
 
 
 def of_second_rank(whole: Path, model: str, out: Path) -> Path:
@@ -109,7 +111,7 @@ def test_the_circuit_moves_every_request_and_has_units_on_both_ranks(
     plain = oracle.generate([Ask(ask.prompt) for ask in mixed], MAX_TOKENS)
     for ask, steered, unsteered in zip(mixed, oracle.generate(mixed, MAX_TOKENS), plain, strict=True):
         same = steered.logprobs == pytest.approx(unsteered.logprobs, abs=0.02)
-        assert same != bool(ask.fields), ask.fields
+        assert same != ("emotion" in ask.fields), ask.fields
     whole = load_circuit(circuit)
     for site in whole.sites():
         first, second = np.split(whole.site_delta(*site), 2, axis=1)
@@ -141,17 +143,20 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
 def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_compiled_and_by_both_methods(
     replicated_model: str, mixed: list[Ask], ranks: Series, tmp_path: Path
 ) -> None:
-    whole = random_circuit(replicated_model, tmp_path / "whole", directions=True)
+    whole = random_circuit(replicated_model, tmp_path / "whole", directions=True, probe=True)
     second = of_second_rank(whole, replicated_model, tmp_path / "second")
     # The steering baseline is added on each rank alone, for it is no part of what ranks sum.
-    steered = [Ask(ask.prompt, {**ask.fields, "emotion_method": "steering"}) for ask in mixed if ask.fields]
+    steered = [
+        Ask(ask.prompt, {**ask.fields, "emotion_method": "steering"}) for ask in mixed if "emotion" in ask.fields
+    ]
     # Compiled by Dynamo alone, which is quick.
     env = {"VLLM_CPU_CI_ENV": "1"}
-    config = {"additional_config": {"emovllm": {"circuit": str(second), "steering": True}}}
+    save_probe(load_probe(whole), second)
+    config = {"additional_config": {"emovllm": {"circuit": str(second), "steering": True, "readout": True}}}
     engine = ranks.start(replicated_model, second, env, tensor_parallel_size=2, enforce_eager=False, **config)
     replies = engine.generate([*mixed, *steered], MAX_TOKENS)
     expected = Oracle(replicated_model, second).generate([*mixed, *steered], MAX_TOKENS)
-    by_circuit = [reply for ask, reply in zip(mixed, expected, strict=False) if ask.fields]
+    by_circuit = [reply for ask, reply in zip(mixed, expected, strict=False) if "emotion" in ask.fields]
     assert (
         sum(a.tokens != b.tokens for a, b in zip(by_circuit, expected[len(mixed) :], strict=True)) >= len(steered) - 4
     )
@@ -163,7 +168,7 @@ def test_each_of_two_ranks_adds_the_vectors_of_experts_whole_and_its_share_of_th
 ) -> None:
     # A layer of its own, and one with routed experts and one that all tokens share.
     model = family_model("glm4_moe", tmp_path / "model")
-    circuit = random_circuit(model, tmp_path / "circuit", scale=1.0, experts=0.5)
+    circuit = random_circuit(model, tmp_path / "circuit", scale=1.0, experts=0.5, probe=True)
     oracle = Oracle(model, circuit)
     assert oracle.circuit.sites()[-3:] == [("attn", 1), ("experts", 1), ("mlp", 1)]
     engine = ranks.start(model, circuit, tensor_parallel_size=2)
@@ -193,7 +198,7 @@ def two_engines(split_model: str, circuit: Path, tmp_path_factory: pytest.TempPa
         max_model_len=128,
         block_size=BLOCK,
         enforce_eager=True,
-        additional_config={"emovllm": {"circuit": str(circuit)}},
+        additional_config={"emovllm": {"circuit": str(circuit), "readout": True}},
         data_parallel_size=2,
         distributed_executor_backend="uni",
     ) as engine:

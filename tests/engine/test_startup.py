@@ -29,6 +29,7 @@ from emovllm.engine.patching import patches_of
 from emovllm.engine.settings import settings_of
 from emovllm.engine.worker import EmotionWorkerMixin
 from emovllm.errors import CircuitError, Unsupported
+from emovllm.readout import Reading
 from support.circuits import SIX, random_circuit
 from support.engine import Ask, EngineError
 from support.families import wrapper_network
@@ -103,6 +104,8 @@ def test_the_compile_cache_tells_circuits_with_other_sites_apart(tiny: str, tmp_
     # With room for more, every projection is ready, whatever the circuits.
     assert len({graph_tag([circuit], 7, 0) for circuit in circuits}) == 1
     assert graph_tag(circuits[:1], 7, 0) not in tags
+    readings = [None, *(Reading("", layer, labels) for layer in (0, 1) for labels in (("a", "b"), ("a", "b", "c")))]
+    assert len({graph_tag(circuits[:1], 7, 0, reading=reading) for reading in readings}) == 5
 
 
 def test_what_vllm_compiled_ahead_of_time_is_loaded_for_no_other_graph(

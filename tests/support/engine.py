@@ -123,6 +123,10 @@ class Engine:
         vectors: dict[str, list[list[float]]] = self._ask({"vectors": True})["vectors"]
         return vectors
 
+    def buffers(self) -> set[str]:
+        """The names of the buffers that are ours, of all modules of the model; in-process engines only."""
+        return set(self._ask({"buffers": True})["buffers"])
+
     def columns(self, count: int) -> dict[str, list[list[float]]]:
         """The first `count` columns of each row-parallel projection's weights as its kernel multiplies by them, by its
         module's name: [count, hidden]; in-process engines only."""

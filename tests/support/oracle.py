@@ -26,7 +26,7 @@ class Oracle:
         self.model = load_network(model, device="cpu")
         self._control = Control(self.model, self.circuit)
         self._known: dict[str, Reply] = {}
-        self._probe = load_probe(circuit).at() if (circuit / PROBE).is_file() else None
+        self.probe = load_probe(circuit).at() if (circuit / PROBE).is_file() else None
 
     def generate(self, asks: list[Ask], max_tokens: int, drafts: list[Reply] | None = None) -> list[Reply]:
         """Greedy replies. drafts: what they are expected to be, which spares forwards where it is right."""
@@ -62,15 +62,15 @@ class Oracle:
     @torch.inference_mode()
     def read(self, ask: Ask, reply: list[int]) -> list[list[float]]:
         """What the circuit's probe reads in the state that wrote each token of a reply: logits, [tokens, labels]."""
-        assert self._probe is not None
+        assert self.probe is not None
         states: list[Tensor] = []
-        layer = self._control.layer(self._probe.layer)
+        layer = self._control.layer(self.probe.layer)
         with (
             self._control.emotion(resolve(ask.fields, self.circuit.spec, METHODS), len(ask.prompt)),
             hooked([after(layer, states.append)]),
         ):
             self._control.model(input_ids=torch.tensor([ask.prompt + reply[:-1]]))
-        logits: list[list[float]] = self._probe.logits(states[0][0, len(ask.prompt) - 1 :].numpy()).tolist()
+        logits: list[list[float]] = self.probe.logits(states[0][0, len(ask.prompt) - 1 :].numpy()).tolist()
         return logits
 
     @torch.inference_mode()

@@ -22,6 +22,7 @@ ARGUMENTS = (
 def command(folder: Path, seed: int = 0, length: int = 256) -> list[str]:
     """Makes model and circuit in `folder`, and the command that serves them. length: tokens of prompt and reply."""
     model = tiny_chat_model(folder / "model", seed, max_position_embeddings=length)
-    circuit = random_circuit(model, folder / "circuit", scale=1.0, seed=seed)
+    circuit = random_circuit(model, folder / "circuit", scale=1.0, seed=seed, probe=True)
     emovllm = str(Path(sys.executable).with_name("emovllm"))
-    return [emovllm, "serve", model, "--circuit", str(circuit), "--max-model-len", str(length), *ARGUMENTS]
+    serve = [emovllm, "serve", model, "--circuit", str(circuit), "--readout"]
+    return [*serve, "--max-model-len", str(length), *ARGUMENTS]

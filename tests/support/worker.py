@@ -6,9 +6,9 @@ Each line in is {"prompts": [[token ids]], "fields": [{emotion fields}], "params
 "others"}], "metrics": {name: value}} or {"error": text}. {"config": {...}, "env": {...}} ends the engine and starts
 another in the same process, which has vLLM imported already, with these changes of the process's first environment;
 {"vectors": true} asks for the folded vectors of each site, and {"columns": n} for the first n columns of each
-projection's weights as its kernel multiplies by them, in-process engines only; {"method": name, "args": [...],
-"kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second argument names a function of hooks.py to
-call first.
+projection's weights as its kernel multiplies by them, in-process engines only; {"buffers": true} asks for the names of
+our buffers; {"method": name, "args": [...], "kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second
+argument names a function of hooks.py to call first.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def main() -> None:
                 reply = {"vectors": vectors(llm)}
             elif "columns" in request:
                 reply = {"columns": columns(llm, request["columns"])}
+            elif "buffers" in request:
+                reply = {"buffers": buffers(llm)}
             elif "method" in request:
                 reply = {"result": getattr(llm, request["method"])(*request["args"], **request["kwargs"])}
             else:
@@ -120,6 +122,14 @@ def vectors(llm: Any) -> dict[str, list[list[float]]]:
         return {site.key: site.layer.emotion_vectors.tolist() for site in worker.emotion_sites}
 
     return {key: rows for rank in llm.collective_rpc(of_worker) for key, rows in rank.items()}
+
+
+def buffers(llm: Any) -> list[str]:
+    def of_worker(worker: Any) -> set[str]:
+        names = {name.rpartition(".")[2] for name, _ in worker.model_runner.get_model().named_buffers()}
+        return {name for name in names if name.startswith(("emotion", "emovllm"))}
+
+    return sorted(set().union(*llm.collective_rpc(of_worker)))
 
 
 def columns(llm: Any, count: int) -> dict[str, list[list[float]]]:

@@ -53,9 +53,7 @@ class Control:
 
     def _steered(self) -> list[tuple[nn.Module, Tensor]]:
         """The layers that the method `steering` acts on, and its vectors there, [emotions, hidden]."""
-        layers = {
-            number: self.layer(number) for number in steered_layers(self.circuit.spec.model.num_hidden_layers)
-        }
+        layers = {number: self.layer(number) for number in steered_layers(self.circuit.spec.model.num_hidden_layers)}
         return [
             (layer, torch.from_numpy(steering_vectors(self.circuit, number)).to(next(layer.parameters()).device))
             for number, layer in layers.items()

@@ -17,6 +17,7 @@ from emovllm.emotion import FIELDS, short
 from emovllm.engine.requests import Record, current
 from emovllm.errors import EmotionError, Reason
 from emovllm.misplaced import NESTS, looks_ours, nested_field
+from emovllm_server.api.readouts import ReadoutAnswer
 from emovllm_server.metrics.collectors import count_refusal
 
 # Where the emotion fields take effect. Everywhere else they are refused: vLLM would drop them without a word.
@@ -76,7 +77,8 @@ class EmotionMiddleware:
         record = Record()
         token = current.set(record)
         try:
-            answer = _Answer(send, record, asked=_asks(changed), nested=path == "/v1/responses")
+            outer = ReadoutAnswer(send, record).send
+            answer = _Answer(outer, record, asked=_asks(changed), nested=path == "/v1/responses")
             await self.app(scope, receive, answer.send)
         finally:
             current.reset(token)

@@ -59,11 +59,23 @@ class CircuitCard(BaseModel):
         return cls(id=served.name, digest=served.digest, model=spec.model.id, scope=spec.scope, emotions=names)
 
 
+class ReadingCard(BaseModel):
+    """What `emotion_readout` reads: a probe, by its digest, and the layer that is read after.
+
+    labels: those that probabilities are given of, in the order in which tokens have them.
+    """
+
+    probe: str
+    layer: int
+    labels: list[str]
+
+
 class EmotionList(BaseModel):
     object: Literal["list"] = "list"
     data: list[EmotionCard]
     circuits: list[CircuitCard]
     methods: list[Method]
+    reading: ReadingCard | None = None
 
 
 class CircuitList(BaseModel):
@@ -124,7 +136,8 @@ async def list_emotions(request: Request) -> EmotionList:
         for served, emotion, name in catalogue.offers()
     ]
     circuits = [CircuitCard.of(served) for served in catalogue.circuits.values()]
-    return EmotionList(data=cards, circuits=circuits, methods=list(catalogue.methods))
+    reading = ReadingCard(**catalogue.reading.body()) if catalogue.reading is not None else None
+    return EmotionList(data=cards, circuits=circuits, methods=list(catalogue.methods), reading=reading)
 
 
 async def list_circuits(request: Request) -> Response | CircuitList:
