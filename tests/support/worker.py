@@ -7,8 +7,8 @@ Each line in is {"prompts": [[token ids]], "fields": [{emotion fields}], "params
 another in the same process, which has vLLM imported already, with these changes of the process's first environment;
 {"vectors": true} asks for the folded vectors of each site, and {"columns": n} for the first n columns of each
 projection's weights as its kernel multiplies by them, in-process engines only; {"buffers": true} asks for the names of
-our buffers; {"method": name, "args": [...], "kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A second
-argument names a function of hooks.py to call first.
+our buffers; {"method": name, "args": [...], "kwargs": {...}} calls a method of `LLM` and answers {"result": ...}. A
+second argument names a function of hooks.py to call first.
 """
 
 from __future__ import annotations
