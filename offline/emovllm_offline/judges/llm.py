@@ -1,9 +1,6 @@
 """A judge that is any Hugging Face causal language model: a blind forced choice by the likelihood of each label.
 
-Nothing is sampled and nothing parsed: after a prompt that shows the text and lists the labels, the log-probability of
-each label as the whole answer is compared. Models favour what stands first in a list and some words over others
-whatever they are shown; so the labels are listed in both directions, and what the model gives each label where there is
-nothing to judge is taken off (Zhao et al., arXiv 2102.09690).
+The labels are listed in both directions, and what the model gives each where there is nothing to judge is taken off.
 """
 
 from __future__ import annotations
@@ -22,10 +19,6 @@ from emovllm_offline.judges.openai import LABELLING
 
 if TYPE_CHECKING:
     from emovllm_offline.model.likelihood import Likelihoods
-
-ANSWER = "Answer with that label alone."
-# Of texts that express nothing.
-EMPTY = ("", "N/A", "[text]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +51,17 @@ class LLMJudge:
 
         Raises: PromptError where the tokenizer's chat template refuses the question.
         """
+        from emovllm_offline.model.choice import EMPTY, Choice
         from emovllm_offline.model.decoder import sampled_digest
 
         self.labels = blind_labels(emotions)
-        self._likelihoods, self._tokenizer = likelihoods, tokenizer
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self._answers = [(*tokenizer(label, add_special_tokens=False)["input_ids"], *end) for label in self.labels]
-        systems = [f"{LABELLING % (', '.join(order), NEUTRAL)}\n{ANSWER}" for order in (self.labels, self.labels[::-1])]
+        self.choice = Choice(self.labels, lambda listed: LABELLING % (listed, NEUTRAL), likelihoods, tokenizer)
         self.config: Mapping[str, Any] = {
             "model": public_id,
             "weights": sampled_digest(likelihoods.network.parameters()),
-            "prompt": hashlib.sha256("\n".join([*systems, *EMPTY]).encode()).hexdigest(),
+            "prompt": hashlib.sha256("\n".join([*self.choice.systems, *EMPTY]).encode()).hexdigest(),
         }
-        self._heads = {system: self._head(system) for system in systems}
-        self._prior = np.logaddexp.reduce([self._scores(text) for text in EMPTY]) - np.log(len(EMPTY))
+        self._prior = self.choice.prior()
 
     @classmethod
     def load(cls, emotions: Sequence[str], model: str, device: str = "cpu") -> LLMJudge:
@@ -101,25 +91,7 @@ class LLMJudge:
 
     def probabilities(self, text: str) -> np.ndarray:
         """[labels], in the order of `labels`."""
-        scores = self._scores(text) - self._prior
-        return np.exp(scores - np.logaddexp.reduce(scores))
+        from emovllm_offline.model.choice import among
 
-    def _scores(self, text: str) -> np.ndarray:
-        """[labels]: log-probabilities among the labels, the mean of both orders."""
-        totals = np.mean([self._totals(system, head, text) for system, head in self._heads.items()], 0)
-        return np.asarray(totals - np.logaddexp.reduce(totals))
-
-    def _prompt(self, system: str, text: str) -> tuple[int, ...]:
-        from emovllm_offline.data.prompts import render
-        from emovllm_offline.data.styles import Frame
-
-        return render(self._tokenizer, Frame(system=system), f"Text:\n{text}").ids
-
-    def _totals(self, system: str, head: tuple[int, ...], text: str) -> list[float]:
-        prompt = self._prompt(system, text)
-        return self._likelihoods.totals(prompt, self._answers, len(head) if prompt[: len(head)] == head else 0)
-
-    def _head(self, system: str) -> tuple[int, ...]:
-        """The tokens that prompts begin with whatever the text is."""
-        one, other = (self._prompt(system, text) for text in ("a", "'1"))
-        return one[: next(place for place, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) == 2)]
+        scores = among(self.choice.totals(text)) - self._prior
+        return np.asarray(np.exp(scores - np.logaddexp.reduce(scores)))

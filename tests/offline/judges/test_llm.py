@@ -10,7 +10,8 @@ from emovllm.errors import JudgeError, PromptError
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.judges.judge import CachedJudge, Verdict, make_judge
-from emovllm_offline.judges.llm import EMPTY, LLMJudge
+from emovllm_offline.judges.llm import LLMJudge
+from emovllm_offline.model.choice import EMPTY
 from emovllm_offline.model.likelihood import Likelihoods
 
 EMOTIONS = ("pride", "boredom", "calm")
@@ -32,7 +33,7 @@ def judge(network, tokenizer) -> LLMJudge:
 def expected(network, tokenizer, judge: LLMJudge, text: str) -> np.ndarray:
     """[labels]: log-probabilities among the labels, the mean of both orders, without the prior taken off."""
     totals = np.zeros(len(judge.labels))
-    for system in judge._heads:
+    for system in judge.choice.systems:
         prompt = render(tokenizer, Frame(system=system), f"Text:\n{text}").ids
         for place, label in enumerate(judge.labels):
             answer = [*tokenizer(label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -66,14 +67,14 @@ def test_an_empty_text_matches_nothing(judge):
     assert judge.judge(["  "], ["calm"]) == [Verdict(False, None, "empty reply")]
 
 
-def test_another_model_or_other_emotions_are_another_judge(tiny, tokenizer, judge):
+def test_another_model_or_other_emotions_are_another_judge(tiny, network, tokenizer, judge):
     other = tiny("llama")
     with torch.no_grad():
         other.lm_head.weight *= 1.01
     configs = [
         dict(judge.config),
         dict(LLMJudge(EMOTIONS, Likelihoods(other), tokenizer).config),
-        dict(LLMJudge(EMOTIONS[:2], judge._likelihoods, tokenizer).config),
+        dict(LLMJudge(EMOTIONS[:2], Likelihoods(network), tokenizer).config),
     ]
     assert all(configs.count(config) == 1 for config in configs)
 
