@@ -89,10 +89,10 @@ def corpus_of(
     left_out: Counter[str] = Counter()
     rows: list[tuple[Text, Split]] = []
     for split, part in zip(SPLITS, (data, dev, test), strict=True):
-        reasons = [_reason(text, labels) for text in part]
+        reasons = [reason_left_out(text, labels) for text in part]
         left_out.update(reason for reason in reasons if reason is not None)
         single = [text for text, reason in zip(part, reasons, strict=True) if reason is None]
-        rows += [(text, split) for text in _draw(single, limit, seed)]
+        rows += [(text, split) for text in draw(single, limit, seed)]
     names = tuple(sorted({text.labels[0] for text, _ in rows}))
     if len(names) < 2:
         raise DataError(f"probes tell two labels or more apart, and the texts have {len(names)}: {', '.join(names)}")
@@ -107,7 +107,7 @@ def corpus_of(
     return _with_held_out(corpus, held_out, seed)
 
 
-def _reason(text: Text, labels: Sequence[str]) -> str | None:
+def reason_left_out(text: Text, labels: Sequence[str]) -> str | None:
     """Why a text is left out; None where it is not."""
     if len(text.labels) > 1:
         return "several labels"
@@ -128,7 +128,7 @@ def require_enough(corpus: Corpus) -> None:
             raise DataError(f"no texts are left for the {split} part: give more of them, or --{split}")
 
 
-def _draw(texts: Sequence[Text], limit: int | None, seed: int) -> list[Text]:
+def draw(texts: Sequence[Text], limit: int | None, seed: int) -> list[Text]:
     """About `limit` texts in their order, each label's share as it is, at least one of each; the same each time."""
     if limit is None or len(texts) <= limit:
         return list(texts)

@@ -42,3 +42,10 @@ def read_of(tokenizer: Any, text: str, pooling: Pooling, chat: bool) -> Read:
 def reads_of(tokenizer: Any, texts: Sequence[str], pooling: Pooling, chat: bool) -> list[Read]:
     """Raises: as `read_of`."""
     return [read_of(tokenizer, text, pooling, chat) for text in texts]
+
+
+def unread(text: Read, most: int) -> str | None:
+    """Why a text cannot be read; None where it can."""
+    if not text.positions:
+        return "no token"
+    return f"more than {most} tokens" if len(text.ids) > most else None

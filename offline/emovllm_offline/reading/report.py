@@ -1,43 +1,25 @@
-"""A probe's report: as Markdown, and as one page with its figures inside."""
+"""A probe's report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emovllm.files import write_atomically
+from emovllm_offline.reading.document import Section, flat, write_document
 from emovllm_offline.reading.results import Results
 from emovllm_offline.reporting import plots
-from emovllm_offline.reporting.page import render
 from emovllm_offline.reporting.tables import Table
 
-PAGE = "report.html"
-MARKDOWN = "report.md"
 # Fewer texts of a label to test by are a first look.
 FEW = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    title: str
-    text: str
-    table: Table
-    image: str | None = None
-
-
 def write_report(results: Results, out: Path) -> None:
     """Raises: OSError."""
-    sections = list(_sections(results))
-    content = {"title": f"Probe of {results.model}", "summary": summary(results), "notes": list(_notes(results))}
-    write_atomically(out / PAGE, render("probe.j2", **content, sections=sections).encode())
-    parts = [f"# {content['title']}", summary(results), *_notes(results)]
-    for section in sections:
-        parts += [f"## {section.title}", section.text, section.table.markdown()]
-    write_atomically(out / MARKDOWN, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
+    write_document(f"Probe of {results.model}", summary(results), list(_notes(results)), list(_sections(results)), out)
 
 
 def summary(results: Results) -> str:
@@ -135,7 +117,7 @@ def _sections(results: Results) -> Iterator[Section]:
     yield Section(
         "Settings",
         "What it was made of.",
-        Table(["what", "value"], [("digest", results.digest[:16]), *_flat(results.about)]),
+        Table(["what", "value"], [("digest", results.digest[:16]), *flat(results.about)]),
     )
 
 
@@ -148,13 +130,3 @@ def _notes(results: Results) -> Iterator[str]:
         yield f"Few test texts: {', '.join(few)}. Their figures are a first look."
     for reason, count in results.about["data"]["left out"].items():
         yield f"Left out: {count} texts ({reason})."
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{name}", ", ".join(map(str, value))
-        else:
-            yield f"{prefix}{name}", f"{value:.4g}" if isinstance(value, float) else str(value)

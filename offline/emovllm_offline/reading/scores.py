@@ -32,6 +32,27 @@ def macro_f1(confusions: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
+class McNemar:
+    """Texts that one of two tellers alone is right about, and the exact probability of so uneven a split by chance.
+
+    It takes the texts for independent of one another.
+    """
+
+    one: int
+    other: int
+    p: float
+
+    @classmethod
+    def of(cls, one: np.ndarray, other: np.ndarray) -> McNemar:
+        """one, other: which texts each is right about, bool [texts]."""
+        from scipy.stats import binomtest
+
+        first, second = int((one & ~other).sum()), int((other & ~one).sum())
+        differ = first + second
+        return cls(first, second, float(binomtest(first, differ, 0.5).pvalue) if differ else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Macro F1 of a probe and of its control on the same texts, and by how much they differ."""
 
@@ -68,14 +89,30 @@ class Resamples:
             self._estimate(value - of_control, resampled - by_control),
         )
 
+    def by_label(self, predicted: np.ndarray) -> list[Estimate | None]:
+        """F1 of each label; None of one that neither occurs nor is told. predicted: [texts]."""
+        matrix, resampled = self._confusions(predicted)
+        with warnings.catch_warnings():
+            # Of a label that is in no resample.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return [
+                None if np.isnan(value) else self._estimate(value, drawn)
+                for value, drawn in zip(f1(matrix), f1(resampled).T, strict=True)
+            ]
+
     def _macro_f1(self, predicted: np.ndarray) -> tuple[float, np.ndarray]:
         """The value, and [resamples]."""
+        matrix, resampled = self._confusions(predicted)
+        return float(macro_f1(matrix)), macro_f1(resampled)
+
+    def _confusions(self, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[labels, labels], and [resamples, labels, labels]."""
         cells = self._labels**2
         cell = self._group * cells + self._truth * self._labels + predicted
         by_group = np.bincount(cell, minlength=self._times.shape[1] * cells).reshape(-1, cells).astype(np.float32)
         resampled = (self._times @ by_group).reshape(RESAMPLES, self._labels, self._labels)
-        return float(macro_f1(confusion(self._truth, predicted, self._labels))), macro_f1(resampled)
+        return confusion(self._truth, predicted, self._labels), resampled
 
     def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
-        low, high = np.quantile(resampled, (0.025, 0.975))
+        low, high = np.nanquantile(resampled, (0.025, 0.975))
         return Estimate(float(value), float(low), float(high), len(self._truth))

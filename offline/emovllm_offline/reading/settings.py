@@ -61,3 +61,19 @@ class Work(Options):
         ),
     ] = None
     fresh: Annotated[bool, QUIET, Parameter(help="forget what was read before")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Options):
+    """How a probe that is there is measured. max_tokens: of a text, and of what stands around it."""
+
+    limit: Annotated[
+        int | None, Gt(0), Parameter(help="about N texts, with each label's share as it is", metavar="N")
+    ] = None
+    max_tokens: Annotated[int, Gt(0), Parameter(help="leave out texts that are longer", metavar="N")] = 512
+    batch_tokens: Annotated[int, Gt(0), Parameter(help="tokens of a forward", metavar="N")] = BATCH_TOKENS
+    seed: Annotated[int, Ge(0), Parameter(help="of the draw and of the bootstrap", metavar="N")] = 0
+    work: Annotated[
+        Path | None, Parameter(help="folder from which an interrupted run goes on (default: OUT.work)", metavar="DIR")
+    ] = None
+    fresh: Annotated[bool, QUIET, Parameter(help="forget what was measured before")] = False

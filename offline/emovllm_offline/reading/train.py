@@ -24,7 +24,7 @@ from emovllm_offline.model.options import ModelOptions
 from emovllm_offline.model.spec import model_fingerprint, model_spec
 from emovllm_offline.reading.corpus import Corpus, corpus_of, require_enough
 from emovllm_offline.reading.layers import Probes, fit_layers, shuffled_within_groups
-from emovllm_offline.reading.prompts import Read, reads_of
+from emovllm_offline.reading.prompts import Read, reads_of, unread
 from emovllm_offline.reading.report import write_report
 from emovllm_offline.reading.results import Results, by_label, measure
 from emovllm_offline.reading.settings import Fitting, Reading
@@ -131,16 +131,9 @@ def readable(decoder: Decoder, tokenizer: Any, corpus: Corpus, reading: Reading)
     """The texts that the model can read, as it reads them. Raises: PromptError, OptionError."""
     texts = reads_of(tokenizer, corpus.texts, reading.pooling, reading.chat)
     most = min(reading.max_tokens, getattr(decoder.config, "max_position_embeddings", None) or reading.max_tokens)
-    reasons = [_unread(text, most) for text in texts]
+    reasons = [unread(text, most) for text in texts]
     read = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
     return corpus.without(reasons), read
-
-
-def _unread(text: Read, most: int) -> str | None:
-    """Why a text cannot be read; None where it can."""
-    if not text.positions:
-        return "no token"
-    return f"more than {most} tokens" if len(text.ids) > most else None
 
 
 def conclude(
