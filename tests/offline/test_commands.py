@@ -60,5 +60,10 @@ def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytes
     # It is none of the circuit's two files.
     assert load_circuit(refined).spec.provenance["refinements"][-1] == provenance
 
+    common = ("--probe", probe, "--data", walk.texts, "--limit", "8")
+    assert walk("probe compare", walk.model, *common, "--out", tmp_path / "compared") == 0
+    assert printed().startswith(f"{tmp_path / 'compared'}: 8 texts, 2 labels: macro F1")
+    assert "McNemar" in (tmp_path / "compared" / "report.md").read_text()
+
     assert walk("show", refined) == 0
     assert f"digest {load_circuit(refined).digest()[:16]}" in printed()

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from emovllm.options import QUIET, Options
 
 MODEL = Parameter(help="folder or Hugging Face id (default: the default model)", show_default=False)
+PROBE = Parameter(help="the probe's file, or its folder, as `emovllm probe train` wrote it", metavar="DIR")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,4 @@ def readable(texts: Sequence[Text], reads: Sequence[Read], most: int, left_out: 
     if not kept:
         raise DataError(f"no text has a token, and at most {most}: give others, or a larger --max-tokens")
     counted = Counter(reason for reason in reasons if reason is not None)
-    return Chosen(
-        tuple(texts[place] for place in kept), tuple(reads[place] for place in kept), {**left_out, **counted}
-    )
+    return Chosen(tuple(texts[place] for place in kept), tuple(reads[place] for place in kept), {**left_out, **counted})

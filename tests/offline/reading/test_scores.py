@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emovllm_offline.reading.scores import Resamples, confusion, f1, macro_f1
+from emovllm_offline.reading.scores import McNemar, Resamples, confusion, f1, macro_f1
 
 
 def test_f1_is_that_of_another_library() -> None:
@@ -48,3 +48,24 @@ def test_a_probe_is_compared_with_its_control_on_the_same_resamples() -> None:
     assert compared.selectivity.value == pytest.approx(1 - compared.control.value)
     assert compared.control.low < compared.control.value < compared.control.high
     assert compared == Resamples(truth, [str(i) for i in range(300)], 2).compare(truth, told)
+
+
+def test_the_interval_of_each_labels_f1_holds_it_and_a_label_that_is_nowhere_has_none() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, 200)
+    told = np.where(random.random(200) < 0.8, truth, 1 - truth)
+    one, other, none = Resamples(truth, [str(i) for i in range(200)], 3).by_label(told)
+    assert none is None
+    for place, of in enumerate((one, other)):
+        assert of is not None
+        assert of.value == pytest.approx(f1(confusion(truth, told, 2))[place])
+        assert of.low < of.value < of.high
+
+
+@pytest.mark.parametrize(("one", "other", "p"), [(10, 2, 0.038574), (5, 5, 1.0), (0, 0, 1.0), (0, 8, 0.0078125)])
+def test_mcnemars_p_is_exact(one: int, other: int, p: float) -> None:
+    first = np.array([True] * one + [False] * other + [True, False])
+    second = np.array([False] * one + [True] * other + [True, False])
+    of = McNemar.of(first, second)
+    assert (of.one, of.other) == (one, other)
+    assert of.p == pytest.approx(p, rel=1e-4)
