@@ -154,18 +154,18 @@ def _with_held_out(corpus: Corpus, share: float, seed: int) -> Corpus:
 
 
 def _fold(label: np.ndarray, group: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Places of about a share of the texts, in whole groups."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    """Places of about a share of the texts, in whole groups, with each label's share by what most of a group are."""
+    from sklearn.model_selection import KFold, StratifiedKFold
 
-    groups = len(np.unique(group))
-    folds = min(round(1 / share), groups)
+    names, of = np.unique(group, return_inverse=True)
+    folds = min(round(1 / share), len(names))
     if folds < 2:
         raise DataError("the texts are of one group, and none can be held out: give --dev and --test")
-    alone = groups == len(group)
-    # Of a label with fewer texts than folds, some folds have none: the caller tells.
-    kind = StratifiedKFold if alone and np.bincount(label).max() >= folds else StratifiedGroupKFold
-    dealt = kind(folds, shuffle=True, random_state=seed)
+    most = np.bincount(of * (label.max() + 1) + label, minlength=len(names) * (label.max() + 1))
+    kind = most.reshape(len(names), -1).argmax(1)
+    dealt = (StratifiedKFold if np.bincount(kind).max() >= folds else KFold)(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
+        # Of what fewer groups than folds are, some folds have none: whoever needs it tells.
         warnings.simplefilter("ignore", UserWarning)
-        _, held_out = next(iter(dealt.split(np.zeros(len(label)), label, group)))
-    return np.asarray(held_out)
+        _, held_out = next(iter(dealt.split(names, kind)))
+    return np.flatnonzero(np.isin(of, held_out))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emovllm.errors import OptionError
 from emovllm.probe import Pooling
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
@@ -24,13 +23,9 @@ class Read:
 def read_of(tokenizer: Any, text: str, pooling: Pooling, chat: bool) -> Read:
     """A text as it is, with what the tokenizer puts before any, or as a user's message up to where the reply begins.
 
-    Pooling `mean` is over the text's own tokens. Raises: PromptError; OptionError for a mean over a chat.
+    pooling: `mean` is over the text's own tokens; of no chat. Raises: PromptError.
     """
     if chat:
-        if pooling == "mean":
-            raise OptionError(
-                "--chat reads the state at which the reply begins, and there is one: leave out --pooling mean"
-            )
         prompt = render(tokenizer, Frame(), text)
         return Read(prompt.ids, tuple(prompt.positions))
     encoded = tokenizer(text, return_special_tokens_mask=True)

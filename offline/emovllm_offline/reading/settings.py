@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 from cyclopts import Parameter
 
+from emovllm.errors import OptionError
 from emovllm.options import COMMAS, QUIET, Options
 
 # Tokens of a forward, padding included: on two cores more of them are no faster.
@@ -28,6 +29,14 @@ class Reading(Options):
     ] = False
     max_tokens: Annotated[int, Gt(0), Parameter(help="leave out texts that are longer", metavar="N")] = 512
     batch_tokens: Annotated[int, Gt(0), Parameter(help="tokens of a forward", metavar="N")] = BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        """Raises: OptionError."""
+        super().__post_init__()
+        if self.chat and self.pooling == "mean":
+            raise OptionError(
+                "--chat reads the one state at which the reply begins, of which there is no mean: leave out --pooling"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from emovllm.errors import OptionError
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.reading.prompts import read_of
@@ -48,11 +47,6 @@ def test_a_base_model_is_asked_in_plain_text(tokenizer: Any) -> None:
     base.chat_template = None
     assert read_of(base, "my dog runs", "last", chat=True).positions
     assert read_of(base, "my dog runs", "last", chat=False) == read_of(tokenizer, "my dog runs", "last", chat=False)
-
-
-def test_a_mean_over_a_chat_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(OptionError, match="leave out --pooling mean"):
-        read_of(tokenizer, "my dog runs", "mean", chat=True)
 
 
 def test_an_empty_text_has_no_position(tokenizer: Any) -> None:
