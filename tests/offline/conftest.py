@@ -12,8 +12,11 @@ from emovllm_offline.data.sev import Events, Record
 from emovllm_offline.data.styles import Style
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.find import find_decoder
+from emovllm_offline.reporting import plots
 from support.families import FAMILIES, VARIANTS, family_network
 
+# What begins a picture.
+PNG = b"\x89PNG\r\n\x1a\n"
 VOCABULARY = 128
 TEMPLATE = (
     "<s>{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} </s>{% endfor %}"
@@ -125,6 +128,12 @@ def style() -> Style:
             "emotions": {name: [{"system": f"always reply in {name} ."}] for name in ("calm", "pride", "boredom")},
         }
     )
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws every figure but spares tests of something else its rendering, which takes seconds."""
+    monkeypatch.setattr(plots, "png", lambda figure: PNG)
 
 
 @pytest.fixture

@@ -17,11 +17,13 @@ from emovllm_offline.api import CalibrationSettings, EvaluationSettings, Server
 from emovllm_offline.evaluation.choice import Bounds
 from emovllm_offline.judges.judge import Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
+from emovllm_offline.reporting import plots
 from support.circuits import random_circuit
 from support.evaluated import DIGEST, EMOTIONS, answer, pages, serve_by
 from support.models import tiny_model
 from support.stub import Stub, stub_server
 
+RENDER = plots.png
 FEW = EvaluationSettings(methods=("none", "prompting", "circuits"), paper_way=0)
 
 
@@ -35,10 +37,15 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relevance and intervals are tested where they are computed."""
+def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
+    """Relevance and intervals are tested where they are computed; pictures are looked at by few tests."""
     monkeypatch.setattr(intervals, "RESAMPLES", 20)
     monkeypatch.setattr("emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25))
+
+
+@pytest.fixture
+def rendered(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "png", RENDER)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,9 @@ def test_a_circuit_is_evaluated_from_its_folder_or_from_memory(
     assert load_circuit(circuit).digest() in (tmp_path / "out" / "summary.json").read_text()
 
 
-def test_tables_are_of_methods_emotions_or_valences(stub: Stub, model: str, data: Path, tmp_path: Path) -> None:
+def test_tables_are_of_methods_emotions_or_valences(
+    stub: Stub, model: str, data: Path, tmp_path: Path, rendered: None
+) -> None:
     evaluation = evaluate(
         model=Server(stub.url), out=tmp_path, data=data, judges="lexicon", strengths=(1,), settings=FEW
     )
@@ -126,7 +135,9 @@ def test_a_loop_that_runs_already_is_no_hindrance(stub: Stub, data: Path, tmp_pa
     assert asyncio.run(cell()) == 1
 
 
-def test_a_calibrated_folder_holds_what_was_chosen(stub: Stub, model: str, circuit: Path, data: Path) -> None:
+def test_a_calibrated_folder_holds_what_was_chosen(
+    stub: Stub, model: str, circuit: Path, data: Path, rendered: None
+) -> None:
     strengths = (0.5, 1.0, 2.0)
     calibration = calibrate(circuit, model, data=data, strengths=strengths, judge="lexicon")
     assert load_circuit(circuit).digest() == calibration.circuit.digest()
@@ -157,7 +168,7 @@ def test_a_circuit_in_memory_is_calibrated_in_the_folder_of_the_results(
 
 
 def test_an_emotion_for_which_no_strength_will_do_has_no_figures(
-    stub: Stub, model: str, circuit: Path, data: Path
+    stub: Stub, model: str, circuit: Path, data: Path, rendered: None
 ) -> None:
     settings = CalibrationSettings(bounds=Bounds(fluency=0.5))
     calibration = calibrate(circuit, model, data=data, strengths=(1.0,), judge="lexicon", settings=settings)

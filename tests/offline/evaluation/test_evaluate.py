@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from emovllm.circuit_files import load_circuit
-from emovllm.errors import DataError, EndpointError, EvaluationError, JudgeError, StoredError
+from emovllm.errors import DataError, EmotionError, EndpointError, EvaluationError, JudgeError, StoredError
 from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
@@ -27,6 +28,7 @@ from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.evaluation.target import Where
 from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
+from emovllm_offline.model.timing_process import Baseline
 from support.evaluated import DIGEST, EMOTIONS, SAYS, answer, ids, pages, serve_by
 from support.stub import Stub, filtering, in_turn, newer_openai, stub_server
 
@@ -49,8 +51,8 @@ def lexicon(emotions: Sequence[str]) -> list[Judge]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relevance and intervals are tested where they are computed."""
+def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
+    """Relevance and intervals are tested where they are computed, pictures in tests/offline/api."""
     monkeypatch.setattr(intervals, "RESAMPLES", 20)
     monkeypatch.setattr(
         "emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25), raising=True
@@ -429,7 +431,7 @@ def test_nothing_is_tuned_on_the_test_set(stub: Stub, sweep: Callable[..., Any])
     assert stub.requests == []
 
 
-def test_the_papers_way_is_timed_on_the_same_prompts(tmp_path: Path) -> None:
+def test_the_papers_way_is_timed_on_the_same_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from support.circuits import random_circuit
     from support.models import tiny_model
 
@@ -439,5 +441,11 @@ def test_the_papers_way_is_timed_on_the_same_prompts(tmp_path: Path) -> None:
     assert (told["requests"], told["output_tokens"]) == (2, 5)
     assert told["tokens_per_s"] == pytest.approx(10 / told["seconds"])
     assert told["with_start"] > told["seconds"]
+    with pytest.raises(EmotionError, match="unknown emotion"):
+        Baseline(model, str(circuit)).measure([[3]], [{"emotion": "joy"}], 5)
+    # How a process tells that, tests/core/test_answering.py knows.
+    said = '{"threads": 1}\n{"error": "EmotionError: unknown emotion"}\n'
+    ended = subprocess.CompletedProcess([], 0, stdout=said, stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(EvaluationError, match=r"could not be timed: .*unknown emotion"):
         paper_way.measure(model, circuit, [[3]], "joy", 5)

@@ -1,4 +1,5 @@
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -11,12 +12,12 @@ from emovllm.spec import CircuitSpec
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.reporting import plots
 from emovllm_offline.validation import figures, report
 from emovllm_offline.validation.plan import Plan, Settings
 from emovllm_offline.validation.results import Validation
 from emovllm_offline.validation.sections import sweep_table
 from emovllm_offline.validation.validate import validate
+from offline.conftest import PNG, tiny_model
 from support.circuits import random_circuit
 
 NAMES = ("calm", "pride", "boredom")
@@ -33,7 +34,6 @@ FIGURES = [
     "enhancement_heads",
 ]
 OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:4]
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Page(HTMLParser):
@@ -57,12 +57,13 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-@pytest.fixture
-def place(tmp_path, tiny, tokenizer, records, style):
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tokenizer, records, style):
     """A folder with a circuit, its findings and its validation, all of a tiny model."""
-    model = tiny("llama")
-    model.save_pretrained(tmp_path / "tiny")
-    random_circuit(tmp_path / "tiny", tmp_path / "circuit", names=NAMES)
+    folder = tmp_path_factory.mktemp("measured")
+    model = tiny_model("llama")
+    model.save_pretrained(folder / "tiny")
+    random_circuit(folder / "tiny", folder / "circuit", names=NAMES)
     rng = np.random.default_rng(0)
     shapes = {
         "attn_directions": (3, 4, 32),
@@ -76,23 +77,31 @@ def place(tmp_path, tiny, tokenizer, records, style):
         "similarity": (8, 8),
     }
     findings = Findings(NAMES, 6, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
-    findings.save(tmp_path / "circuit.work")
+    findings.save(folder / "circuit.work")
     validate(
         find_decoder(model),
         tokenizer,
         findings,
         records,
         [style],
-        out=tmp_path / "circuit.work",
+        out=folder / "circuit.work",
         settings=Settings(plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2)),
     )
-    return tmp_path
+    return folder
 
 
 @pytest.fixture
-def unrendered(monkeypatch):
-    """Draws every figure but spares the tests of the page its rendering, which takes seconds."""
-    monkeypatch.setattr(plots, "png", lambda figure: PNG)
+def place(measured, tmp_path):
+    """Such a folder of the test's own."""
+    return shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def reported(measured, tmp_path_factory):
+    """Such a folder with its report."""
+    folder = shutil.copytree(measured, tmp_path_factory.mktemp("reported"), dirs_exist_ok=True)
+    report.report(folder / "circuit")
+    return folder
 
 
 def described(place, **changes) -> CircuitSpec:
@@ -101,13 +110,11 @@ def described(place, **changes) -> CircuitSpec:
     save_circuit(replace(circuit, spec=circuit.spec.model_copy(update=changes)), place / "circuit")
 
 
-def test_report_has_every_figure_in_the_page_and_beside_it(place):
-    path = report.report(place / "circuit")
-    assert path == place / "circuit.work" / "report.html"
-    page = Page(path.read_text())
+def test_report_has_every_figure_in_the_page_and_beside_it(reported):
+    page = Page((reported / "circuit.work" / "report.html").read_text())
     assert [name for name in page.ids if name != "provenance"] == FIGURES
     assert len(page.images) == len(FIGURES)
-    written = {file.stem: file.read_bytes() for file in (place / "circuit.work" / "figures").iterdir()}
+    written = {file.stem: file.read_bytes() for file in (reported / "circuit.work" / "figures").iterdir()}
     assert sorted(written) == sorted(FIGURES)
     assert all(data.startswith(PNG) and len(data) > 5000 for data in written.values())
 
@@ -127,9 +134,10 @@ def test_circuit_still_loads_beside_its_report(place, unrendered):
     assert load_circuit(place / "circuit").digest() == before
 
 
-def test_report_repeats_exactly(place):
-    first, again = (report.report(place / "circuit").read_bytes() for _ in range(2))
-    assert first == again
+def test_report_repeats_exactly(reported, place):
+    path = report.report(place / "circuit")
+    assert path == place / "circuit.work" / "report.html"
+    assert path.read_bytes() == (reported / "circuit.work" / "report.html").read_bytes()
 
 
 def test_what_was_not_measured_is_left_out_and_names_its_command(place, unrendered):
