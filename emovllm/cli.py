@@ -45,6 +45,7 @@ _COMMANDS = {
     "data make": ("emovllm_offline.commands.data_make", "write scenarios of your own domain, by any model's endpoint"),
     "probe train": ("emovllm_offline.commands.probe_train", "train probes of a model's hidden states, layer by layer"),
     "probe compare": ("emovllm_offline.commands.probe_compare", "compare a probe with what the model itself answers"),
+    "probe prompts": ("emovllm_offline.commands.probe_prompts", "measure how system prompts move what a probe reads"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
 # Of commands of two words, what the first stands for.

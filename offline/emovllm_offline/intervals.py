@@ -73,6 +73,26 @@ def by_group(
     return Estimate(value, float(low), float(high), len(sample))
 
 
+def means_by_group(
+    values: np.ndarray, groups: Sequence[str], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over the first axis with their percentile bootstrap intervals, of which whole groups are drawn, the same
+    for all: [n, ...] to three of [...]. Raises: ValueError where there are no values."""
+    if len(values) == 0 or len(values) != len(groups):
+        raise ValueError(f"{len(values)} values, {len(groups)} groups")
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.bincount(place)
+    sums = np.zeros((len(sizes), flat.shape[1]))
+    np.add.at(sums, place, flat)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(0, len(sizes), (RESAMPLES, len(sizes)))
+    times = np.stack([np.bincount(chosen, minlength=len(sizes)) for chosen in drawn]).astype(np.float64)
+    low, high = np.quantile(times @ sums / (times @ sizes)[:, None], (0.025, 0.975), axis=0)
+    shape = np.shape(values)[1:]
+    return flat.mean(0).reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
 def _medians(sample: np.ndarray, place: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Of resamples: drawn [resamples, groups] are the groups in them, place [values] each value's group."""
     order = np.argsort(sample, kind="stable")

@@ -65,5 +65,9 @@ def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytes
     assert printed().startswith(f"{tmp_path / 'compared'}: 8 texts, 2 labels: macro F1")
     assert "McNemar" in (tmp_path / "compared" / "report.md").read_text()
 
+    assert walk("probe prompts", walk.model, *common, "--system", "fear=Be afraid.", "--out", tmp_path / "below") == 0
+    assert printed().startswith(f"{tmp_path / 'below'}: 8 messages below 1 system prompts, read at layer")
+    assert "| fear | Be afraid. |" in (tmp_path / "below" / "report.md").read_text()
+
     assert walk("show", refined) == 0
     assert f"digest {load_circuit(refined).digest()[:16]}" in printed()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from emovllm_offline.intervals import by_group, mean_interval, wilson
+from emovllm_offline.intervals import by_group, mean_interval, means_by_group, wilson
 
 
 def test_wilson_agrees_with_its_published_values() -> None:
@@ -112,3 +112,14 @@ def test_the_interval_of_a_mean_holds_it_in_95_of_100_cases():
     samples = np.random.default_rng(0).standard_normal((6, 4000))
     _, low, high = mean_interval(samples)
     assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.01)
+
+
+def test_many_means_have_the_intervals_that_each_has_alone() -> None:
+    values = np.random.default_rng(2).normal(size=(60, 2, 3))
+    groups = [str(i // 4) for i in range(60)]
+    of_all = means_by_group(values, groups)
+    for place in np.ndindex(2, 3):
+        alone = by_group(values[(slice(None), *place)], groups)
+        assert [of[place] for of in of_all] == pytest.approx([alone.value, alone.low, alone.high])
+    with pytest.raises(ValueError, match="0 values"):
+        means_by_group(values[:0], [])
