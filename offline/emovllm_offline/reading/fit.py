@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +77,8 @@ class Regression:
         self._variance = variance.clamp(min=0)
         self._axes = axes.float()
 
-    def path(self, labels: np.ndarray, weights: np.ndarray, penalties: Sequence[float]) -> list[Fit]:
-        """A fit for each penalty, from the strongest on, each begun where the last ended.
+    def path(self, labels: np.ndarray, weights: np.ndarray, penalties: Iterable[float]) -> Iterator[Fit]:
+        """A fit for each penalty, from the strongest on, each begun where the last ended, when it is asked for.
 
         labels: [texts] in 0..len(weights)-1; weights: float32 [labels], of their texts.
         """
@@ -86,11 +86,9 @@ class Regression:
         of_label = torch.from_numpy(weights).to(self._states.device)
         weight = self._states.new_zeros(self._states.shape[1], len(weights))
         bias = self._states.new_zeros(len(weights))
-        fits = []
         for penalty in sorted(penalties, reverse=True):
             weight, bias = self._fit(target, of_label, penalty, weight, bias)
-            fits.append(Fit(weight.T.contiguous().cpu().numpy(), bias.cpu().numpy(), penalty))
-        return fits
+            yield Fit(weight.T.contiguous().cpu().numpy(), bias.cpu().numpy(), penalty)
 
     def _fit(
         self, target: Tensor, of_label: Tensor, penalty: float, weight: Tensor, bias: Tensor

@@ -26,7 +26,8 @@ class Probes:
     """What was fitted in every layer, by the names in the checkpoint; float32 but where said otherwise.
 
     mean, scale: [layers, hidden]; weight: [layers, labels, hidden]; bias: [layers, labels].
-    penalty: float64 [layers], the best on the dev texts, and loss, float64 [layers, penalties], by which it is.
+    penalty: float64 [layers], the best on the dev texts, and loss, float64 [layers, penalties], by which it is, from
+    the strongest on; infinite where none was fitted, behind the first that is worse than the one before.
     predicted, control: int32 [layers, texts], what the probe and its control take each text for, texts to learn from
     included.
     """
@@ -89,10 +90,14 @@ def _fit_layer(probes: Probes, layer: int, states: np.ndarray, corpus: Corpus, f
     standard = Standard.of(states[train])
     states = standard.apply(states)
     regression = Regression(states[train], device)
-    path = regression.path(learnt, weights, fitting.penalties)
-    losses = [cross_entropy(fit.logits(states[dev]), corpus.label[dev], weights) for fit in path]
-    # Of equals the strongest.
-    best = path[int(np.argmin(losses))]
+    best, losses = None, np.full(len(fitting.penalties), np.inf)
+    for number, fit in enumerate(regression.path(learnt, weights, fitting.penalties)):
+        losses[number] = cross_entropy(fit.logits(states[dev]), corpus.label[dev], weights)
+        if best is not None and losses[number] >= losses[number - 1]:
+            # Weaker ones only learn their texts by heart, and take the most steps.
+            break
+        best = fit
+    assert best is not None
     shuffled = shuffle(learnt, corpus.group[train], fitting.seed)
     (control,) = regression.path(shuffled, weights, [best.penalty])
     values = {

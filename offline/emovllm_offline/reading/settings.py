@@ -46,8 +46,10 @@ class Fitting(Options):
     penalties: Annotated[
         tuple[Annotated[float, Gt(0)], ...],
         COMMAS,
-        Parameter(help="L2 strengths, of which each layer takes the best on the dev texts", metavar="X,..."),
-    ] = (1.0, 0.1, 0.01, 0.001, 0.0001)
+        Parameter(
+            help="L2 strengths, tried from the strongest on until the dev loss rises, layer by layer", metavar="X,..."
+        ),
+    ] = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
     weights: Annotated[
         Literal["balanced", "none"],
         Parameter(help="whether rare labels count as much as frequent ones, or each text as much as any other"),

@@ -61,6 +61,18 @@ def test_a_planted_signal_is_found_in_its_layer_and_its_control_is_at_chance(
     assert scores[PLANTED].f1.value == pytest.approx(np.mean([one.f1 for one in labels]))
 
 
+def test_weaker_penalties_are_tried_until_the_dev_loss_rises(planes: Planes, corpus: Corpus, tmp_path: Path) -> None:
+    penalties = (0.0001, 10.0, 0.01, 1.0, 0.1)
+    probes = fit(planes, corpus, tmp_path, Fitting(penalties=penalties))
+    for losses, penalty in zip(probes["loss"], probes["penalty"], strict=True):
+        tried = int(np.isfinite(losses).sum())
+        assert penalty == sorted(penalties, reverse=True)[int(np.argmin(losses))]
+        assert (np.diff(losses[: tried - 1]) < 0).all()
+        assert tried == len(penalties) or losses[tried - 1] >= losses[tried - 2]
+    # The less there is to learn, the less is learnt.
+    assert probes["penalty"][0] > probes["penalty"][PLANTED]
+
+
 def test_states_are_of_the_texts_that_their_order_says(planes: Planes, corpus: Corpus, tmp_path: Path) -> None:
     straight = fit(planes, corpus, tmp_path / "straight")
     order = np.random.default_rng(1).permutation(len(corpus.texts))
