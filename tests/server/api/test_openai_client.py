@@ -267,3 +267,11 @@ def test_circuits_are_closed_where_no_admin_key_is(server: Server) -> None:
     closed = httpx.get(f"{server.url}/v1/emotions/circuits", headers={"x-emovllm-admin-key": "any"})
     assert closed.status_code == 403
     assert "start it with --admin-key" in closed.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_server_that_reads_nothing_says_so(server: Server, route: str) -> None:
+    refused = httpx.post(f"{server.url}{route}", json=body(route, emotion_readout="reply"))
+    assert refused.status_code == 400
+    assert "start it with --readout" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "emotion_readout"

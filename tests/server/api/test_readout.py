@@ -179,14 +179,6 @@ def test_other_values_are_refused(tiny_server: Server, route: str, value: Any) -
     assert "emotion_readout must be one of reply, tokens" in refused.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_server_that_reads_nothing_says_so(server: Server, route: str) -> None:
-    refused = httpx.post(f"{server.url}{route}", json=body(route, emotion_readout="reply"))
-    assert refused.status_code == 400
-    assert "start it with --readout" in refused.json()["error"]["message"]
-    assert refused.json()["error"]["param"] == "emotion_readout"
-
-
 def test_beams_are_not_read(tiny_server: Server) -> None:
     beams = body("/v1/completions", model="tiny", use_beam_search=True, n=2, emotion_readout="reply")
     refused = httpx.post(f"{tiny_server.url}/v1/completions", json=beams)

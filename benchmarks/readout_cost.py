@@ -1,0 +1,113 @@
+"""What a read-out costs: tokens per second of engines with and without one, and with requests that ask, in turns.
+
+    scripts/env python benchmarks/readout_cost.py [--model MODEL --circuit DIR] [--batch 16] [--rounds 30]
+
+Two engines of the same model and circuit, of which one reads with a probe of random weights (its values cost nothing).
+In each round both answer the same prompts: without a read-out, and on the engine that reads: with none that asks, one
+request in sixteen, and all, each of every token. Prints the geometric mean of the rounds' ratios to the first, with its
+95 % interval by bootstrap over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emovllm.circuit_files import load_circuit
+from emovllm.emotion import KEY
+from emovllm.models import NAME, resolve_model, shipped_circuits
+from emovllm.probe import Probe, ProbeSpec, fingerprint_of, save_probe
+from emovllm.progress import track
+from emovllm_offline.model.find import find_decoder
+from emovllm_offline.model.load import load
+from emovllm_server.bench.engine import VLLM_MODULE, Engine, environment
+from emovllm_server.bench.ratios import ratio
+from emovllm_server.serve import prepare_environment
+
+ASKS = {"emotion_readout": "tokens"}
+LABELS = ("neutral", "anger", "sadness", "happiness", "fear", "surprise", "disgust")
+# Of an engine, and of how many requests one asks.
+WAYS = {"without": 0, "reads, nobody asks": 0, "one in sixteen asks": 16, "all ask": 1}
+
+
+def make_probe(model: str, circuit: Path, folder: Path) -> None:
+    """Of the layer in the middle, of random weights."""
+    spec = load_circuit(circuit).spec.model
+    decoder = find_decoder(load(model)[0])
+    sites = [("mlp", number) for number, layer in enumerate(decoder.layers) if layer.down_proj is not None]
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype(np.float32)
+
+    size = spec.hidden_size
+    layer = spec.num_hidden_layers // 2
+    probe = Probe(
+        ProbeSpec(model=spec, labels=LABELS, layers=(layer,), layer=layer),
+        mean=normal(1, size),
+        scale=np.ones((1, size), np.float32),
+        weight=normal(1, len(LABELS), size),
+        bias=normal(1, len(LABELS)),
+        fingerprint=fingerprint_of(sites, decoder.projection),
+    )
+    save_probe(probe, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="default: the default model")
+    parser.add_argument("--circuit", type=Path, default=shipped_circuits() / NAME)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    prepare_environment()
+    model = resolve_model(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        make_probe(model, options.circuit, Path(folder) / "probe")
+        ours = {"circuit": str(options.circuit)}
+        reads = {**ours, "probe": str(Path(folder) / "probe")}
+        engines = [start(model, name, settings, Path(folder)) for name, settings in (("off", ours), ("on", reads))]
+        try:
+            measure(engines, options)
+        finally:
+            for engine in engines:
+                engine.close()
+
+
+def start(model: str, name: str, settings: dict[str, Any], folder: Path) -> Engine:
+    arguments = {
+        "model": model,
+        "max_model_len": 512,
+        "max_num_seqs": 64,
+        "disable_log_stats": False,
+        "additional_config": {KEY: settings},
+    }
+    env = {**environment(steered=True), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return Engine(name, VLLM_MODULE, arguments, env, folder / f"{name}.log")
+
+
+def measure(engines: list[Engine], options: argparse.Namespace) -> None:
+    random = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in track(range(options.rounds + 1), "rounds", total=options.rounds + 1):
+        prompts = random.integers(10, 1000, (options.batch, 32)).tolist()
+        for way in random.permutation(list(WAYS)):
+            every = WAYS[way]
+            fields = [ASKS if every and number % every == 0 else {} for number in range(options.batch)]
+            engine = engines[0] if way == "without" else engines[1]
+            seconds[way].append(engine.measure(prompts, fields, options.tokens)["seconds"])
+    print(f"{options.batch} requests of {options.tokens} tokens, {options.rounds} rounds: time by the time without")
+    for way, times in list(seconds.items())[1:]:
+        # The first round warms up.
+        of_rounds = np.log(np.array(times[1:]) / np.array(seconds["without"][1:]))
+        paired = ratio({"": of_rounds.tolist()})
+        print(f"{way}: {paired.mean:.4f} ({paired.low:.4f} to {paired.high:.4f})")
+
+
+if __name__ == "__main__":
+    main()
