@@ -62,6 +62,12 @@ def readout_of(completion: Any) -> Readout | None:
     return getattr(completion, "emotion_readout", None)
 
 
+def reply_readout(state: Any) -> Readout | None:
+    """The read-out of all that a request wrote so far, if it asked; state: vLLM's RequestState."""
+    collected = getattr(state, "emotion_collected", None)
+    return None if collected is None else collected.part(0, state.detokenizer.num_output_tokens())
+
+
 @patches("vllm.v1.engine.output_processor.OutputProcessor.add_request")
 def remembering(add_request: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = add_request(self, request, *args, **kwargs)

@@ -10,12 +10,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from rich.console import Console
 
 from emovllm.cli import main
 from emovllm.emotion import Wire
+from emovllm.readout import Reading, Readout
 from emovllm_server.metrics.collectors import Metrics
 from emovllm_server.top import command
 from emovllm_server.top.frame import Frame, Quantiles, Row, frame, quantile
@@ -87,6 +89,11 @@ class Server:
         return Scrape(at, parse(self.text()).samples)
 
 
+def read(server: Server, emotion: str, *probabilities: float) -> None:
+    logits = np.log(np.array([probabilities], np.float32))
+    server.metrics.read(emotion, Readout(Reading("p", 0, ("anger", "calm", "neutral")), logits))
+
+
 def row(found: Frame, emotion: str):  # type: ignore[no-untyped-def]
     return next(row for row in found.rows if row.emotion == emotion)
 
@@ -119,6 +126,27 @@ def test_two_readings_give_what_happened_between_them() -> None:
     assert 0.75 < angry.ttft.median < 1.0
     assert row(found, "none").request_rate == 0.0
     assert math.isnan(found.hit_rate)
+
+
+def test_what_replies_read_as_is_shown_where_any_were_read() -> None:
+    server = Server()
+    assert frame(server.scrape(at=5.0)).read == ()
+    server.metrics.reads(("anger", "calm", "neutral"))
+    assert frame(server.scrape(at=5.0)).read == ()
+    read(server, "anger", 0.2, 0.5, 0.3)
+    before = server.scrape(at=5.0)
+    read(server, "anger", 0.5, 0.1, 0.4)
+    read(server, "anger", 0.7, 0.1, 0.2)
+    read(server, "none", 0.2, 0.3, 0.5)
+    angry, plain = frame(server.scrape(at=7.0), before).read
+    assert (angry.emotion, angry.replies, angry.leads) == ("anger", 2, 1.0)
+    assert dict(angry.means) == pytest.approx({"anger": 0.6, "neutral": 0.3, "calm": 0.1})
+    assert [label for label, _ in plain.means] == ["neutral", "calm", "anger"]
+    assert math.isnan(plain.leads)
+    console = Console(width=80, file=io.StringIO())
+    console.print(view(frame(server.scrape(at=7.0)), "http://h:1"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "66.7% anger 47%, neutral 30%, calm 23%" in text
 
 
 def test_a_server_started_anew_has_no_earlier_reading() -> None:

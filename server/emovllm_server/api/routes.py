@@ -116,7 +116,10 @@ class EmotionRoutes:
         if configured and served is None:
             raise Unsupported("a circuit is configured, but this server's engine has none")
         state.emotions = served
-        install(engine_client, served.circuits if served is not None else {})
+        if served is not None:
+            install(engine_client, served.circuits, served.reading)
+        else:
+            install(engine_client, {})
         state.emotion_admin_key = os.environ.get(ADMIN_KEY) or None
         state.emotion_admin = None
         if served is not None and state.emotion_admin_key is not None:

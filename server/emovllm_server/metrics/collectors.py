@@ -7,16 +7,20 @@ processes, and each of those must find it set. They lie in the default registry,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from emovllm.emotion import NONE, Wire
 from emovllm.errors import Reason
+from emovllm.readout import Readout
 from emovllm.spec import CircuitSpec
 
 # A value of the label `emotion`, beside `none` and the circuits' own names.
 MIX = "mix"
+# Of a probe's labels, the one that says that there is no emotion.
+NEUTRAL = "neutral"
 # vLLM's, as its `FinishReason` prints them.
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 REFUSALS: tuple[str, ...] = (*get_args(Reason), "other")
@@ -82,6 +86,24 @@ class Metrics:
         self.refusals = Counter(
             "emovllm_refusals", "Requests refused for their emotion fields.", ("reason",), registry=registry
         )
+        self.replies = Counter(
+            "emovllm_readout_replies",
+            "Replies of requests that asked for a read-out, aborted ones apart.",
+            ("emotion",),
+            registry=registry,
+        )
+        self.probability = Counter(
+            "emovllm_readout_probability",
+            "What those replies read as: each one's mean probability of a label over its tokens, summed.",
+            ("emotion", "label"),
+            registry=registry,
+        )
+        self.leads = Counter(
+            "emovllm_readout_leads",
+            "Those replies that read as the emotion asked for before all other labels, neutral apart.",
+            ("emotion",),
+            registry=registry,
+        )
         # An Info does not work with several processes.
         self.circuit = Gauge(
             "emovllm_circuit_info",
@@ -98,6 +120,7 @@ class Metrics:
             multiprocess_mode="mostrecent",
         )
         self._recommended: dict[str, dict[str, float]] = {}  # by digest
+        self._labels: tuple[str, ...] = ()
         # What is 0 is there from the start: a rate over a series that appears with its first event misses it.
         for reason in REFUSALS:
             self.refusals.labels(reason)
@@ -110,6 +133,25 @@ class Metrics:
         for reason in FINISH_REASONS:
             self.requests.labels(emotion, reason)
             self.tokens.labels(emotion, reason)
+        if self._labels:
+            self._expect_readouts(emotion)
+
+    def _expect_readouts(self, emotion: str) -> None:
+        self.replies.labels(emotion)
+        for label in self._labels:
+            self.probability.labels(emotion, label)
+        if self._can_lead(emotion):
+            self.leads.labels(emotion)
+
+    def _can_lead(self, emotion: str) -> bool:
+        """An emotion that the probe does not know has no share of 0."""
+        return emotion in self._labels and emotion not in (NONE, MIX)
+
+    def reads(self, labels: Sequence[str]) -> None:
+        """Replies may be read from here on, by these labels of a probe. Before any circuit is told of."""
+        self._labels = tuple(labels)
+        for emotion in (NONE, MIX):
+            self._expect_readouts(emotion)
 
     def circuit_info(self, name: str, digest: str, spec: CircuitSpec, *, loaded: bool = True) -> None:
         """A circuit's requests are counted from here on; `loaded=False` says that it serves no longer."""
@@ -138,6 +180,18 @@ class Metrics:
         self.tokens.labels(emotion, reason).inc(tokens)
         if reason != "abort":
             self.e2e.labels(emotion).observe(e2e)
+
+    def read(self, emotion: str, readout: Readout) -> None:
+        """`readout`: of a whole reply."""
+        reply = readout.reply
+        if not reply:
+            return
+        self.replies.labels(emotion).inc()
+        for label, value in reply.items():
+            self.probability.labels(emotion, label).inc(value)
+        others = [value for label, value in reply.items() if label not in (emotion, NEUTRAL)]
+        if self._can_lead(emotion) and reply[emotion] > max(others, default=0.0):
+            self.leads.labels(emotion).inc()
 
     def timed(self, emotion: str, ttft: float, decode: float, tokens: int) -> None:
         """`ttft`, `decode` (from the first to the last of `tokens` tokens): seconds."""

@@ -7,19 +7,23 @@ from typing import Any
 
 from emovllm import __version__
 from emovllm.catalogue import Served
+from emovllm.readout import Reading
 from emovllm_server.metrics.collectors import circuit_info, metrics
 from emovllm_server.metrics.requests import watch
 
 
-def install(engine_client: Any, circuits: Mapping[str, Served]) -> None:
+def install(engine_client: Any, circuits: Mapping[str, Served], reading: Reading | None = None) -> None:
     """Counts this API server process's requests from now on. Idempotent.
 
     Args:
         circuits: the circuits served, by name.
+        reading: what requests may ask to read, if anything.
     """
     import vllm
 
     metrics().build.labels(__version__, vllm.__version__).set(1)
+    if reading is not None:
+        metrics().reads(reading.labels)
     for name, served in circuits.items():
         circuit_info(name, served.digest, served.spec)
     if engine_client is not None:

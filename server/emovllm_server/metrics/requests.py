@@ -12,6 +12,7 @@ from typing import Any
 
 from emovllm.emotion import Wire
 from emovllm.engine.patching import patches
+from emovllm.engine.transport import reply_readout
 from emovllm_server.metrics.collectors import metrics
 
 
@@ -85,3 +86,6 @@ def _end(request_id: str, reason: str) -> None:
         tokens = stats.num_generation_tokens
         metrics().timed(request.emotion, stats.first_token_latency, stats.last_token_ts - stats.first_token_ts, tokens)
     metrics().ended(request.emotion, reason, tokens, time.time() - request.arrival)
+    # A reply that was given up is none that anybody got whole.
+    if reason != "abort" and (readout := reply_readout(request.state)) is not None:
+        metrics().read(request.emotion, readout)

@@ -34,9 +34,23 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadRow:
+    """What the replies of one emotion read as.
+
+    leads: the share that reads as the emotion asked for before all others; NaN for `none`, `mix`, and an emotion that
+        the probe does not know. means: the mean probability of each label, the largest first.
+    """
+
+    emotion: str
+    replies: int
+    leads: float
+    means: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """`seconds` between the readings, None for the time since the server's start. Uses and rates of hits are 0 to 1,
-    NaN where unknown; `refusals` are since the server's start."""
+    NaN where unknown; `refusals` are since the server's start. `read` is empty where no reply was read."""
 
     seconds: float | None
     rows: tuple[Row, ...]
@@ -46,6 +60,7 @@ class Frame:
     refusals: Mapping[str, int]
     circuits: tuple[str, ...]
     version: str
+    read: tuple[ReadRow, ...] = ()
 
 
 def frame(now: Scrape, before: Scrape | None = None) -> Frame:
@@ -67,6 +82,7 @@ def frame(now: Scrape, before: Scrape | None = None) -> Frame:
         refusals={labels["reason"]: int(value) for labels, value in now.series("emovllm_refusals_total") if value},
         circuits=tuple(labels["name"] for labels, value in now.series("emovllm_circuit_info") if value),
         version=f"emovllm {build.get('version', '?')}, vLLM {build.get('vllm_version', '?')}",
+        read=tuple(row for name in emotions if (row := _read_row(name, now, before)) is not None),
     )
 
 
@@ -106,6 +122,20 @@ def _row(emotion: str, now: Scrape, before: Scrape | None, seconds: float | None
         tpot=quantiles("emovllm_time_per_output_token_seconds"),
         e2e=quantiles("emovllm_e2e_request_latency_seconds"),
     )
+
+
+def _read_row(emotion: str, now: Scrape, before: Scrape | None) -> ReadRow | None:
+    replies = _change(now, before, "emovllm_readout_replies_total", emotion=emotion)
+    if not replies:
+        return None
+    probability, leads = "emovllm_readout_probability_total", "emovllm_readout_leads_total"
+    means = {
+        label: _change(now, before, probability, emotion=emotion, label=label) / replies
+        for label in now.values(probability, "label")
+    }
+    leading = _change(now, before, leads, emotion=emotion) if emotion in now.values(leads, "emotion") else math.nan
+    ordered = sorted(means.items(), key=lambda item: -item[1])
+    return ReadRow(emotion, int(replies), leading / replies, tuple(ordered))
 
 
 def _change(now: Scrape, before: Scrape | None, name: str, **where: str) -> float:

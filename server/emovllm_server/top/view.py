@@ -8,7 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emovllm_server.top.frame import Frame, Quantiles, Row
+from emovllm_server.top.frame import Frame, Quantiles, ReadRow, Row
+
+# Of what replies read as, the first.
+_LABELS = 3
 
 
 def view(frame: Frame, url: str, trouble: str | None = None) -> RenderableType:
@@ -28,10 +31,25 @@ def view(frame: Frame, url: str, trouble: str | None = None) -> RenderableType:
         f"KV cache used {_percent(frame.kv_use)}   prefix cache hits {_percent(frame.hit_rate)}   "
         f"waiting {frame.waiting}\nrefusals since the server's start: {refused}"
     )
-    parts: list[RenderableType] = [head, table, Text(foot)]
+    parts: list[RenderableType] = [head, table]
+    if frame.read:
+        parts.append(_read_table(frame.read))
+    parts.append(Text(foot))
     if trouble:
         parts.append(Text(trouble, style="bold red"))
     return Group(*parts)
+
+
+def _read_table(rows: tuple[ReadRow, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("emotion", overflow="fold", min_width=9, header_style="bold")
+    for name in ("replies read", "asked leads"):
+        table.add_column(name, justify="right", no_wrap=True, header_style="bold")
+    table.add_column("the model reads as", overflow="fold", header_style="bold")
+    for row in rows:
+        means = ", ".join(f"{label} {value:.0%}" for label, value in row.means[:_LABELS])
+        table.add_row(row.emotion, str(row.replies), _percent(row.leads), means)
+    return table
 
 
 def _cells(row: Row) -> list[str]:

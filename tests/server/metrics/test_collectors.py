@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from emovllm import __version__
 from emovllm.catalogue import Served
 from emovllm.emotion import Wire
+from emovllm.engine import transport
+from emovllm.readout import Reading
 from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm_server.metrics import collectors, requests
 from emovllm_server.metrics.install import install
@@ -31,6 +34,8 @@ SPEC = CircuitSpec(
     ),
     emotions=(EmotionSpec(name="anger", recommended=2.0, maximal=4.0), EmotionSpec(name="fear", recommended=0.5)),
 )
+LABELS = ("anger", "calm", "neutral")
+READING = Reading("p" * 64, 0, LABELS)
 
 
 class Counted:
@@ -72,12 +77,12 @@ class Engine:
 
         self.processor = OutputProcessor(None, log_stats=log_stats)
 
-    def request(self, name: str, weights: dict[str, float] | None = None, **fields: Any) -> Any:
+    def request(self, name: str, weights: dict[str, float] | None = None, reads: bool = False, **fields: Any) -> Any:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        wire = Wire(DIGEST, weights, "generation") if weights else None
-        params = SamplingParams(detokenize=False, extra_args={"emovllm": wire} if wire else None)
+        wire = Wire(DIGEST, weights or {}, "generation", reading=READING if reads else None)
+        params = SamplingParams(detokenize=False, extra_args={"emovllm": wire} if weights or reads else None)
         given: dict[str, Any] = {"sampling_params": params, "pooling_params": None, "external_req_id": name, **fields}
         return EngineCoreRequest(
             request_id=name,
@@ -92,6 +97,19 @@ class Engine:
 
     def add(self, name: str, weights: dict[str, float] | None = None, **fields: Any) -> None:
         self.processor.add_request(self.request(name, weights, **fields), None)
+
+    def read(self, name: str, *probabilities: tuple[float, ...], reason: str | None = None) -> None:
+        """One step's tokens of a request, by what the states that wrote them read as."""
+        from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+        rows = np.log(np.array(probabilities, np.float32))
+        sent = EngineCoreOutput(
+            name,
+            [5] * len(rows),
+            finish_reason=FinishReason[reason.upper()] if reason else None,
+            kv_transfer_params={"emovllm_readout": rows.tobytes()},
+        )
+        self.processor.process_outputs([sent], 10.0, None)
 
     def step(self, at: float, *outputs: tuple[str, int, str | None]) -> None:
         """One step's tokens, `at` seconds of the engine's clock: each request's name, number and finish reason."""
@@ -109,10 +127,12 @@ class Engine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     from vllm.v1.engine.output_processor import OutputProcessor
 
-    for name in ("add_request", "abort_requests", "_update_stats_from_finished"):
+    for name in ("add_request", "abort_requests", "process_outputs", "_update_stats_from_finished"):
         monkeypatch.setattr(OutputProcessor, name, getattr(OutputProcessor, name))  # to be put back
     for _ in range(2):
         requests.watch(log_stats=True)
+    transport.remembering.install()
+    transport.taking.install()
     yield Engine()
     assert requests._running == {}
 
@@ -248,6 +268,68 @@ def test_without_vllms_statistics_all_but_the_times_of_tokens_is_counted(counted
         ("emotion_strength_count", "anger"): 1,
         ("e2e_request_latency_seconds_count", "anger"): 1,
     }
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """What is counted where replies may be read."""
+    registry = CollectorRegistry()
+    monkeypatch.setattr(collectors, "_metrics", collectors.Metrics(registry))
+    install(None, {"first": Served("first", SPEC, DIGEST, frozenset(), 0)}, READING)
+    return Counted(registry)
+
+
+def test_what_replies_read_as_is_counted_by_the_emotion_asked_for(reading: Counted, engine: Engine) -> None:
+    quiet = Engine(log_stats=False)
+    quiet.add("angry", {"anger": 3.0}, reads=True)
+    quiet.add("calm", {"anger": 1.0}, reads=True)
+    quiet.add("plain", reads=True)
+    quiet.add("both", {"anger": 1.0, "fear": 0.5}, reads=True)
+    quiet.add("unasked", {"anger": 3.0})
+    quiet.read("angry", (0.25, 0.25, 0.5))
+    # Of its emotions, what leads is what it reads as over the whole reply, neutral apart.
+    quiet.read("angry", (0.35, 0.25, 0.4), (0.3, 0.1, 0.6), reason="stop")
+    quiet.read("calm", (0.25, 0.5, 0.25), reason="length")
+    quiet.read("plain", (0.5, 0.25, 0.25), reason="length")
+    quiet.read("both", (0.5, 0.25, 0.25), reason="length")
+    quiet.step(10.0, ("unasked", 1, "length"))
+    changed = {key: value for key, value in reading.deltas().items() if key[0].startswith("readout_")}
+    assert changed == {
+        ("readout_replies_total", "anger"): 2,
+        ("readout_replies_total", "none"): 1,
+        ("readout_replies_total", "mix"): 1,
+        ("readout_leads_total", "anger"): 1,
+        ("readout_probability_total", "anger", "anger"): pytest.approx(0.3 + 0.25),
+        ("readout_probability_total", "anger", "calm"): pytest.approx(0.2 + 0.5),
+        ("readout_probability_total", "anger", "neutral"): pytest.approx(0.5 + 0.25),
+        **{
+            ("readout_probability_total", emotion, label): value
+            for emotion in ("none", "mix")
+            for label, value in zip(LABELS, (0.5, 0.25, 0.25), strict=True)
+        },
+    }
+
+
+def test_a_reply_that_was_given_up_is_not_counted_as_read(reading: Counted, engine: Engine) -> None:
+    engine.add("early", {"anger": 3.0}, reads=True)
+    engine.add("late", {"anger": 3.0}, reads=True)
+    engine.read("late", (0.5, 0.25, 0.25))
+    engine.processor.abort_requests(["early", "late"], internal=True)
+    assert reading.value("emovllm_requests_total", emotion="anger", finish_reason="abort") == 2
+    assert reading.value("emovllm_readout_replies_total", emotion="anger") == 0
+
+
+def test_what_is_read_has_its_series_from_the_start_and_only_where_anything_is(
+    reading: Counted, counted: Counted
+) -> None:
+    for emotion in ("anger", "fear", "none", "mix"):
+        assert reading.value("emovllm_readout_replies_total", emotion=emotion) == 0
+        assert counted.value("emovllm_readout_replies_total", emotion=emotion) is None
+        # The probe knows no fear.
+        leads = reading.value("emovllm_readout_leads_total", emotion=emotion)
+        assert leads == (0 if emotion == "anger" else None)
+        for label in LABELS:
+            assert reading.value("emovllm_readout_probability_total", emotion=emotion, label=label) == 0
 
 
 def test_refusals_are_counted_under_a_bounded_set_of_reasons(counted: Counted) -> None:

@@ -106,6 +106,30 @@ def test_requests_tokens_times_and_strengths_are_counted_exactly(server: Server)
     }
 
 
+def test_replies_that_are_read_are_counted_as_they_were_told(tiny_server: Server) -> None:
+    before = settled(tiny_server)
+    asked: dict[str, Any] = {"model": "tiny", "emotion_readout": "reply"}
+    told = [complete(tiny_server, **asked, emotion=name) for name in ("anger", "anger", None, {"anger": 1, "fear": 1})]
+    complete(tiny_server, model="tiny", emotion="anger")
+    after = settled(tiny_server)
+    read = [choice["emotion_readout"]["reply"] for reply in told for choice in reply["choices"]]
+
+    def change(name: str, **labels: str) -> float:
+        name = f"emovllm_readout_{name}_total"
+        return after.total(name, **labels) - before.total(name, **labels)
+
+    for emotion, replies in (("anger", read[:2]), ("none", read[2:3]), ("mix", read[3:])):
+        assert change("replies", emotion=emotion) == len(replies)
+        for label in replies[0]:
+            assert change("probability", emotion=emotion, label=label) == pytest.approx(
+                sum(reply[label] for reply in replies)
+            )
+    leads = sum(
+        max((value, label) for label, value in reply.items() if label != "neutral")[1] == "anger" for reply in read[:2]
+    )
+    assert change("leads") == change("leads", emotion="anger") == leads
+
+
 def test_a_client_that_leaves_counts_as_aborted_and_one_that_stays_does_not(server: Server) -> None:
     with counting(server) as changes:
         leave_after_the_first_token(server, emotion="disgust")
@@ -175,13 +199,20 @@ def test_labels_are_bounded(server: Server) -> None:
             assert set(found.values(name, "reason")) <= set(REFUSALS), name
 
 
-def test_the_dashboard_asks_for_what_the_server_tells(server: Server) -> None:
-    found = scrape(address(server.url))
+def test_the_dashboard_asks_for_what_a_server_that_reads_tells(tiny_server: Server) -> None:
+    found = scrape(address(tiny_server.url))
     asked = [expression for _, expression in queries(DASHBOARD)]
     assert len(asked) > 10
     assert {expression: lack for expression in asked if (lack := missing(expression, found))} == {}
     assert missing("rate(emovllm_gone[1m])", found) == ["emovllm_gone"]
     assert missing('sum by (colour) (emovllm_refusals_total{reason="other"})', found) == ["colour"]
+
+
+def test_a_server_that_reads_nothing_tells_all_but_what_is_read(server: Server) -> None:
+    found = scrape(address(server.url))
+    asked = [expression for _, expression in queries(DASHBOARD)]
+    read = [expression for expression in asked if "emovllm_readout_" in expression]
+    assert [expression for expression in asked if missing(expression, found)] == read != []
 
 
 def test_top_shows_the_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
