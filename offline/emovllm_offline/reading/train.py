@@ -80,7 +80,7 @@ def run(model: str | None, data: ProbeData, out: Path, settings: Settings, into:
     """
     # What can fail quickly does so before the model is loaded.
     corpus = data.load(settings.fitting)
-    circuit = None if into is None else load_circuit(into).spec.model
+    circuit = None if into is None else _circuits_model(into)
     loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder = find_decoder(loaded.network)
     if circuit is not None:
@@ -181,6 +181,13 @@ def save(trained: Trained, out: Path) -> None:
     save_probe(trained.probe, out)
     trained.results.save(out)
     write_report(trained.results, out)
+
+
+def _circuits_model(folder: Path) -> ModelSpec:
+    """Raises: ProbeError, CircuitError."""
+    if not folder.is_dir():
+        raise ProbeError(f"{folder}: no folder; give --into the folder of a circuit")
+    return load_circuit(folder).spec.model
 
 
 def require_same(circuit: ModelSpec, model: ModelSpec, place: str) -> None:

@@ -22,7 +22,7 @@ from emovllm_offline.reading.prompts import reads_of
 from emovllm_offline.reading.results import Results
 from emovllm_offline.reading.settings import Fitting, Reading
 from emovllm_offline.reading.states import states_of
-from emovllm_offline.reading.train import Settings, Trained, require_same, save, train
+from emovllm_offline.reading.train import ProbeData, Settings, Trained, require_same, run, save, train
 
 ENDINGS = {"calm": ("quiet", "well"), "pride": ("proud", "good"), "boredom": ("dull", "no")}
 
@@ -133,3 +133,11 @@ def test_a_circuit_of_another_model_gets_no_probe(decoder: Decoder) -> None:
     other = ours.model_copy(update={"id": "tiny/other", "vocab_size": 7})
     with pytest.raises(ProbeError, match=r"another model \(id tiny/other there, tiny/model here; vocab_size 7 "):
         require_same(other, ours, "circuit")
+
+
+def test_a_circuit_that_is_no_folder_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    rows = [{"text": f"{label} {number}", "label": label} for label in ("joy", "fear") for number in range(30)]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ProbeError, match="missing: no folder"):
+        run("no model", ProbeData(data), tmp_path / "out", Settings(), into=tmp_path / "missing")
