@@ -21,6 +21,9 @@ OPTIONS: dict[str, tuple[str, list[str], Any]] = {
     "admin_key": ("admin-key: secret", ["--admin-key", "other"], "secret"),
     "circuit_root": ("circuit-root: /srv", ["--circuit-root", "/other"], "/srv"),
     "injection_kernel": ("injection-kernel: mm", ["--injection-kernel", "fused"], "mm"),
+    "readout": ("readout: true", ["--no-readout"], True),
+    "probe": ("probe: some/folder", ["--probe", "other"], "some/folder"),
+    "readout_layer": ("readout-layer: 7", ["--readout-layer", "9"], 7),
 }
 
 
@@ -60,6 +63,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path, name: str) -> Non
     [
         ("circuit: [a=x/a, b=x/b]", "circuit", ["a=x/a", "b=x/b"]),
         ("circuit:\n  a: x/a\n  b: x/b", "circuit", ["a=x/a", "b=x/b"]),
+        ("readout: false", "readout", False),
         ("emotions: [anger, b/fear]", "emotions", "anger,b/fear"),
         ("emotions:\n- anger", "emotions", "anger"),
         ("default-emotion: {anger: 0.5, fear: -0.5}", "default_emotion", '{"anger": 0.5, "fear": -0.5}'),
@@ -89,6 +93,8 @@ def test_a_file_given_with_an_equals_sign_is_read(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("max-strength: lots", "argument --max-strength: invalid float value: 'lots'"),
+        ("readout: maybe", "argument --readout/--no-readout: ignored explicit argument 'maybe'"),
+        ("readout-layer: last", "argument --readout-layer: invalid int value: 'last'"),
         ("max-strength: false", "unrecognized arguments: --no-max-strength"),
         ("circuit: null", "argument --circuit: expected one argument"),
         ("emotion-capacity: [1]", "argument --emotion-capacity: invalid int value"),

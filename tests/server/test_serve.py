@@ -63,6 +63,19 @@ def test_what_the_additional_configuration_holds_is_kept_beside_the_circuit_and_
     assert named.additional_config == {"emovllm": {"circuit": "mine"}}
 
 
+def test_what_is_to_be_read_reaches_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("readout: true\nreadout-layer: 7\n")
+    expected = {"readout": True, "readout_layer": 7, "circuit": SHIPPED}
+    assert filled("--config", str(path)).additional_config == {"emovllm": expected}
+    off = {"emovllm": {"readout": False, "circuit": SHIPPED}}
+    path.write_text("readout: false\n")
+    assert filled("--config", str(path)).additional_config == off
+    # A probe alone needs no circuit, and of another model none is asked for.
+    alone = filled("some/model", "--probe", str(tmp_path), "--readout-layer", "3")
+    assert alone.additional_config == {"emovllm": {"probe": str(tmp_path), "readout_layer": 3}}
+
+
 def test_limits_in_a_file_reach_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text("port: 8123\nmax-strength: 0.5\ndefault-emotion: {anger: 0.5}\nemotions: [anger, fear]\n")
@@ -78,6 +91,9 @@ def test_limits_in_a_file_reach_the_engine(tmp_path: Path) -> None:
         ([""], "the model's name is empty"),
         (["--model", " "], "the model's name is empty"),
         (["--circuit", ""], "--circuit is empty"),
+        (["--readout-layer", "3"], "--readout-layer 3: nothing is read; add --readout, or --probe DIR"),
+        (["--readout-layer", "3", "--no-readout"], "--readout-layer 3: nothing is read"),
+        (["--additional-config", '{"emovllm": {"readout_layer": 3}}'], "--readout-layer 3: nothing is read"),
         (["--additional-config", "[1]"], "--additional-config must be a JSON object"),
         (["--additional-config", '{"emovllm": true}'], "'emovllm' must be a JSON object"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from emovllm.cli import main
@@ -47,6 +48,9 @@ GOOD = {
     "xargs": (CHAT, chat(vllm_xargs={"emotion": "anger"})),
     "completion": (COMPLETIONS, {**PLAIN, "prompt": "the rain", "max_tokens": 24, "emotion": "fear"}),
     "without version": ("/chat/completions", chat(emotion="anger")),
+    "read": (CHAT, chat(emotion="anger", emotion_readout="tokens")),
+    "read plain": (COMPLETIONS, {**PLAIN, "prompt": "the rain", "max_tokens": 24, "emotion_readout": "reply"}),
+    "read response": (RESPONSES, {**PLAIN, "input": "rain", "max_output_tokens": 24, "emotion_readout": "tokens"}),
     "response": (RESPONSES, {**PLAIN, "input": "rain", "max_output_tokens": 24, "emotion": "fear"}),
 }
 BAD = {
@@ -71,11 +75,30 @@ def text(url: str, body: dict[str, Any]) -> str:
     return str(choice["text"] if url == COMPLETIONS else choice["message"]["content"])
 
 
+def readout(url: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = (body if url == RESPONSES else body["choices"][0]).get("emotion_readout")
+    return found
+
+
 def replies(path: Path) -> dict[str, Any]:
     """Every line is whole, at any time."""
     found = [json.loads(row) for row in path.read_text().splitlines()]
     assert len({reply["custom_id"] for reply in found}) == len(found)
     return {reply["custom_id"]: reply for reply in found}
+
+
+def check_same_readout(batch: Any, served: Any, asked: dict[str, Any]) -> None:
+    detail = asked.get("emotion_readout")
+    if detail is None:
+        assert batch is served is None
+        return
+    assert len(batch.get("tokens", [])) == (asked.get("max_tokens") or 24 if detail == "tokens" else 0)
+    np.testing.assert_allclose(batch.get("tokens", []), served.get("tokens", []), atol=1e-4)
+    for name in ("prompt", "reply"):
+        assert batch[name] == pytest.approx(served[name], abs=1e-4)
+    assert [batch[name] for name in ("probe", "layer", "labels")] == [
+        served[name] for name in ("probe", "layer", "labels")
+    ]
 
 
 @pytest.mark.engine
@@ -121,6 +144,7 @@ def test_an_interrupted_batch_goes_on_and_replies_as_the_server_does(
         assert after[name]["response"]["status_code"] == 200, after[name]
         assert after[name]["error"] is None
         assert text(route, after[name]["response"]["body"]) == text(route, served), name
+        check_same_readout(readout(route, after[name]["response"]["body"]), readout(route, served), asked=body)
     distinct = {text(CHAT, after[name]["response"]["body"]) for name in ("plain", *SIX)}
     assert len(distinct) == 7
     for name, (_, parameter, message) in BAD.items():
