@@ -14,25 +14,34 @@ from emovllm.errors import Unsupported
 
 
 class LLM(vllm.LLM):
-    """vLLM's `LLM`, which steers or does not start.
+    """vLLM's `LLM`, which steers and reads as it is told, or does not start.
 
     vLLM leaves out the plugins that VLLM_PLUGINS does not name, and its own `LLM` would then serve the plain model.
     """
 
-    def __init__(self, model: str, *args: Any, circuit: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: str, *args: Any, circuit: Any = None, readout: bool | None = None, probe: Any = None, **kwargs: Any
+    ) -> None:
         """Takes all that vLLM's takes.
 
         Args:
             circuit: a folder or a Hugging Face repository id; or several, by name. Further settings go with
-                `additional_config={"emovllm": {...}}`, as may the circuit.
+                `additional_config={"emovllm": {...}}`, as may these.
+            readout: whether requests may ask what the probe in the circuit's folder reads; a completion of one that did
+                has it as `emotion_readout` (`emovllm.readout.Readout`).
+            probe: the same with another probe, by its folder; there may be no circuit then.
         Raises: Unsupported, CircuitError.
         """
         additional = dict(kwargs.pop("additional_config", None) or {})
         settings = dict(additional.get(KEY) or {})
-        if circuit is not None:
-            settings["circuit"] = os.fspath(circuit) if isinstance(circuit, os.PathLike) else circuit
-        if not settings.get("circuit"):
-            raise Unsupported("no circuit: give circuit=, a folder or a Hugging Face repository id")
+        given = {"circuit": circuit, "readout": readout, "probe": probe}
+        settings |= {
+            name: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for name, value in given.items()
+            if value is not None
+        }
+        if not settings.get("circuit") and not settings.get("probe"):
+            raise Unsupported("no circuit: give circuit=, a folder or a Hugging Face repository id (or probe= alone)")
         plugin.register()
         super().__init__(model, *args, additional_config={**additional, KEY: settings}, **kwargs)
         if served_by(self.llm_engine.vllm_config) is None:

@@ -132,7 +132,7 @@ def test_what_vllm_compiled_ahead_of_time_is_loaded_for_no_other_graph(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "emovllm.circuit: Field required"),
+        ({}, "emovllm: Value error, no circuit: name a folder or a Hugging Face repository id"),
         ({"circuit": ""}, "emovllm.circuit: String should have at least 1"),
         ({"circuit": {}}, "emovllm.circuit"),
         ({"circuit": {"a/b": "x"}}, "emovllm.circuit"),
@@ -358,17 +358,23 @@ def test_small_projections_in_bfloat16_run_on_every_processor(tiny: str, circuit
 _LISTED = """
 from emovllm import LLM
 from vllm import SamplingParams, TokensPrompt
-llm = LLM({model!r}, circuit={circuit!r}, skip_tokenizer_init=True, max_model_len=128, enforce_eager=True,
+from emovllm.readout import Readout
+llm = LLM({model!r}, circuit={circuit!r}, readout=True, skip_tokenizer_init=True, max_model_len=128, enforce_eager=True,
           dtype="float32")
-def reply(**fields):
-    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, extra_args=fields or None)
-    return list(llm.generate([TokensPrompt(prompt_token_ids=[5, 6, 7])], params)[0].outputs[0].token_ids)
-print("RESULT", reply() != reply(emotion="anger"))
+def reply(n=1, **fields):
+    params = SamplingParams(n=n, seed=1, temperature=n - 1, max_tokens=8, ignore_eos=True, extra_args=fields or None)
+    return llm.generate([TokensPrompt(prompt_token_ids=[5, 6, 7])], params)[0].outputs
+plain, angry = reply()[0], reply(emotion="anger")[0]
+read = [each.emotion_readout for each in reply(2, emotion="anger", emotion_readout="tokens")]
+print("RESULT", plain.token_ids != angry.token_ids, hasattr(angry, "emotion_readout"), len(read),
+      all(isinstance(each, Readout) and len(each.tokens()) == 8 for each in read), read[0].prompt == read[1].prompt,
+      read[0].reply == read[1].reply)
 """
 
 
 @pytest.mark.engine
-def test_our_llm_steers_although_other_plugins_alone_are_named(tiny: str, circuit: Path) -> None:
+def test_our_llm_steers_and_reads_although_other_plugins_alone_are_named(tiny: str, tmp_path: Path) -> None:
+    circuit = random_circuit(tiny, tmp_path / "circuit", scale=1.0, probe=True)
     result = subprocess.run(
         [sys.executable, "-c", _LISTED.format(model=tiny, circuit=str(circuit))],
         capture_output=True,
@@ -382,7 +388,8 @@ def test_our_llm_steers_although_other_plugins_alone_are_named(tiny: str, circui
         },
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "RESULT True" in result.stdout
+    # Two replies to one prompt, which were written after the same first state.
+    assert "RESULT True False 2 True True False" in result.stdout
 
 
 def test_our_llm_needs_a_circuit() -> None:
