@@ -46,6 +46,10 @@ _COMMANDS = {
     "probe train": ("emovllm_offline.commands.probe_train", "train probes of a model's hidden states, layer by layer"),
     "probe compare": ("emovllm_offline.commands.probe_compare", "compare a probe with what the model itself answers"),
     "probe prompts": ("emovllm_offline.commands.probe_prompts", "measure how system prompts move what a probe reads"),
+    "probe separate": (
+        "emovllm_offline.commands.probe_separate",
+        "measure how far apart emotions lie in hidden states",
+    ),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
 # Of commands of two words, what the first stands for.

@@ -24,6 +24,11 @@ def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytes
     # Two scenarios of three events, every other reply of which shows no fear.
     assert f"{elicited}: 3 of 6 scenario-events are complete" in printed()
 
+    ran = ("--replies", elicited, "--max-tokens", "1024", "--out", tmp_path / "apart")
+    assert walk("probe separate", walk.model, *told, *ran) == 0
+    assert printed().startswith(f"{tmp_path / 'apart'}: ")
+    assert "| own turn |" in (tmp_path / "apart" / "report.md").read_text()
+
     for stage in ("activations", "heads", "importance"):
         assert walk.discover(circuit, "--replies", elicited, "--stage", stage) == 0
         assert printed() == f"{circuit}.work: {stage} done\n"

@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from emovllm.errors import DataError
 from emovllm.files import read_text
+from emovllm_offline.data.texts import SYNONYMS
 from emovllm_offline.storage.json_lines import Id, read_json_lines
 
-# What data sets call the emotions that our styles name otherwise.
-SYNONYMS = {"joy": "happiness"}
 _LABELS = "labels.txt"
 
 Label = Annotated[str, Field(min_length=1, pattern=r"\S")]

@@ -12,9 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from emovllm.errors import DataError
 from emovllm.files import read_text
 from emovllm.probe import Label
-from emovllm_offline.data.labelled import SYNONYMS
 from emovllm_offline.storage.json_lines import Id, parse_json_lines
 
+# What data sets call the emotions that our styles name otherwise.
+SYNONYMS = {"joy": "happiness"}
 _LABELS = "labels.txt"
 
 
