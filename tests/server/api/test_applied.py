@@ -150,5 +150,6 @@ def test_the_description_has_the_fields_with_their_types(server: Server) -> None
         assert {"type": "string"} in fields["emotion"]["anyOf"]
         assert {"type": "number"} in fields["emotion_strength"]["anyOf"]
         assert fields["emotion_scope"]["anyOf"][0]["enum"] == ["generation", "prompt_last", "all"]
+        assert fields["emotion_readout"]["anyOf"][0]["enum"] == ["reply", "tokens"]
     listed = described["paths"]["/v1/emotions"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert listed["$ref"].endswith("/EmotionList")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import given, settings
 
+from support.bodies import ROUTES, body
 from support.servers import Server
 
 pytestmark = pytest.mark.engine
@@ -22,6 +25,23 @@ def operations(tiny_server: Server) -> dict[str, Any]:
 
 def test_our_routes_are_described(operations: dict[str, Any]) -> None:
     assert "GET /v1/emotions" in operations
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_read_outs_are_as_they_are_described(tiny_server: Server, route: str) -> None:
+    described = httpx.get(f"{tiny_server.url}/openapi.json").json()
+    answer = described["paths"][route]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    request = body(route, model="tiny", emotion_readout="tokens")
+    told = httpx.post(f"{tiny_server.url}{route}", json=request, timeout=60).json()
+    whole = {**answer, "components": described["components"]}
+    jsonschema.validate(told, whole)
+    readout = (told if route == "/v1/responses" else told["choices"][0])["emotion_readout"]
+    model = described["components"]["schemas"]["EmotionReadout"]
+    assert set(readout) == set(model["properties"])
+    # What is described is what is looked at.
+    readout["layer"] = "the best"
+    with pytest.raises(jsonschema.ValidationError, match="'the best' is not of type 'integer'"):
+        jsonschema.validate(told, whole)
 
 
 def _ask(cases: Any) -> None:
