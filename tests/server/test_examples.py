@@ -32,6 +32,19 @@ def test_serve_and_ask_shows_every_way_to_ask(server: Server) -> None:
     assert "unknown emotion 'boredom'" in replies["boredom"]
 
 
+def test_read_while_writing_tells_a_label_a_token(tiny_server: Server) -> None:
+    command = [sys.executable, str(EXAMPLES / "read_while_writing.py"), "--base-url", f"{tiny_server.url}/v1"]
+    done = subprocess.run(
+        [*command, "--emotion", "anger", "--max-tokens", "6"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    *tokens, prompt, reply = done.stdout.splitlines()
+    assert sum(line.count("%") for line in tokens) == 6
+    # What wrote the first token is the state that had read the prompt.
+    assert tokens[0].split(": ")[-1].split(", ")[0] == prompt.removeprefix("the prompt: ")
+    assert reply.startswith("the reply: ")
+
+
 def test_batch_evaluate_answers_its_lines_and_evaluates(
     server: Server, tiny_command: list[str], tmp_path: Path
 ) -> None:
