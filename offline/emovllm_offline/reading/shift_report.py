@@ -16,7 +16,7 @@ from emovllm_offline.reporting.tables import Table
 
 READ = {
     "reply": "the prompt's last token, at which the reply begins",
-    "text": "the message's own tokens, as the probe was trained",
+    "text": "the message's own tokens, pooled as those of the probe's texts",
 }
 
 
