@@ -29,7 +29,8 @@ from support.servers import BIN, Server
 pytestmark = pytest.mark.engine
 
 COMPLETIONS = "/v1/completions"
-COUNTS = ("emovllm_requests_total", "emovllm_generated_tokens_total", "emovllm_emotion_strength_count")
+COUNTS: tuple[str, ...] = ("emovllm_requests_total", "emovllm_generated_tokens_total", "emovllm_emotion_strength_count")
+COUNTS += ("emovllm_readout_replies_total",)
 TIMES = ("time_to_first_token_seconds", "time_per_output_token_seconds", "e2e_request_latency_seconds")
 COUNTS += tuple(f"emovllm_{name}_count" for name in TIMES)
 
@@ -234,8 +235,8 @@ def two_processes(
     backend = Tokenizer(models.WordLevel(words, unk_token="<s>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(model)
-    circuit = random_circuit(model, folder / "circuit")
-    command = [str(BIN / "emovllm"), "serve", model, "--circuit", str(circuit), "--api-server-count", "2"]
+    circuit = random_circuit(model, folder / "circuit", probe=True)
+    command = [str(BIN / "emovllm"), "serve", model, "--circuit", str(circuit), "--readout", "--api-server-count", "2"]
     command += ["--served-model-name", "SmolLM2-135M-Instruct", "--enforce-eager", "--max-model-len", "128"]
     command += ["--dtype", "float32"]
     server = serve(command).wait()
@@ -255,11 +256,11 @@ def test_two_api_server_processes_tell_the_sum_of_what_both_counted(
     # Each connection is a client of its own: the system spreads them over the processes.
     names = [*SIX, None] * 8
     with counting(server) as changes, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: complete(server, emotion=name), names))
+        list(pool.map(lambda name: complete(server, emotion=name, emotion_readout="reply"), names))
     expected: dict[tuple[str, ...], float] = {}
     for name in (*SIX, "none"):
         expected |= {("requests_total", name, "length"): 8, ("generated_tokens_total", name, "length"): 64}
-        expected |= timed(name, 8, 8, 8)
+        expected |= {("readout_replies_total", name): 8, **timed(name, 8, 8, 8)}
         if name != "none":
             expected["emotion_strength_count", name] = 8
     assert changes == expected
@@ -271,6 +272,9 @@ def test_two_api_server_processes_tell_the_sum_of_what_both_counted(
     assert {reading.total("emovllm_requests_total") for reading in readings} == {sum(counted)}
     assert {reading.total("vllm:request_success_total") for reading in readings} == {sum(counted)}
     assert {reading.total("emovllm_circuit_info") for reading in readings} == {1}
+    # The probabilities of a reply add up to 1, and so do its replies' sums.
+    probabilities = [reading.total("emovllm_readout_probability_total") for reading in readings]
+    assert probabilities == pytest.approx([len(names)] * len(readings), abs=1e-2)
 
 
 def counted_by_process(server: Server) -> list[float]:
