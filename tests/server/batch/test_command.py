@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,10 +17,13 @@ import numpy as np
 import pytest
 
 from emovllm.cli import main
+from emovllm.engine.settings import Carried, Settings
 from emovllm.errors import OptionsError
+from emovllm.readout import Reading
 from emovllm_server.arguments import parse
 from emovllm_server.batch import command
 from emovllm_server.batch.answers import answer
+from emovllm_server.batch.engine import engine_identity
 from emovllm_server.batch.files import Replies
 from support.circuits import SIX
 from support.servers import ONE_PROCESS, Server
@@ -159,6 +163,17 @@ def test_an_interrupted_batch_goes_on_and_replies_as_the_server_does(
     assert third.returncode == 0
     assert "has a reply to every line" in third.stderr
     assert replies(output) == after
+
+
+def test_replies_depend_on_what_circuits_and_probes_hold_and_not_on_where_they_lie() -> None:
+    def identity(place: str, reading: Reading | None) -> str:
+        settings = Settings(circuit=place, probe=place, digests={"default": "d"}, reading=reading)
+        model = SimpleNamespace(served_model_name="tiny", dtype="float32", quantization=None)
+        return engine_identity(SimpleNamespace(model_config=model, additional_config={"emovllm": Carried(settings)}))
+
+    read, other = (Reading(digest, 1, ("anger", "calm")) for digest in ("p", "q"))
+    assert identity("here", read) == identity("there", read)
+    assert len({identity("here", reading) for reading in (read, other, None)}) == 3
 
 
 @pytest.fixture
