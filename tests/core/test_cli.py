@@ -135,6 +135,7 @@ def test_the_shipped_circuit_is_of_the_default_model(default_model: str) -> None
     from safetensors.torch import load_file
 
     from emovllm.fingerprint import fingerprint_distance, fingerprint_entries, site_key
+    from emovllm.probe import fingerprint_of, load_probe
     from emovllm_server.serve import shipped_circuits
 
     circuit = load_circuit(shipped_circuits() / "SmolLM2-135M-Instruct")
@@ -146,6 +147,16 @@ def test_the_shipped_circuit_is_of_the_default_model(default_model: str) -> None
         measured[site_key(kind, layer)] = fingerprint_entries(circuit.site_delta(kind, layer) @ weight.T)
     assert fingerprint_distance(measured, circuit.fingerprint) < 0.005
     assert all(np.isfinite(values).all() for values in measured.values())
+    probe = load_probe(shipped_circuits() / "SmolLM2-135M-Instruct")
+    assert probe.spec.model == circuit.spec.model
+    assert set(circuit.names) < set(probe.spec.labels)
+
+    def weight_of(kind: str, layer: int) -> np.ndarray:
+        return weights[f"model.layers.{layer}.{modules[kind]}.weight"].float().numpy()
+
+    # At each sublayer, whether the circuit acts on it or not.
+    sites = [(kind, layer) for kind in modules for layer in range(circuit.spec.model.num_hidden_layers)]
+    assert fingerprint_distance(fingerprint_of(sites, weight_of), probe.fingerprint) < 0.005
     for emotion in circuit.spec.emotions:
         assert emotion.scores["accuracy"] >= 0.4, "calibrated, and better than the goal for every emotion"
         assert emotion.scores["accuracy"] > emotion.scores["false_positives"]

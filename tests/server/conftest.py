@@ -32,7 +32,7 @@ def server(serve: Callable[..., Server]) -> Server:
     """`emovllm serve`, with the default model and its circuit."""
     # In float32 a reply does not depend on what else is in the batch, nor on the processor's kernels.
     command = [str(BIN / "emovllm"), "serve", "--enforce-eager", "--max-model-len", "1024", "--dtype", "float32"]
-    return serve([*command, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"], COLD).wait()
+    return serve([*command, "--readout", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"], COLD).wait()
 
 
 @pytest.fixture(scope="session")

@@ -269,9 +269,24 @@ def test_circuits_are_closed_where_no_admin_key_is(server: Server) -> None:
     assert "start it with --admin-key" in closed.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_server_that_reads_nothing_says_so(server: Server, route: str) -> None:
-    refused = httpx.post(f"{server.url}{route}", json=body(route, emotion_readout="reply"))
-    assert refused.status_code == 400
-    assert "start it with --readout" in refused.json()["error"]["message"]
-    assert refused.json()["error"]["param"] == "emotion_readout"
+def test_the_shipped_probe_reads_what_the_default_model_is_made_to_feel(client: openai.OpenAI, model: str) -> None:
+    """Fitted to comments of strangers, it has seen neither the circuit nor a reply."""
+
+    def readout(name: str) -> dict[str, float]:
+        made = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": README}],
+            temperature=0,
+            max_tokens=40,
+            extra_body={"emotion": name, "emotion_readout": "reply"},
+        )
+        read: dict[str, float] = made.choices[0].emotion_readout["reply"]  # type: ignore[attr-defined]
+        return read
+
+    with ThreadPoolExecutor(len(SIX)) as pool:
+        readouts = list(pool.map(readout, SIX))
+    for read in readouts:
+        assert set(read) == {"neutral", *SIX}
+        assert sum(read.values()) == pytest.approx(1, abs=1e-3)
+    leading = [max(SIX, key=read.__getitem__) for read in readouts]
+    assert sum(lead == name for lead, name in zip(leading, SIX, strict=True)) >= 4, leading
