@@ -79,7 +79,7 @@ class LiveCheckMixin:
         self._dummy_output(tokens, options)
         if self.read_out.key is not None and bool((rows == _UNREAD).any()):
             raise Unsupported(
-                f"the compiled model does not write the read-out after layer {self.read_out.key}; clear vLLM's compile "
+                f"the compiled model does not write what a probe reads ({self.read_out.key}); clear vLLM's compile "
                 "cache, or start with --enforce-eager"
             )
 
@@ -101,6 +101,7 @@ class LiveCheckMixin:
     def _dummy_output(self, tokens: int, options: dict[str, Any]) -> torch.Tensor:
         runner = self.model_runner  # type: ignore[attr-defined]
         execute_model = runner.execute_model
+        own = vars(runner).get("execute_model")
         outputs: list[Any] = []
         # The V2 runner's dummy run drops what a pipeline stage that is not the last hands on.
         runner.execute_model = lambda *args, **kwargs: outputs.append(execute_model(*args, **kwargs))
@@ -109,6 +110,9 @@ class LiveCheckMixin:
                 output = runner._dummy_run(tokens, force_attention=True, **options)[0]
         finally:
             del runner.execute_model
+            if own is not None:
+                # Ours, which hands on what was read to the next stage.
+                runner.execute_model = own
         output = outputs[-1] if output is None else output
         # A pipeline stage that is not the last hands on several tensors.
         parts = output.tensors.values() if hasattr(output, "tensors") else [output]

@@ -178,9 +178,13 @@ def test_each_of_two_ranks_adds_the_vectors_of_experts_whole_and_its_share_of_th
 def test_two_pipeline_stages_equal_the_oracle(
     split_model: str, circuit: Path, oracle: Oracle, mixed: list[Ask], ranks: Series
 ) -> None:
-    engine = ranks.start(split_model, circuit, pipeline_parallel_size=2, max_num_batched_tokens=48)
-    replies = engine.generate(mixed, MAX_TOKENS)
-    assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies))
+    config = {"pipeline_parallel_size": 2, "max_num_batched_tokens": 48}
+    # What is read in the first stage goes to the second with what that one works on.
+    for layer in (0, 2):
+        settings = {"circuit": str(circuit), "readout": True, "readout_layer": layer}
+        engine = ranks.start(split_model, circuit, additional_config={"emovllm": settings}, **config)
+        replies = engine.generate(mixed, MAX_TOKENS)
+        assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies, layer))
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def _of_another_size(circuit: Path, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (_at(1), "no probe of layer 1; there are of 2"),
+        (_at(9), "no probe of layer 9; there are of 0, 1, 2, 3"),
         (_of_another_model, r"the probe was made for .*, and the weights served here are not that model's"),
         (_of_another_size, "the probe was made for .*hidden_size .* here, 8 there"),
         (lambda circuit, folder: {"circuit": str(circuit), "probe": str(folder)}, "probe.safetensors: No such file"),

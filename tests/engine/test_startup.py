@@ -482,6 +482,26 @@ def test_a_compiled_model_that_ignores_the_circuit_is_refused() -> None:
         PretendWorker(ignored=("experts.1",))._check_live()
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_compiled_model_that_does_not_write_what_is_read_is_refused(written: bool) -> None:
+    worker = PretendWorker()
+    buffer = torch.zeros(64, 3)
+    worker.read_out = SimpleNamespace(buffer=buffer, key="readout.1")  # type: ignore[assignment]
+    run = worker._dummy_run
+
+    def run_and_read(tokens: int, **options: Any) -> Any:
+        if written:
+            buffer[:tokens] = 0.0
+        return run(tokens, **options)
+
+    worker._dummy_run = run_and_read  # type: ignore[method-assign]
+    if written:
+        worker._check_live()
+    else:
+        with pytest.raises(Unsupported, match=r"does not write what a probe reads \(readout\.1\)"):
+            worker._check_live()
+
+
 def test_what_a_circuit_takes_is_counted_with_the_weights() -> None:
     worker = PretendWorker()
     delta = torch.zeros(2, 5)

@@ -115,7 +115,8 @@ def random_circuit(
     save_circuit(Circuit.fingerprinted(spec, of_neurons, of_heads, weight_of, of_emotions, routed), out)
     if probe:
         sites = [site for site in sorted(projections) if spec.model.layers is None or site in heads_of or "mlp" in site]
-        save_probe(random_probe(("neutral", *names), [layers // 2], spec.model, fingerprint_of(sites, weight_of)), out)
+        fingerprint = fingerprint_of(sites, weight_of)
+        save_probe(random_probe(("neutral", *names), range(layers), spec.model, fingerprint, best=layers // 2), out)
     return Path(out)
 
 

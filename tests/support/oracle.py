@@ -26,15 +26,26 @@ class Oracle:
         self.model = load_network(model, device="cpu")
         self._control = Control(self.model, self.circuit)
         self._known: dict[str, Reply] = {}
-        self.probe = load_probe(circuit).at() if (circuit / PROBE).is_file() else None
+        self._probes = load_probe(circuit) if (circuit / PROBE).is_file() else None
+        self.probe = self._probes.at() if self._probes is not None else None
 
-    def generate(self, asks: list[Ask], max_tokens: int, drafts: list[Reply] | None = None) -> list[Reply]:
-        """Greedy replies. drafts: what they are expected to be, which spares forwards where it is right."""
+    def generate(
+        self, asks: list[Ask], max_tokens: int, drafts: list[Reply] | None = None, layer: int | None = None
+    ) -> list[Reply]:
+        """Greedy replies.
+
+        Args:
+            drafts: what they are expected to be, which spares forwards where it is right.
+            layer: that is read after; the probe's best by default.
+        """
+        if layer is not None:
+            assert self._probes is not None
+            self.probe = self._probes.at(layer)
         guesses = [draft.tokens for draft in drafts] if drafts else [[]] * len(asks)
         return [self._one(ask, max_tokens, guess) for ask, guess in zip(asks, guesses, strict=True)]
 
     def _one(self, ask: Ask, max_tokens: int, guess: list[int]) -> Reply:
-        key = f"{ask} {max_tokens}"
+        key = f"{ask} {max_tokens} {self.probe and self.probe.layer}"
         if key not in self._known:
             reply = self._verified(ask, max_tokens, guess) or self._decoded(ask, max_tokens)
             reply.read = self.read(ask, reply.tokens) if "emotion_readout" in ask.fields else []

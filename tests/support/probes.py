@@ -16,8 +16,9 @@ def random_probe(
     model: ModelSpec,
     fingerprint: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
+    best: int | None = None,
 ) -> Probe:
-    """Of some layers of a model, the last of which is the best."""
+    """Of some layers of a model, the last of which is the best unless another is named."""
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
@@ -25,7 +26,7 @@ def random_probe(
 
     hidden = model.hidden_size
     return Probe(
-        ProbeSpec(model=model, labels=tuple(labels), layers=tuple(layers), layer=layers[-1]),
+        ProbeSpec(model=model, labels=tuple(labels), layers=tuple(layers), layer=layers[-1] if best is None else best),
         mean=normal(len(layers), hidden),
         # About as wide as the states of random models, so that logits are of the order of 1.
         scale=np.float32(8) * np.exp(normal(len(layers), hidden) / 2),
