@@ -57,16 +57,17 @@ class Unit(NamedTuple):
 
 @torch.inference_mode()
 @full_precision()
-def fold(name: str, layer: Any, apply: Apply, delta: np.ndarray, device: torch.device) -> Folded:
+def fold(name: str, layer: Any, apply: Apply, delta: np.ndarray, device: torch.device | None = None) -> Folded:
     """W @ delta for this rank's shard.
 
     Args:
         apply: the layer's own `quant_method.apply`.
         delta: float32 [emotions, input_size_per_partition].
-        device: the layer's.
+        device: the layer's; by default that of its vectors.
     Returns: on that device.
     Raises: Unsupported where the kernel rounds in a way that is not known.
     """
+    device = layer.emotion_vectors.device if device is None else device
     used = np.flatnonzero(delta.any(axis=0))
     vectors = torch.zeros(delta.shape[0], layer.output_size, dtype=torch.float32, device=device)
     power = torch.zeros(delta.shape[0], dtype=torch.float32, device=device)
