@@ -24,12 +24,11 @@ import numpy as np
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import KEY, NONE
 from emovllm.models import NAME, resolve_model, shipped_circuits
+from emovllm.readout import leads
 from emovllm_offline.data.messages import Message, load_messages
 from emovllm_offline.intervals import Estimate, by_group
 from emovllm_offline.judges.local import LocalJudge
 from emovllm_server.serve import prepare_environment
-
-NEUTRAL = "neutral"
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ class Reply:
     text: str
     reply: dict[str, float]
     prompt: dict[str, float]
-
-    def leads(self, read: dict[str, float]) -> bool:
-        """Whether the asked emotion is the likeliest of all labels but `neutral`."""
-        feelings = {label: value for label, value in read.items() if label != NEUTRAL}
-        return max(feelings, key=feelings.__getitem__) == self.asked
 
 
 def ask(llm: Any, messages: Sequence[Message], names: Sequence[str], max_tokens: int) -> list[Reply]:
@@ -81,8 +75,8 @@ def table(replies: Sequence[Reply], labels: Sequence[str], names: Sequence[str])
         if name != NONE:
             verdicts = shown.judge([reply.text for reply in own], [name] * len(own))
             hits = [
-                [reply.leads(reply.reply) for reply in own],
-                [reply.leads(reply.prompt) for reply in own],
+                [leads(reply.reply, name) for reply in own],
+                [leads(reply.prompt, name) for reply in own],
                 [verdict.match for verdict in verdicts],
             ]
             of = [reply.group for reply in own]

@@ -21,10 +21,11 @@ import numpy as np
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import KEY
 from emovllm.models import NAME, resolve_model, shipped_circuits
-from emovllm.probe import Probe, ProbeSpec, fingerprint_of, save_probe
+from emovllm.probe import Probe, ProbeSpec, save_probe
 from emovllm.progress import track
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load
+from emovllm_offline.model.spec import model_fingerprint
 from emovllm_server.bench.engine import VLLM_MODULE, Engine, environment
 from emovllm_server.bench.ratios import ratio
 from emovllm_server.serve import prepare_environment
@@ -40,7 +41,6 @@ def make_probe(model: str, circuit: Path, folder: Path) -> None:
     """Of the layer in the middle, of random weights."""
     spec = load_circuit(circuit).spec.model
     decoder = find_decoder(load(model)[0])
-    sites = [("mlp", number) for number, layer in enumerate(decoder.layers) if layer.down_proj is not None]
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def make_probe(model: str, circuit: Path, folder: Path) -> None:
         scale=np.ones((1, size), np.float32),
         weight=normal(1, len(LABELS), size),
         bias=normal(1, len(LABELS)),
-        fingerprint=fingerprint_of(sites, decoder.projection),
+        fingerprint=model_fingerprint(decoder),
     )
     save_probe(probe, folder)
 

@@ -6,6 +6,7 @@ prompt's last, so that its reading is what the model makes of the prompt. Needs 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,6 +17,8 @@ from emovllm.probe import LayerProbe, probabilities
 # How much a request is told: what the whole reply reads as, or each token too.
 Detail = Literal["reply", "tokens"]
 DETAILS: tuple[Detail, ...] = get_args(Detail)
+# Of a probe's labels, the one that says that there is no emotion.
+NEUTRAL = "neutral"
 # Probabilities in answers have as many decimals.
 _DECIMALS = 5
 
@@ -77,6 +80,12 @@ class Readout:
 
     def _named(self, values: np.ndarray) -> dict[str, float]:
         return dict(zip(self.reading.labels, np.round(values.astype(np.float64), _DECIMALS).tolist(), strict=True))
+
+
+def leads(read: Mapping[str, float], emotion: str) -> bool:
+    """Whether an emotion is likelier than all other labels but `neutral`; `read`: the probability of each label."""
+    others = [value for label, value in read.items() if label not in (emotion, NEUTRAL)]
+    return read[emotion] > max(others, default=0.0)
 
 
 class Readouts:

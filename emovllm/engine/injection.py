@@ -111,7 +111,7 @@ def fill(sites: list[Site], circuit: Circuit, first: int) -> dict[str, Nearness]
         layer = site.layer
         shard = site.shard(circuit)
         try:
-            folded = fold(site.key, layer, site.apply, shard, layer.emotion_vectors.device)
+            folded = fold(site.key, layer, site.apply, shard)
             layer.emotion_vectors[columns] = folded.vectors
         except Unsupported as error:
             refused.append(error)

@@ -19,6 +19,7 @@ from emovllm.emotion import KEY
 from emovllm.engine.fold import fold
 from emovllm.engine.injection import find, measure
 from emovllm.engine.layers import DecoderLayer, decoder_layers, parts
+from emovllm.engine.patching import patches
 from emovllm.errors import Unsupported
 from emovllm.fingerprint import require_same_weights
 from emovllm.probe import LayerProbe, Probe, mark
@@ -127,10 +128,6 @@ class ReadOut:
         if asking:
             self._batch = sampled, asking
 
-    def forget(self) -> None:
-        """A step begins, which may run no forward."""
-        self._batch = None
-
     def take(self) -> Pending | None:
         """What was read in the forward that was prepared last, where anybody asked. Nobody waits for it here."""
         batch, self._batch = self._batch, None
@@ -138,6 +135,11 @@ class ReadOut:
             return None
         sampled, starts = batch
         return Pending(self.buffer[sampled.long()], starts, self._copies)
+
+    def follow(self, runner: Any) -> None:
+        """Has this runner's forwards hand on what was read, where there are several stages of a pipeline."""
+        runner.emotion_read_out = self
+        stages.install(on=runner)
 
     def run_stage(self, run: Callable[[Any], Any], received: Any, tokens: int) -> Any:
         """Runs a stage of a pipeline, the only one or one of several: what was read in a stage before is taken out of
@@ -155,6 +157,26 @@ class ReadOut:
         if (tensors := getattr(output, "tensors", None)) is not None and (read is not None or self._layer is not None):
             tensors[PASSED] = self.buffer[:tokens].clone()
         return output
+
+
+@patches(
+    "vllm.v1.worker.gpu_model_runner.GPUModelRunner.execute_model",
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner.execute_model",
+)
+def stages(
+    execute_model: Callable[..., Any],
+    runner: Any,
+    scheduler_output: Any,
+    intermediate_tensors: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Of either runner: between the stages of a pipeline, what was read is handed on."""
+    return runner.emotion_read_out.run_stage(
+        lambda tensors: execute_model(runner, scheduler_output, tensors, *args, **kwargs),
+        intermediate_tensors,
+        scheduler_output.total_num_scheduled_tokens,
+    )
 
 
 class Pending:

@@ -18,7 +18,7 @@ from emovllm.engine.readout import ReadOut
 def attach(runner: Any, coefficients: Coefficients, read_out: ReadOut | None = None) -> None:
     """Has this runner, and no other of its class, keep `coefficients`, and tell `read_out` of each batch."""
     runner.emotion_coefficients, runner.emotion_read_out = coefficients, read_out
-    for patch in (follow_requests, set_coefficients, *([stages] if read_out is not None else [])):
+    for patch in (follow_requests, set_coefficients):
         patch.install(on=runner)
 
 
@@ -59,23 +59,6 @@ def set_coefficients(
         counts = None if drafts is None else np.array(drafts.num_draft_tokens) + 1
         runner.emotion_read_out.prepare(batch.req_ids, sampled, counts)
     return prepared
-
-
-@patches("vllm.v1.worker.gpu_model_runner.GPUModelRunner.execute_model")
-def stages(
-    execute_model: Callable[..., Any],
-    runner: Any,
-    scheduler_output: Any,
-    intermediate_tensors: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Between the stages of a pipeline, what was read is handed on."""
-    return runner.emotion_read_out.run_stage(
-        lambda tensors: execute_model(runner, scheduler_output, tensors, *args, **kwargs),
-        intermediate_tensors,
-        scheduler_output.total_num_scheduled_tokens,
-    )
 
 
 @contextmanager

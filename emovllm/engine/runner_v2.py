@@ -21,11 +21,9 @@ def attach(runner: Any, coefficients: Coefficients, read_out: ReadOut | None = N
     """Has this runner's model state keep `coefficients`, and tell `read_out` of each batch."""
     state = runner.model_state
     state.emotion_runner, state.emotion_coefficients = runner, coefficients
-    state.emotion_read_out = runner.emotion_read_out = read_out
+    state.emotion_read_out = read_out
     for patch in (join, leave, set_coefficients):
         patch.install(on=state)
-    if read_out is not None:
-        stages.install(on=runner)
 
 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.add_request")
@@ -62,23 +60,6 @@ def set_coefficients(prepare_inputs: Callable[..., Any], state: Any, input_batch
         counts = np.diff(input_batch.cu_num_logits_np[: len(input_batch.req_ids) + 1])
         state.emotion_read_out.prepare(input_batch.req_ids, input_batch.logits_indices, counts)
     return prepare_inputs(state, input_batch, req_states)
-
-
-@patches("vllm.v1.worker.gpu.model_runner.GPUModelRunner.execute_model")
-def stages(
-    execute_model: Callable[..., Any],
-    runner: Any,
-    scheduler_output: Any,
-    intermediate_tensors: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Between the stages of a pipeline, what was read is handed on."""
-    return runner.emotion_read_out.run_stage(
-        lambda tensors: execute_model(runner, scheduler_output, tensors, *args, **kwargs),
-        intermediate_tensors,
-        scheduler_output.total_num_scheduled_tokens,
-    )
 
 
 @contextmanager

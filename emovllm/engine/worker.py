@@ -109,6 +109,8 @@ class EmotionWorkerMixin(LiveCheckMixin):
             first += len(circuit.names)
         attach = runner_v2.attach if hasattr(runner, "model_state") else runner_v1.attach
         attach(runner, self.emotion_coefficients, self.read_out)
+        if self.read_out is not None:
+            self.read_out.follow(runner)
         self._count_memory(runner)
         for name, circuit in circuits.items():
             logger.info(
@@ -213,11 +215,6 @@ class EmotionWorkerMixin(LiveCheckMixin):
         with stage("Checking that every site of the circuit is live", logger.info):
             self._check_live()
         return times
-
-    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        if self.read_out is not None:
-            self.read_out.forget()
-        return super().execute_model(*args, **kwargs)  # type: ignore[misc]
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         pending = self.read_out.take() if self.read_out is not None else None

@@ -44,11 +44,11 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
         raise OptionsError(f"--readout-layer {layer}: nothing is read; add --readout, or --probe DIR")
     if ours.get("circuit") is None and ours.get("probe") is None:
         ours["circuit"] = shipped_circuit(model)
-    if ours.get("circuit") is None and ours.get("probe") is None:
-        raise CircuitError(
-            f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-            "(`emovllm discover` makes one); or --probe alone, to read emotions without adding any"
-        )
+        if ours["circuit"] is None:
+            raise CircuitError(
+                f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
+                "(`emovllm discover` makes one); or --probe alone, to read emotions without adding any"
+            )
     if is_default(model):
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")

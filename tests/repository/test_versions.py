@@ -24,6 +24,7 @@ WRAPPING = (
     "emovllm.engine.admin",
     "emovllm.engine.handshake",
     "emovllm.engine.lora",
+    "emovllm.engine.readout",
     "emovllm.engine.requests",
     "emovllm.engine.runner_v1",
     "emovllm.engine.runner_v2",

@@ -17,6 +17,7 @@ from emovllm.emotion import FIELDS, short
 from emovllm.engine.requests import Record, current
 from emovllm.errors import EmotionError, Reason
 from emovllm.misplaced import NESTS, looks_ours, nested_field
+from emovllm_server.api.headers import is_stream, with_length
 from emovllm_server.api.readouts import ReadoutAnswer
 from emovllm_server.metrics.collectors import count_refusal
 
@@ -69,7 +70,7 @@ class EmotionMiddleware:
             await refusal.response()(scope, receive, send)
             return
         if changed is not body:
-            scope = {**scope, "headers": _with_length(scope["headers"], len(changed))}
+            scope = {**scope, "headers": with_length(scope["headers"], len(changed))}
         receive = _replay(changed, rest, receive)
         if path not in STEERED:
             await self.app(scope, receive, send)
@@ -115,12 +116,11 @@ class _Answer:
         headers.append((HEADER, (applied.header() if applied is not None else "none").encode()))
         if applied is not None:
             self._object = b'"emotion":' + json.dumps(applied.body()).encode() + b","
-            kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
-            self._stream = kind.startswith(b"text/event-stream")
+            self._stream = is_stream(headers)
             if not self._stream:
                 length = next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
                 if length is not None:
-                    headers = _with_length(headers, length + len(self._object))
+                    headers = with_length(headers, length + len(self._object))
         return {**message, "headers": headers}
 
     def _tell(self, body: bytes) -> bytes:
@@ -157,11 +157,6 @@ def _replay(body: bytes, rest: Message | None, receive: Receive) -> Receive:
         return messages.pop(0) if messages else await receive()
 
     return replay
-
-
-def _with_length(headers: Any, length: int) -> list[tuple[bytes, bytes]]:
-    kept = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-    return [*kept, (b"content-length", str(length).encode())]
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emovllm.engine.requests import Record
+from emovllm_server.api.headers import is_stream, with_length
 
 FIELD = "emotion_readout"
 
@@ -32,8 +33,7 @@ class ReadoutAnswer:
             if self._record.detail is None or message["status"] != 200:
                 await self._send(message)
                 return
-            kind = next((value for name, value in message["headers"] if name.lower() == b"content-type"), b"")
-            self._stream = kind.startswith(b"text/event-stream")
+            self._stream = is_stream(message["headers"])
             if self._stream:
                 await self._send(message)
             # Otherwise its length is known with the body.
@@ -56,8 +56,7 @@ class ReadoutAnswer:
             # Of a response, all that was generated for it is one reply.
             self._tell(answer, None)
         body = _dumped(answer)
-        headers = [(name, value) for name, value in self._start["headers"] if name.lower() != b"content-length"]
-        await self._send({**self._start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self._send({**self._start, "headers": with_length(self._start["headers"], len(body))})
         await self._send({"type": "http.response.body", "body": body})
 
     def _events(self, body: bytes) -> bytes:

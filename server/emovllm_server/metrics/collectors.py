@@ -14,13 +14,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from emovllm.emotion import NONE, Wire
 from emovllm.errors import Reason
-from emovllm.readout import Readout
+from emovllm.readout import Readout, leads
 from emovllm.spec import CircuitSpec
 
 # A value of the label `emotion`, beside `none` and the circuits' own names.
 MIX = "mix"
-# Of a probe's labels, the one that says that there is no emotion.
-NEUTRAL = "neutral"
 # vLLM's, as its `FinishReason` prints them.
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 REFUSALS: tuple[str, ...] = (*get_args(Reason), "other")
@@ -189,8 +187,7 @@ class Metrics:
         self.replies.labels(emotion).inc()
         for label, value in reply.items():
             self.probability.labels(emotion, label).inc(value)
-        others = [value for label, value in reply.items() if label not in (emotion, NEUTRAL)]
-        if self._can_lead(emotion) and reply[emotion] > max(others, default=0.0):
+        if self._can_lead(emotion) and leads(reply, emotion):
             self.leads.labels(emotion).inc()
 
     def timed(self, emotion: str, ttft: float, decode: float, tokens: int) -> None:

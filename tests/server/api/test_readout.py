@@ -41,10 +41,15 @@ def asked(detail: str = "tokens", **fields: Any) -> dict[str, Any]:
     return {"emotion_readout": detail, "return_token_ids": True, "ignore_eos": True, **fields}
 
 
-def chat(client: openai.OpenAI, **extra: Any) -> Any:
+def chat(client: openai.OpenAI, stream: bool = False, **extra: Any) -> Any:
     return client.chat.completions.create(
-        model="tiny", messages=MESSAGE, temperature=0, max_tokens=TOKENS, extra_body=extra
+        model="tiny", messages=MESSAGE, temperature=0, max_tokens=TOKENS, stream=stream, extra_body=extra
     )
+
+
+def streamed(client: openai.OpenAI, **extra: Any) -> list[Any]:
+    """The choices of a stream's chunks."""
+    return [choice for chunk in chat(client, stream=True, **extra) for choice in chunk.choices]
 
 
 def expected(oracle: Oracle, fields: dict[str, Any], prompt: list[int], tokens: list[int]) -> np.ndarray:
@@ -73,15 +78,7 @@ def test_a_reply_tells_what_the_states_that_wrote_it_read_as(
 
 def test_a_stream_tells_each_tokens_reading_with_it_and_the_replys_at_its_end(tiny_client: openai.OpenAI) -> None:
     whole = chat(tiny_client, **asked(**EMOTION)).choices[0].emotion_readout
-    stream = tiny_client.chat.completions.create(
-        model="tiny",
-        messages=MESSAGE,
-        temperature=0,
-        max_tokens=TOKENS,
-        stream=True,
-        extra_body=asked(**EMOTION),
-    )
-    choices = [choice for chunk in stream for choice in chunk.choices]
+    choices = streamed(tiny_client, **asked(**EMOTION))
     told = [getattr(choice, "emotion_readout", None) for choice in choices]
     for choice, part in zip(choices, told, strict=True):
         # Each chunk's tokens with it.
@@ -95,15 +92,7 @@ def test_a_stream_tells_each_tokens_reading_with_it_and_the_replys_at_its_end(ti
 def test_a_stream_of_whole_replies_tells_it_at_its_end_alone(tiny_client: openai.OpenAI) -> None:
     whole = chat(tiny_client, **asked("reply", **EMOTION)).choices[0].emotion_readout
     assert set(whole) == {"probe", "layer", "labels", "prompt", "reply"}
-    stream = tiny_client.chat.completions.create(
-        model="tiny",
-        messages=MESSAGE,
-        temperature=0,
-        max_tokens=TOKENS,
-        stream=True,
-        extra_body=asked("reply", **EMOTION),
-    )
-    told = [getattr(choice, "emotion_readout", None) for chunk in stream for choice in chunk.choices]
+    told = [getattr(choice, "emotion_readout", None) for choice in streamed(tiny_client, **asked("reply", **EMOTION))]
     assert told[-1] == whole
     assert not any(told[:-1])
 
