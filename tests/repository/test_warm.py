@@ -16,8 +16,6 @@ from support import warm
 
 pytestmark = pytest.mark.engine
 
-# Its sitecustomize.py is run as Python starts.
-KERNELS = str(Path(__file__).parents[1] / "kernels")
 _SCRIPT = """
 import json, os, signal, sys
 ours = {"argv": sys.argv, "main": __name__, "path": sys.path[0], "folder": os.getcwd(), "stdin": sys.stdin.read(),
@@ -73,9 +71,10 @@ def test_a_fork_ends_by_a_signal(send: Any, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("TRITON_INTERPRET", "1"), ("PYTHONPATH", KERNELS), ("OMP_NUM_THREADS", "2")]
+    ("name", "value"), [("TRITON_INTERPRET", "1"), ("PYTHONPATH", "{folder}"), ("OMP_NUM_THREADS", "2")]
 )
-def test_what_imports_may_read_is_for_a_process_of_its_own(name: str, value: str) -> None:
+def test_what_imports_may_read_is_for_a_process_of_its_own(name: str, value: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").touch()  # is run as Python starts
     command = [sys.executable, "-m", "emovllm.cli", "serve"]
     assert warm._is_warm(command, {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
-    assert not warm._is_warm(command, {**os.environ, name: value})
+    assert not warm._is_warm(command, {**os.environ, name: value.format(folder=tmp_path)})

@@ -74,8 +74,10 @@ def test_states_do_not_depend_on_the_size_of_a_batch(decoder: Decoder, tmp_path:
             read.append(np.stack([planes.plane(layer) for layer in range(len(decoder.layers))]))
     order = order_of(of)
     alone = np.concatenate([states_of(decoder, [of[place]]) for place in order], 1)
+    # A sum's rounding goes by the largest of its terms, on every set of kernels.
+    size = np.abs(alone).max(axis=(1, 2), keepdims=True)
     for one in read:
-        np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_less(np.abs(one - alone) / size, 1e-5)
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
