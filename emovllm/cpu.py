@@ -6,6 +6,8 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from emovllm.models import cache_root
 
@@ -46,3 +48,30 @@ def prepare() -> None:
     if len(os.sched_getaffinity(0)) <= FEW_CORES:
         # vLLM leaves a core to its scheduler, which is half of two; what that costs is in docs/results/performance.md.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """While a model is compiled, as many C++ compilers at a time as this process has cores. Does nothing where vLLM is
+    not the CPU build.
+
+    vLLM binds the thread that compiles to one core, which the compilers that it starts inherit; and it sets
+    `TORCHINDUCTOR_COMPILE_THREADS=1`, because its workers are daemons, which may have no children of `multiprocessing`.
+    C++ kernels are compiled by programs that threads start. That pool stays shut.
+    """
+    if not is_cpu_build():
+        yield
+        return
+    import torch._inductor.config as inductor
+
+    bound = os.sched_getaffinity(0)
+    cores = set(bound)
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # one that has ended
+            cores |= os.sched_getaffinity(int(thread))
+    os.sched_setaffinity(0, cores)
+    try:
+        with inductor.patch(compile_threads=len(cores), worker_start_method="fork"):
+            yield
+    finally:
+        os.sched_setaffinity(0, bound)

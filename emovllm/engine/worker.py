@@ -8,7 +8,7 @@ from vllm.config import CompilationMode
 from vllm.logger import init_logger
 from vllm.v1.worker.gpu_worker import Worker
 
-from emovllm import __version__
+from emovllm import __version__, cpu
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
@@ -207,7 +207,8 @@ class EmotionWorkerMixin(LiveCheckMixin):
         # Where the model is run, and so compiled, for the first time.
         if self.vllm_config.compilation_config.mode == CompilationMode.NONE:  # type: ignore[attr-defined]
             return int(super().determine_available_memory())  # type: ignore[misc]
-        with stage("Compiling the model", logger.info, "a minute or more the first time, then seconds"):
+        hint = "a minute or more the first time, then seconds"
+        with stage("Compiling the model", logger.info, hint), cpu.compiling():
             return int(super().determine_available_memory())  # type: ignore[misc]
 
     def compile_or_warm_up_model(self) -> Any:

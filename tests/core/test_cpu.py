@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
+import torch._inductor.config as inductor
 
 from emovllm import cpu
 
@@ -52,3 +54,26 @@ def test_kernels_of_each_instruction_set_have_a_cache_of_their_own(
         cpu.prepare()
         folders.add(environment["TORCHINDUCTOR_CACHE_DIR"])
     assert len(folders) == 3
+
+
+@pytest.mark.parametrize("build", [True, False])
+def test_a_model_is_compiled_on_every_core_by_the_cpu_build(build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: build)
+    cores = os.sched_getaffinity(0)
+    before = (inductor.compile_threads, inductor.worker_start_method)
+    unbound, bound = threading.Event(), {min(cores)}
+    # vLLM binds the thread that compiles, and leaves others as they are.
+    other = threading.Thread(target=unbound.wait)
+    other.start()
+    os.sched_setaffinity(0, bound)
+    try:
+        with cpu.compiling():
+            assert os.sched_getaffinity(0) == (cores if build else bound)
+            during = (len(cores), "fork") if build else before
+            assert (inductor.compile_threads, inductor.worker_start_method) == during
+        assert os.sched_getaffinity(0) == bound
+        assert (inductor.compile_threads, inductor.worker_start_method) == before
+    finally:
+        os.sched_setaffinity(0, cores)
+        unbound.set()
+        other.join()
