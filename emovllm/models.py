@@ -96,12 +96,8 @@ def _read_once() -> Iterator[None]:
         yield
 
 
+@_read_once()
 def _convert(gguf: Path, folder: Path) -> None:
-    with _read_once():
-        _convert_with_transformers(gguf, folder)
-
-
-def _convert_with_transformers(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
