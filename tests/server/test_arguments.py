@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from emovllm.errors import OptionsError
-from emovllm_server.arguments import parse
+from emovllm_server.arguments import _asks_for_the_default, parse
 
 # Each of our options, as a file and as a command line may give it, and what comes of it.
 OPTIONS: dict[str, tuple[str, list[str], Any]] = {
@@ -146,3 +146,23 @@ def test_a_model_may_be_asked_for_in_several_ways(tmp_path: Path, command: str, 
         assert parse(argv, command)[1].model_tag == model, argv
     assert parse(["--model", "mine", "--config", str(path)], command)[1].model_tag == "mine"
     assert parse([], command)[1].model_tag is None
+
+
+@pytest.mark.parametrize(
+    ("line", "default"),
+    [
+        ("", True),
+        ("--port 8123 --readout --max-model-len=512", True),
+        ("some/model --port 8123", False),
+        ("gpt2", False),
+        ("--port 8123 gpt2", False),
+        ("--readout some/model", False),
+        ("--model gpt2", False),
+        ("--model=gpt2", False),
+        ("--config serve.yaml", False),
+        ("--help=port", False),
+        ("-h", False),
+    ],
+)
+def test_the_default_model_is_converted_beside_where_no_other_is_asked_for(line: str, default: bool) -> None:
+    assert _asks_for_the_default(line.split()) is default
