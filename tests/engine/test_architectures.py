@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emovllm.architectures import FAMILIES
@@ -13,7 +14,7 @@ from support.engine import Ask, Engine, EngineError, assert_same
 from support.families import WRAPPERS, family_model, family_network, wrapper_network
 from support.oracle import Oracle
 from support.pictures import PICTURES
-from support.series import Series, mixed_batch, unsteered
+from support.series import Series, mixed_batch, reading, unsteered
 from support.walk import Walk
 
 pytestmark = pytest.mark.engine
@@ -36,15 +37,18 @@ V2 = ("glm4_moe", "olmo2", "gpt_neox", "granitemoehybrid")
 # Models of text and images, asked about text alone.
 WRAPPED = ("gemma3", "mistral3")
 STRONGEST = 2.0
+# Of log-probabilities; what is read is held to a tenth of it.
+USUAL = 1e-3
 
 
 def strong_circuit(family: str, model: str, folder: Path) -> Path:
     """A random circuit of a tiny model with all that it has, experts included."""
-    return random_circuit(model, folder, neurons=0 if family in EXPERTS else 8, scale=1.0, experts=0.5)
+    return random_circuit(model, folder, neurons=0 if family in EXPERTS else 8, scale=1.0, experts=0.5, probe=True)
 
 
 def start(series: Series, family: str, model: str, circuits: dict[str, Path]) -> Engine:
-    settings = {KEY: {"circuit": {name: str(folder) for name, folder in circuits.items()}}}
+    named = {name: str(folder) for name, folder in circuits.items()}
+    settings = {KEY: {"circuit": named, "readout": True}}
     if family in WRAPPERS:
         return series.start(model, None, {PICTURES: "1"}, language_model_only=True, additional_config=settings)
     # With prefix caching, vLLM fails on a CPU at prompts of Mamba models that end behind a block, without emovllm too.
@@ -74,6 +78,10 @@ def assert_equal(engine: Engine, oracle: Oracle, name: str, asks: list[Ask], tol
     for reply, right in zip(replies, oracle.generate(asks, TOKENS), strict=True):
         assert reply.tokens == right.tokens, name
         assert reply.logprobs == pytest.approx(right.logprobs, abs=tolerance), name
+        read = reply.read, right.read
+        np.testing.assert_allclose(
+            *read, rtol=0, atol=tolerance / 10 if tolerance == USUAL else tolerance, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("family", [*(row.model_type for row in FAMILIES if row.served == "tests"), *WRAPPED])
@@ -81,19 +89,20 @@ def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family:
     walk = Walk(tmp_path, wrapper_network(family) if family in WRAPPERS else family_network(family))
     circuits = {"random": tmp_path / "random"}
     strong_circuit(family, walk.model, circuits["random"])
-    asks, oracle = mixed_batch(), Oracle(walk.model, circuits["random"])
+    asks, oracle = reading(mixed_batch()), Oracle(walk.model, circuits["random"])
     expected = oracle.generate(asks, TOKENS)
     plain = oracle.generate(unsteered(asks), TOKENS)
     # The circuit is felt, and the replies do not repeat one token, which a wrong engine might as well.
     assert sum(a.tokens != b.tokens for a, b in zip(plain, expected, strict=True)) >= len(asks) - 4
     assert sum(len(set(reply.tokens)) for reply in expected) >= 3 * len(asks)
+    assert sum(len(reply.read) for reply in expected) == TOKENS * sum("emotion_readout" in ask.fields for ask in asks)
 
     by_command = family in (*DISCOVERED, *WRAPPED)
     if by_command:
         circuits["discovered"] = tmp_path / "discovered"
         assert walk.discover(circuits["discovered"]) == 0
     engine = start(series, family, walk.model, circuits)
-    tolerance = TOLERANCE.get(family, 1e-3)
+    tolerance = TOLERANCE.get(family, USUAL)
     assert_equal(engine, oracle, "random", asks, tolerance)
     if by_command:
         oracle, asks = Oracle(walk.model, circuits["discovered"]), discovered_batch()
@@ -141,7 +150,7 @@ def test_a_circuit_without_units_in_mamba_layers_is_served_as_it_was(series: Ser
 def test_a_batch_on_the_v2_runner_equals_the_oracle(series_v2: Series, tmp_path: Path, family: str) -> None:
     model = family_model(family, tmp_path / family)
     circuit = strong_circuit(family, model, tmp_path / "circuit")
-    asks = mixed_batch()[::2]
+    asks = reading(mixed_batch()[::2])
     engine = start(series_v2, family, model, {"random": circuit})
     assert "Using V2 Model Runner" in engine.log()
     assert_same(engine.generate(asks, TOKENS), Oracle(model, circuit).generate(asks, TOKENS))
@@ -151,7 +160,7 @@ def test_a_batch_on_the_v2_runner_equals_the_oracle(series_v2: Series, tmp_path:
 def test_experts_in_a_compiled_model_equal_the_oracle(series: Series, tmp_path: Path, family: str) -> None:
     model = family_model(family, tmp_path / family)
     circuit = strong_circuit(family, model, tmp_path / "circuit")
-    asks, oracle = mixed_batch(), Oracle(model, circuit)
+    asks, oracle = reading(mixed_batch()), Oracle(model, circuit)
     assert {site for site, _ in oracle.circuit.sites()} == {"attn", "experts"}
     assert_same(
         series.start(model, circuit, DYNAMO, enforce_eager=False).generate(asks, TOKENS), oracle.generate(asks, TOKENS)

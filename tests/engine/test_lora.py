@@ -1,4 +1,4 @@
-"""LoRA adapters and emotions in one batch, against Hugging Face with the adapter merged into the weights."""
+"""LoRA adapters, emotions and read-outs in one batch, against Hugging Face with the adapter merged into the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.circuits import random_circuit
 from support.engine import Ask, Engine, Reply, assert_same, mixed_batch
 from support.models import tiny_model
 from support.oracle import Oracle
-from support.series import Series
+from support.series import Series, reading
 
 pytestmark = pytest.mark.engine
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny")
+    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny", probe=True)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def mixed() -> list[Ask]:
 
 
 def asks_of(mixed: list[Ask], loras: list[str | None]) -> list[Ask]:
-    return [Ask(ask.prompt, ask.fields, lora=loras[number % len(loras)]) for number, ask in enumerate(mixed)]
+    return reading([Ask(ask.prompt, ask.fields, lora=loras[number % len(loras)]) for number, ask in enumerate(mixed)])
 
 
 def test_requests_with_and_without_adapters_equal_the_oracle(

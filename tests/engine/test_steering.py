@@ -19,8 +19,10 @@ pytestmark = pytest.mark.engine
 TOKENS = 24
 STEERED = {"emotion_method": "steering"}
 # Of each way in which layers hand on the residual stream: in two parts, whole, whole beside a part that is of no more
-# use, scaled, with norms of its own, and by Transformers' layers.
-KINDS = ("gemma3_text", "gpt2", "stablelm", "granite", "olmo2", "falcon", "phi", "opt")
+# use (StableLM's, or the residual that it was given and wrote over), scaled, with norms of its own, and by layers of
+# Transformers.
+OVERWRITING = ("exaone4", "cohere", "granitemoehybrid")
+KINDS = ("gemma3_text", "gpt2", "stablelm", *OVERWRITING, "granite", "olmo2", "falcon", "phi", "opt")
 
 
 def by_both_methods() -> list[Ask]:
@@ -123,9 +125,10 @@ def test_each_family_equals_the_oracle(series: Series, tmp_path: Path, family: s
     circuit = random_circuit(model, tmp_path / "circuit", directions=True, probe=True)
     # Read as well, after a layer that steers.
     oracle, asks = Oracle(model, circuit), reading(by_both_methods()[11:])
-    assert_same(
-        series.start(model, circuit, **settings(circuit, readout=True)).generate(asks, 8), oracle.generate(asks, 8)
-    )
+    # As in test_architectures.py: vLLM itself fails with it where there is a state.
+    caching = family != "granitemoehybrid"
+    engine = series.start(model, circuit, enable_prefix_caching=caching, **settings(circuit, readout=True))
+    assert_same(engine.generate(asks, 8), oracle.generate(asks, 8))
 
 
 def test_an_engine_without_steering_refuses_it(series: Series, model: str, circuit: Path) -> None:

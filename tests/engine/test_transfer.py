@@ -13,7 +13,7 @@ from support.circuits import random_circuit
 from support.engine import Ask, Engine, EngineError, assert_exact, assert_same
 from support.models import tiny_model
 from support.oracle import Oracle
-from support.series import Series, mixed_batch
+from support.series import Series, mixed_batch, reading, settings
 
 pytestmark = pytest.mark.engine
 
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny")
+    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "tiny", probe=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,17 @@ def further_turns(asks: list[Ask], replies: list[list[int]]) -> list[Ask]:
 
 
 def test_offloaded_blocks_are_those_of_the_emotion(series: Series, model: str, circuit: Path, oracle: Oracle) -> None:
-    settings = {"spec_name": "CopyingSpec", "spec_module_path": "offloaded", "offload_prompt_only": False}
+    copying = {"spec_name": "CopyingSpec", "spec_module_path": "offloaded", "offload_prompt_only": False}
     offloading = {
         "kv_connector": "OffloadingConnector",
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {**settings, "cpu_bytes_to_use": 24 * BLOCK_BYTES},
+        "kv_connector_extra_config": {**copying, "cpu_bytes_to_use": 24 * BLOCK_BYTES},
     }
     # Room for one request at a time on the device, and for a few of them beside it.
     engine = series.start(model, circuit, num_gpu_blocks_override=5, kv_transfer_config=offloading)
     # The third block is full with the prompt's last token and the reply's first.
     text = (mixed_batch()[3].prompt * 2)[:95]
-    asks = [Ask(text, ask.fields) for ask in mixed_batch()]
+    asks = reading([Ask(text, ask.fields) for ask in mixed_batch()])
     first = oracle.generate(asks, TOKENS)
     further = further_turns(asks, [reply.tokens for reply in first])
     for batch in (asks, asks[::-1], further):
@@ -72,12 +72,12 @@ def test_a_prompt_that_another_engine_computed_is_continued_as_the_oracle_does(
         "kv_role": "kv_both",
         "kv_connector_extra_config": {"folder": str(tmp_path)},
     }
-    settings = {KEY: {"circuit": str(circuit), "trusted_connectors": ["Carrier"]}}
+    ours = {KEY: {**settings(circuit), "trusted_connectors": ["Carrier"]}}
 
     def start() -> Engine:
-        return series.start(model, None, kv_transfer_config=transfer, additional_config=settings)
+        return series.start(model, None, kv_transfer_config=transfer, additional_config=ours)
 
-    asks = mixed_batch()
+    asks = reading(mixed_batch())
     # Every other one as with a model with states, whose prompt's last token is left to the decode engine.
     away = [{"do_remote_decode": True, "all_but_last": number % 2 == 1} for number in range(len(asks))]
     prefilled = start().generate([with_transfer(ask, where) for ask, where in zip(asks, away, strict=True)], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def mixed_batch() -> list[Ask]:
 def reading(asks: list[Ask]) -> list[Ask]:
     """Two in three of them ask for a read-out of each token."""
     return [
-        Ask(ask.prompt, {**ask.fields, "emotion_readout": "tokens"}, ask.params) if number % 3 else ask
+        dataclasses.replace(ask, fields={**ask.fields, "emotion_readout": "tokens"}) if number % 3 else ask
         for number, ask in enumerate(asks)
     ]
 
