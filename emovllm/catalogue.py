@@ -5,11 +5,12 @@ Needs neither torch nor vLLM.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from emovllm.baseline import layer_key, steered_layers
 from emovllm.circuit import Circuit
@@ -17,7 +18,14 @@ from emovllm.emotion import Emotion, Method, Options, Wire, short
 from emovllm.errors import EmotionError
 from emovllm.fingerprint import site_key
 from emovllm.readout import Detail, Reading
+from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, EmotionSpec
+
+
+def _schedule(value: Any) -> Any:
+    """In the form that a request's has. Raises: ValueError."""
+    return None if value is None else Schedule.read(value).body()
+
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -51,6 +59,8 @@ class Policy(BaseModel):
     max_strength: the largest |weight x strength|, 1.0 being a circuit's recommendation, where that is below the
         circuit's own.
     default_emotion: for requests that name none: as `emotion` in a request.
+    default_schedule: for requests with an emotion of the scope `generation` and no schedule of their own: as
+        `emotion_schedule` in a request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +68,7 @@ class Policy(BaseModel):
     emotions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     max_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     default_emotion: str | dict[str, float] | None = None
+    default_schedule: Annotated[Any, AfterValidator(_schedule)] = None
 
 
 class Applied(NamedTuple):
@@ -69,11 +80,14 @@ class Applied(NamedTuple):
     emotion: Emotion | None
     scope: str
     method: Method = "circuit"
+    schedule: Schedule | None = None
 
     def body(self) -> dict[str, Any]:
         """For the response: `mix` and `strength` as asked, 1.0 being the recommendation, and what they apply to."""
         circuit = {"name": self.served.name, "digest": self.served.digest}
         told = {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
+        if self.schedule is not None:
+            told["schedule"] = self.schedule.body()
         return told if self.method == "circuit" else {**told, "method": self.method}
 
     def header(self) -> str:
@@ -81,7 +95,8 @@ class Applied(NamedTuple):
         mix = ", ".join(f"{name}={weight:g}" for name, weight in self.mix.items())
         circuit = f"{self.served.name}/{self.served.digest[:12]}"
         method = "" if self.method == "circuit" else f"; method={self.method}"
-        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{method}"
+        schedule = "" if self.schedule is None else f"; schedule={json.dumps(self.schedule.body())}"
+        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{schedule}{method}"
 
     def wire(self) -> Wire | None:
         """For engine and workers."""
@@ -95,6 +110,7 @@ class Catalogue:
     leaving: those that take no more requests, and have not given up their columns yet.
     methods: what `emotion_method` may be.
     reading: what `emotion_readout` reads; None where the engine reads nothing.
+    unscheduled: why no `emotion_schedule` can be kept, if so.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -102,6 +118,7 @@ class Catalogue:
     leaving: dict[str, Served] = field(default_factory=dict)
     methods: tuple[Method, ...] = ("circuit",)
     reading: Reading | None = None
+    unscheduled: str = ""
 
     @classmethod
     def of(
@@ -110,9 +127,10 @@ class Catalogue:
         circuits: Mapping[str, Circuit],
         methods: tuple[Method, ...] = ("circuit",),
         reading: Reading | None = None,
+        unscheduled: str = "",
     ) -> Catalogue:
         """Circuits side by side, in their order: as workers place them at start-up."""
-        catalogue = cls(policy, methods=methods, reading=reading)
+        catalogue = cls(policy, methods=methods, reading=reading, unscheduled=unscheduled)
         for name, circuit in circuits.items():
             first = sum(len(served.columns) for served in catalogue.circuits.values())
             catalogue.circuits[name] = Served.of(name, circuit, first, methods)
@@ -132,11 +150,20 @@ class Catalogue:
         if not options.weights:
             return None
         served, mix = self._locate(options.weights)
-        options = replace(options, emotion=mix)
+        options = self._scheduled(replace(options, emotion=mix), served.spec)
         emotion = options.of(served.spec, self.methods)
         self._within_limits(options)
         scope = options.emotion_scope or served.spec.scope
-        return Applied(served, mix, options.strength, emotion, scope, options.method)
+        return Applied(served, mix, options.strength, emotion, scope, options.method, options.schedule)
+
+    def _scheduled(self, options: Options, circuit: CircuitSpec) -> Options:
+        """With the operator's schedule, where there is none and it applies. Raises: EmotionError where one cannot be
+        served."""
+        if options.emotion_schedule is None and (options.emotion_scope or circuit.scope) == "generation":
+            options = replace(options, emotion_schedule=self.policy.default_schedule)
+        if options.emotion_schedule is not None and self.unscheduled:
+            raise EmotionError("emotion_schedule", f"this server keeps no schedules: {self.unscheduled}")
+        return options
 
     def detail(self, fields: Mapping[str, Any]) -> Detail | None:
         """How much of a read-out a request's fields ask for; None for none. Raises: EmotionError."""

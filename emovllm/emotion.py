@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from emovllm.errors import EmotionError
 from emovllm.readout import DETAILS, Detail, Reading
+from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, Scope
 
 Method = Literal["circuit", "steering"]
@@ -56,6 +57,14 @@ class Options:
     emotion_method: Annotated[
         Method | None,
         Field(description="The baseline `steering` is for evaluations: the engine must be started with it."),
+    ] = None
+    emotion_schedule: Annotated[
+        dict[str, float] | list[tuple[int, float]] | None,
+        Field(
+            description="The share of the strength, 0 to 1, by token of the reply: held and then halved every "
+            "half_life tokens, from one token to before another, or a line through points. Of the scope `generation`.",
+            examples=[{"hold": 20, "half_life": 40}, {"from": 8, "to": 64}, [[0, 1], [50, 0.3]]],
+        ),
     ] = None
     emotion_readout: Annotated[
         Detail | None,
@@ -98,6 +107,10 @@ class Options:
         return self.emotion_method or "circuit"
 
     @property
+    def schedule(self) -> Schedule | None:
+        return None if self.emotion_schedule is None else Schedule.read(self.emotion_schedule)
+
+    @property
     def strength_field(self) -> str:
         """The field at fault where an emotion is too strong."""
         return "emotion" if self.emotion_strength is None else "emotion_strength"
@@ -117,7 +130,13 @@ class Options:
             )
         lambdas = {name: self._lambda(name, weight * self.strength, circuit) for name, weight in self.weights.items()}
         weights = tuple(sorted((name, value) for name, value in lambdas.items() if value != 0))
-        return Emotion(weights, self.emotion_scope or circuit.scope, self.method) if weights else None
+        scope = self.emotion_scope or circuit.scope
+        if self.emotion_schedule is not None and scope != "generation":
+            raise EmotionError(
+                "emotion_schedule",
+                f"emotion_schedule is of the reply's tokens: it needs the scope generation, not {scope}",
+            )
+        return Emotion(weights, scope, self.method, self.schedule) if weights else None
 
     def _lambda(self, name: str, strength: float, circuit: CircuitSpec) -> float:
         try:
@@ -157,9 +176,10 @@ class Emotion:
     weights: tuple[tuple[str, float], ...]
     scope: Scope
     method: Method = "circuit"
+    schedule: Schedule | None = None
 
     def wire(self, circuit_digest: str) -> Wire:
-        return Wire(circuit_digest, dict(self.weights), self.scope, self.method)
+        return Wire(circuit_digest, dict(self.weights), self.scope, self.method, schedule=self.schedule)
 
 
 class Wire(NamedTuple):
@@ -176,6 +196,7 @@ class Wire(NamedTuple):
     method: Method = "circuit"
     prompt_len: int | None = None
     reading: Reading | None = None
+    schedule: Schedule | None = None
 
     @classmethod
     def of(cls, params: Any) -> Wire | None:
@@ -192,7 +213,10 @@ class Wire(NamedTuple):
     @classmethod
     def _in(cls, params: Any) -> Wire | None:
         value = (params.extra_args or {}).get(KEY) if params is not None else None
-        return cls(*value) if value is not None else None
+        if value is None or isinstance(value, cls):
+            return value
+        wire = cls(*value)
+        return wire._replace(schedule=Schedule.carried(wire.schedule))
 
     def prompt_length(self, prompt_len: int) -> int:
         """The length of the request's prompt, which vLLM takes for `prompt_len`."""
@@ -200,7 +224,8 @@ class Wire(NamedTuple):
 
     def cache_key(self) -> str:
         """A stable text for the prefix cache: equal exactly when the injected vectors and positions are."""
-        return json.dumps([self.circuit, sorted(self.weights.items()), self.scope, self.method])
+        scheduled = [] if self.schedule is None else [self.schedule.body()]
+        return json.dumps([self.circuit, sorted(self.weights.items()), self.scope, self.method, *scheduled])
 
     def __deepcopy__(self, memo: Any) -> Wire:
         # Nobody changes one, and vLLM copies each request's parameters.
@@ -250,11 +275,19 @@ def _read_choice(parameter: str, value: Any, choices: Sequence[str]) -> Any:
     return value
 
 
+def _read_schedule(value: Any) -> Any:
+    try:
+        return Schedule.read(value).body()
+    except ValueError as error:
+        raise EmotionError("emotion_schedule", f"emotion_schedule {error}") from None
+
+
 _READERS: dict[str, Callable[[Any, Callable[[], str]], Any]] = {
     "emotion": _read_weights,
     "emotion_strength": lambda value, _: _read_number("emotion_strength", value, "a finite number, such as 1.0"),
     "emotion_scope": lambda value, _: _read_choice("emotion_scope", value, SCOPES),
     "emotion_method": lambda value, _: _read_choice("emotion_method", value, METHODS),
+    "emotion_schedule": lambda value, _: _read_schedule(value),
     "emotion_readout": lambda value, _: _read_choice("emotion_readout", value, DETAILS),
 }
 

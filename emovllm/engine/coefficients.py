@@ -2,8 +2,9 @@
 
 A token at absolute position p of its request is injected when p >= prompt_len - 1 (scope `generation`: what "the last
 token of every forward" means without a cache, paging or chunks), when p == prompt_len - 1 (`prompt_last`), or always
-(`all`). Only the position and the original prompt length count, so chunked prefill, recomputation after preemption
-and speculative decoding all give the same result.
+(`all`); of a request with a schedule, by the share that it gives token p - (prompt_len - 1) of the reply. Only the
+position and the original prompt length count, so chunked prefill, recomputation after preemption and speculative
+decoding all give the same result.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from emovllm.emotion import Wire
 from emovllm.engine.staging import Staging
+from emovllm.schedule import Schedule
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -79,6 +81,7 @@ class Coefficients:
         self._prompt = np.zeros(max_requests, np.int64)
         self._first = np.zeros(max_requests, np.int64)  # first position injected
         self._last = np.zeros(max_requests, np.int64)  # last position injected
+        self._schedules: dict[int, Schedule] = {}  # by slot
         # The current batch: which of its requests are steered, and what each of their tokens gets.
         self._req_ids: list[str] = []
         self._layout: tuple[int | None, ...] = ()
@@ -86,6 +89,8 @@ class Coefficients:
         self._rows = np.zeros(0, np.int64)
         self._batch_slots = np.zeros(0, np.int64)
         self._values = np.zeros((0, columns), np.float32)
+        # Those of the batch's steered requests that have a schedule, each with their places among them.
+        self._scheduled: list[tuple[Schedule, np.ndarray]] = []
         self._decoding = False
         # Why no emotion can be applied any more, if so.
         self.broken: str | None = None
@@ -128,12 +133,15 @@ class Coefficients:
         self._prompt[slot] = prompt_len
         self._first[slot] = 0 if wire.scope == "all" else prompt_len - 1
         self._last[slot] = prompt_len - 1 if wire.scope == "prompt_last" else _NEVER
+        if wire.schedule is not None:
+            self._schedules[slot] = wire.schedule
 
     def leave(self, req_id: str) -> None:
         """Forgets a request, if it is known."""
         slot = self._slots.pop(req_id, None)
         if slot is not None:
             self._free.append(slot)
+            self._schedules.pop(slot, None)
 
     def update(
         self,
@@ -160,11 +168,11 @@ class Coefficients:
         changed = self._joined or self._req_ids != req_ids or self._layout != layout
         if changed:
             self._compose(req_ids, adapters)
-        # One generated token each: where that was so in the last forward too, every row is as it was.
+        # One generated token each: where that was so in the last forward too, every row is as it was, schedules apart.
         decoding = bool((num_scheduled == 1).all()) and bool(
             (num_computed[self._rows] >= self._prompt[self._batch_slots]).all()
         )
-        if decoding and self._decoding and not changed:
+        if decoding and self._decoding and not changed and not self._scheduled:
             return
         self._decoding = decoding
         starts = np.cumsum(num_scheduled) - num_scheduled
@@ -175,7 +183,24 @@ class Coefficients:
             self._first[self._batch_slots],
             self._last[self._batch_slots],
         )
-        self._staging.write(tokens, self._values[which])
+        values = self._values[which]
+        if self._scheduled:
+            positions = tokens + (num_computed[self._rows] - starts[self._rows])[which]
+            values = values * self._shares(positions, which)[:, None]
+        self._staging.write(tokens, values)
+
+    def _shares(self, positions: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """The share of its request's strength that each injected token gets.
+
+        Args: int [tokens]: its position in its request; which of the batch's steered requests that is.
+        Returns: float32 [tokens].
+        """
+        shares = np.ones(len(which), np.float32)
+        in_reply = positions - (self._prompt[self._batch_slots] - 1)[which]
+        for schedule, requests in self._scheduled:
+            (tokens,) = np.nonzero(np.isin(which, requests))
+            shares[tokens] = schedule.shares(in_reply[tokens])
+        return shares
 
     def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)
@@ -184,6 +209,12 @@ class Coefficients:
         slots = np.fromiter((self._slots.get(req_id, -1) for req_id in req_ids), np.int64, len(req_ids))
         self._rows = np.flatnonzero(slots >= 0)
         self._batch_slots = slots[self._rows]
+        by_schedule: dict[Schedule, list[int]] = {}
+        for place, slot in enumerate(self._batch_slots.tolist() if self._schedules else ()):
+            if (schedule := self._schedules.get(slot)) is not None:
+                by_schedule.setdefault(schedule, []).append(place)
+        # Most have one of a few: so many are computed at once.
+        self._scheduled = [(schedule, np.array(places)) for schedule, places in by_schedule.items()]
         weights = self._weights[self._batch_slots]
         self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
         emotions = self._capacity

@@ -25,12 +25,28 @@ def register(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
     catalogue = _catalogues.pop(key, None)
     if catalogue is None:
         policy = Policy(**{name: getattr(settings, name) for name in Policy.model_fields})
-        catalogue = Catalogue.of(policy, circuits, METHODS if settings.steering else ("circuit",), settings.reading)
+        catalogue = Catalogue.of(
+            policy,
+            circuits,
+            METHODS if settings.steering else ("circuit",),
+            settings.reading,
+            unscheduled=_unscheduled(vllm_config),
+        )
         try:
             catalogue.check_policy()
         except EmotionError as error:
             raise Unsupported(str(error)) from None
     _catalogues[key] = catalogue
+
+
+def _unscheduled(vllm_config: Any) -> str:
+    """Why an engine cannot keep schedules; empty where it can."""
+    if vllm_config.speculative_config is not None and vllm_config.scheduler_config.async_scheduling:
+        return (
+            "with asynchronous scheduling and drafts the next token's place is not known when it is computed; start it "
+            "with --no-async-scheduling, or without drafts"
+        )
+    return ""
 
 
 def served_by(vllm_config: Any) -> Catalogue | None:

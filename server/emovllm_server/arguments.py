@@ -167,7 +167,7 @@ def _write_yaml(path: Path, config: Mapping[str, Any]) -> None:
 
 def _as_arguments(ours: Mapping[str, Any]) -> list[str]:
     """Our options of a file as a command line gives them. Several circuits are a list of NAME=DIR, or a map; emotions
-    may be a list, and a default emotion a map of weights."""
+    may be a list, a default emotion a map of weights, and a default schedule either."""
     arguments: list[str] = []
     for key, value in ours.items():
         flag = f"--{key.replace('_', '-')}"

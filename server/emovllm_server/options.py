@@ -39,6 +39,11 @@ def add_options(parser: Any) -> None:
         help='For requests that name none: an emotion, or weights as JSON. A request opts out with "none".',
     )
     parser.add_argument(
+        "--default-schedule",
+        metavar="JSON",
+        help="For requests with an emotion and no emotion_schedule of their own: as in a request.",
+    )
+    parser.add_argument(
         "--emotion-capacity",
         type=int,
         help="Room for as many emotions of all circuits together, so that circuits can be loaded later (default: those "
@@ -84,6 +89,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "emotions": _names(options.emotions),
         "max_strength": options.max_strength,
         "default_emotion": _emotion(options.default_emotion),
+        "default_schedule": _schedule(options.default_schedule),
         "capacity": options.emotion_capacity,
         "circuit_root": str(Path(options.circuit_root).resolve()) if options.circuit_root is not None else None,
         "injection_kernel": options.injection_kernel,
@@ -120,7 +126,15 @@ def _names(text: str | None) -> list[str] | None:
 def _emotion(text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
+    return _json("--default-emotion: not a name, nor JSON", text)
+
+
+def _schedule(text: str | None) -> Any:
+    return None if text is None else _json("--default-schedule: not JSON", text)
+
+
+def _json(trouble: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise CircuitError(f"--default-emotion: not a name, nor JSON ({error})") from None
+        raise CircuitError(f"{trouble} ({error})") from None

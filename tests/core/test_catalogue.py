@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from emovllm.catalogue import Applied, Catalogue, Policy, Served
 from emovllm.emotion import Wire
 from emovllm.errors import EmotionError
+from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, EmotionSpec
 from support.specs import ANY_MODEL
 
@@ -106,6 +109,32 @@ def test_a_default_emotion_is_for_requests_that_name_none() -> None:
     assert refusal(offer, emotion="none", emotion_strength=1).parameter == "emotion_strength"
     assert catalogue().resolve({}) is None
     assert catalogue().resolve({"emotion": "none"}) is None
+
+
+def test_a_default_schedule_is_for_replies_that_have_none() -> None:
+    fading = {"hold": 20, "half_life": 40}
+    offer = catalogue(default_schedule=fading)
+    applied = resolved(offer, emotion="fear", emotion_scope="generation")
+    assert applied.body()["schedule"] == fading
+    assert '; schedule={"hold": 20, "half_life": 40.0}' in applied.header()
+    wire = applied.wire()
+    assert wire is not None
+    assert wire.schedule == Schedule(hold=20, half_life=40)
+    assert resolved(offer, emotion="fear", emotion_scope="all").schedule is None
+    own = [[0, 1.0]]
+    assert resolved(offer, emotion="fear", emotion_scope="generation", emotion_schedule=own).body()["schedule"] == own
+    assert offer.resolve({"emotion": "none"}) is None
+    for wrong in ("soon", {"hold": 3}, [[0, 2]]):
+        with pytest.raises(ValidationError, match=r"default_schedule\n.* must "):
+            Policy(default_schedule=wrong)
+
+
+def test_an_engine_that_can_keep_no_schedule_refuses_them_and_serves_the_rest() -> None:
+    offer = replace(catalogue(), unscheduled="with asynchronous scheduling and drafts")
+    refused = refusal(offer, emotion="fear", emotion_schedule={"to": 8}, emotion_scope="generation")
+    assert refused.parameter == "emotion_schedule"
+    assert "this server keeps no schedules: with asynchronous" in str(refused)
+    assert resolved(offer, emotion="fear").schedule is None
 
 
 @pytest.mark.parametrize(

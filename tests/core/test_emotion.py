@@ -98,6 +98,14 @@ def test_steering_is_refused_where_it_is_not_served() -> None:
         ({"emotion": "anger", "emotion_scope": ["all"]}, "emotion_scope", "generation, prompt_last, all"),
         ({"emotion_strength": 1.0}, "emotion_strength", "emotion_strength needs `emotion`"),
         ({"emotion_scope": "all"}, "emotion_scope", "emotion_scope needs `emotion`"),
+        ({"emotion_schedule": {"to": 8}}, "emotion_schedule", "emotion_schedule needs `emotion`"),
+        ({"emotion": "fear", "emotion_schedule": "soon"}, "emotion_schedule", "emotion_schedule must be one of {"),
+        ({"emotion": "fear", "emotion_schedule": {}}, "emotion_schedule", "emotion_schedule must be one of {"),
+        (
+            {"emotion": "fear", "emotion_schedule": {"to": 8}, "emotion_scope": "all"},
+            "emotion_schedule",
+            "it needs the scope generation, not all",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], parameter: str, message: str) -> None:
@@ -124,6 +132,17 @@ def test_the_prompt_of_a_beam_is_shorter_than_its_step_says() -> None:
     assert wire.prompt_length(9) == 9
     assert wire._replace(prompt_len=4).prompt_length(9) == 4
     assert wire._replace(prompt_len=4).cache_key() == wire.cache_key()
+
+
+def test_a_schedule_crosses_with_its_emotion_and_tells_cached_blocks_apart() -> None:
+    asked = [{"hold": 20, "half_life": 40}, {"from": 8, "to": 64}, {"to": 8}, [[0, 1], [50, 0.3]], [[0, 1], [50, 0.2]]]
+    emotions = [resolve({"emotion": "anger", "emotion_schedule": each}, SPEC) for each in [*asked, None]]
+    wires = [emotion.wire("digest") for emotion in emotions if emotion is not None]
+    for wire in wires:
+        crossed = msgspec.msgpack.decode(msgspec.msgpack.encode({KEY: wire}))
+        for extra_args in (crossed, json.loads(json.dumps({KEY: wire}))):
+            assert Wire.of(SimpleNamespace(extra_args=extra_args)) == wire
+    assert len({wire.cache_key() for wire in wires}) == len(asked) + 1
 
 
 def test_the_json_schema_is_that_of_the_fields() -> None:

@@ -17,6 +17,11 @@ OPTIONS: dict[str, tuple[str, list[str], Any]] = {
     "emotions": ("emotions: anger,fear", ["--emotions", "joy"], "anger,fear"),
     "max_strength": ("max-strength: 0.5", ["--max-strength", "0.7"], 0.5),
     "default_emotion": ("default-emotion: anger", ["--default-emotion", "joy"], "anger"),
+    "default_schedule": (
+        "default-schedule: {hold: 20, half_life: 40}",
+        ["--default-schedule", '{"to": 8}'],
+        '{"hold": 20, "half_life": 40}',
+    ),
     "emotion_capacity": ("emotion-capacity: 12", ["--emotion-capacity", "14"], 12),
     "admin_key": ("admin-key: secret", ["--admin-key", "other"], "secret"),
     "circuit_root": ("circuit-root: /srv", ["--circuit-root", "/other"], "/srv"),

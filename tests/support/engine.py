@@ -52,7 +52,8 @@ class Ask:
 
 
 def mixed_batch(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
-    """The mixed batch: six emotions, blends, negative and zero strength, none, all scopes, 5 to 200 tokens."""
+    """The mixed batch: six emotions, blends, negative and zero strength, none, all scopes, schedules, 5
+    to 200 tokens."""
     fields: list[dict[str, Any]] = [
         {"emotion": "anger"},
         {"emotion": "sadness"},
@@ -68,8 +69,10 @@ def mixed_batch(text_of: Callable[[int, int], list[int]]) -> list[Ask]:
         {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
         {"emotion": "disgust", "emotion_scope": "all"},
         {"emotion": "happiness", "emotion_scope": "generation", "emotion_strength": 0.5},
+        {"emotion": "surprise", "emotion_schedule": {"hold": 4, "half_life": 3}},
+        {"emotion": "anger", "emotion_strength": 1.5, "emotion_schedule": [[0, 0.2], [6, 1], [12, 0.4]]},
     ]
-    lengths = [5, 17, 33, 64, 100, 200, 31, 32, 150, 70, 48, 90, 120, 15]
+    lengths = [5, 17, 33, 64, 100, 200, 31, 32, 150, 70, 48, 90, 120, 15, 40, 63]
     return [Ask(text_of(seed, length), asked) for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))]
 
 

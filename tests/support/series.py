@@ -60,7 +60,8 @@ class Series:
 
 
 def mixed_batch() -> list[Ask]:
-    """Six emotions, a blend, negative strength, none, and all scopes, at 5 to 60 tokens of a vocabulary of 128."""
+    """Six emotions, a blend, negative strength, none, all scopes, and schedules, at 5 to 60 tokens of a vocabulary of
+    128."""
     fields: list[dict[str, Any]] = [
         {"emotion": "anger"},
         {"emotion": "sadness"},
@@ -73,8 +74,11 @@ def mixed_batch() -> list[Ask]:
         {},
         {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
         {"emotion": "disgust", "emotion_scope": "all"},
+        {"emotion": "fear", "emotion_strength": 2.0, "emotion_schedule": {"hold": 3, "half_life": 2}},
+        {"emotion": "happiness", "emotion_strength": -1.5, "emotion_schedule": {"from": 2, "to": 6}},
+        {"emotion": {"anger": 0.7, "fear": 0.3}, "emotion_schedule": [[0, 0], [4, 1], [10, 0.5]]},
     ]
-    lengths = [5, 17, 33, 60, 31, 32, 48, 24, 40, 15, 50]
+    lengths = [5, 17, 33, 60, 31, 32, 48, 24, 40, 15, 50, 31, 20, 44]
     return [
         Ask([3 + (seed * 37 + i * (11 + seed)) % 125 for i in range(length)], asked)
         for seed, (length, asked) in enumerate(zip(lengths, fields, strict=True))

@@ -90,8 +90,11 @@ class Control:
             tokens = ids.shape[1]
 
         def mask(device: torch.device) -> Tensor:
-            positions = torch.arange(position, position + tokens, device=device)
-            return injected(positions, emotion.scope, prompt_len)[None, :, None]
+            positions = torch.arange(position, position + tokens)
+            shares = injected(positions, emotion.scope, prompt_len).float()
+            if emotion.schedule is not None:
+                shares *= torch.from_numpy(emotion.schedule.shares((positions - (prompt_len - 1)).numpy()))
+            return shares.to(device)[None, :, None]
 
         def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(delta) @ delta
@@ -157,7 +160,8 @@ class Control:
     def ask(self, tokenizer: Any, message: str, max_new_tokens: int = 64, **fields: Any) -> str:
         """The model's greedy reply to one message of a user.
 
-        fields: those of a request: `emotion` (a name, or weights by name), `emotion_strength`, `emotion_scope`.
+        fields: those of a request: `emotion` (a name, or weights by name), `emotion_strength`, `emotion_scope`,
+            `emotion_schedule`.
         Raises: EmotionError, PromptError.
         """
         prompt = render(tokenizer, Frame(), message).ids

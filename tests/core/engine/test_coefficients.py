@@ -8,6 +8,7 @@ import torch
 
 from emovllm.emotion import Wire
 from emovllm.engine.coefficients import BatchAdapters, Coefficients, rows_for
+from emovllm.schedule import Schedule
 from emovllm.spec import Scope
 
 NAMES = ("anger", "fear", "calm")
@@ -52,7 +53,8 @@ class Batch:
         if asked is None:
             return [0.0] * len(NAMES)
         inside = {"generation": position >= last, "prompt_last": position == last, "all": True}[asked.scope]
-        return [asked.weights.get(emotion, 0.0) * inside for emotion in NAMES]
+        share = 1.0 if asked.schedule is None else float(asked.schedule.shares(np.array([position - last]))[0])
+        return [asked.weights.get(emotion, 0.0) * inside * share for emotion in NAMES]
 
 
 def test_each_scope_injects_its_positions() -> None:
@@ -64,6 +66,32 @@ def test_each_scope_injects_its_positions() -> None:
     batch.step({"generation": 4, "prompt_last": 3, "all": 2, "plain": 5})
     for _ in range(3):
         batch.step({"generation": 1, "prompt_last": 1, "all": 1, "plain": 1})
+
+
+def test_a_schedule_goes_by_the_token_of_the_reply_alone() -> None:
+    fading, late = Schedule(hold=2, half_life=1), Schedule(start=3, end=5)
+    batch = Batch()
+    batch.add("level", wire(anger=1.0), 4)
+    batch.add("fading", wire(fear=0.5)._replace(schedule=fading), 3)
+    batch.add("late", wire(calm=2.0)._replace(schedule=late), 2)
+    batch.add("plain", None, 5)
+    # Prompts in chunks, drafts of which some are rejected, and all computed anew after a preemption.
+    batch.step({"fading": 2, "late": 2})
+    batch.step({"level": 4, "fading": 1, "late": 1})
+    reached = batch.step({"plain": 5, "level": 1, "fading": 4, "late": 4})
+    np.testing.assert_array_equal(reached[6:10, 1], [0.5, 0.25, 0.125, 0.0625])
+    np.testing.assert_array_equal(reached[10:14, 2], [0, 2, 2, 0])
+    batch.computed["fading"] -= 2
+    batch.step({"plain": 1, "level": 1, "fading": 1, "late": 1})
+    batch.computed["late"] = 0
+    batch.step({"late": 8, "fading": 1})
+    # Whoever comes into its place has none.
+    batch.coefficients.leave("fading")
+    batch.add("other", wire(fear=1.0), 3)
+    batch.step({"late": 1, "other": 3})
+    batch.step({"late": 1, "other": 1})
+    for _ in range(2):
+        batch.step({"other": 1})
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7])

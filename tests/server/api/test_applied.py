@@ -44,8 +44,24 @@ def test_a_reply_tells_what_was_applied(server: Server, route: str, digest: str)
         "scope": "all",
         "circuit": {"name": "default", "digest": digest},
     }
+    fading = {"hold": 2, "half_life": 4}
+    scheduled = ask(server, route, emotion="anger", emotion_schedule=fading)
+    assert scheduled.json()["emotion"]["schedule"] == fading
+    assert '; schedule={"hold": 2, "half_life": 4.0}' in scheduled.headers["x-emotion"]
     nothing = ask(server, route, emotion="anger", emotion_strength=0)
     assert nothing.json()["emotion"]["strength"] == 0
+
+
+def test_a_schedule_is_what_the_reply_was_steered_by(server: Server) -> None:
+    def text(**fields: Any) -> str:
+        return text_of(ask(server, "/v1/chat/completions", **fields).json())
+
+    anger = {"emotion": "anger", "emotion_strength": 1.5}
+    assert text(**anger, emotion_schedule={"from": 4000}) == text()
+    assert text(**anger, emotion_schedule=[[0, 1]]) == text(**anger) != text()
+    refused = ask(server, "/v1/chat/completions", **anger, emotion_schedule={"hold": 5})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "emotion_schedule"
 
 
 @pytest.mark.parametrize("route", ROUTES)
