@@ -132,10 +132,8 @@ class Options:
         weights = tuple(sorted((name, value) for name, value in lambdas.items() if value != 0))
         scope = self.emotion_scope or circuit.scope
         if self.emotion_schedule is not None and scope != "generation":
-            raise EmotionError(
-                "emotion_schedule",
-                f"emotion_schedule is of the reply's tokens: it needs the scope generation, not {scope}",
-            )
+            message = f"emotion_schedule is of the reply's tokens: it needs the scope generation, not {scope}"
+            raise EmotionError("emotion_schedule", message)
         return Emotion(weights, scope, self.method, self.schedule) if weights else None
 
     def _lambda(self, name: str, strength: float, circuit: CircuitSpec) -> float:
