@@ -50,6 +50,7 @@ _COMMANDS = {
         "emovllm_offline.commands.probe_separate",
         "measure how far apart emotions lie in hidden states",
     ),
+    "compare": ("emovllm_offline.commands.compare", "put several runs' results into one table"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
 # Of commands of two words, what the first stands for.

@@ -6,6 +6,8 @@ notebook shows and that can be saved.
 
 from __future__ import annotations
 
+from emovllm_offline.api.comparing import RunComparison as RunComparison
+from emovllm_offline.api.comparing import compare as compare
 from emovllm_offline.api.evaluating import Calibration as Calibration
 from emovllm_offline.api.evaluating import Evaluation as Evaluation
 from emovllm_offline.api.evaluating import Server as Server

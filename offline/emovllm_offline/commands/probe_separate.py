@@ -60,7 +60,8 @@ def main(options: Annotated[ProbeSeparateOptions, FLAT]) -> None:
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.model.find import find_decoder
     from emovllm_offline.model.load import load, versions
-    from emovllm_offline.reading.separate import Separated, reads_of, separate
+    from emovllm_offline.model.spec import model_size
+    from emovllm_offline.reading.separate import Separated, pieces_digest, reads_of, separate
     from emovllm_offline.reading.separate_report import summary, write_report
 
     styles = [load_style(style) for style in options.style]
@@ -82,8 +83,10 @@ def main(options: Annotated[ProbeSeparateOptions, FLAT]) -> None:
         about={
             "command": published_command("probe separate", options),
             "data": sev.digest(records),
+            "replies": pieces_digest(reads.pieces),
             "styles": {style.name: style.digest() for style in styles},
             "left out": reads.left_out,
+            "size": model_size(decoder),
             "dtype": str(options.loading.dtype),
             "versions": versions(),
         },

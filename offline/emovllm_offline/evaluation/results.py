@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from emovllm.files import write_atomically, write_json
+from emovllm.errors import ResultsError
+from emovllm.files import read_json, write_atomically, write_json
+from emovllm.spec import Frozen
 from emovllm_offline.evaluation import figures, tables
 from emovllm_offline.evaluation.samples import SAMPLES, Sample, samples
 from emovllm_offline.evaluation.scoring import Scored
@@ -51,6 +53,35 @@ class Results:
     seed: int
 
 
+class Summary(Frozen):
+    """All of `summary.json`, as it is read again. Files of before it had a format are of its first version."""
+
+    format: Literal["emovllm-evaluation"] = "emovllm-evaluation"
+    format_version: Literal[1] = 1
+    command: str = ""
+    emovllm: str
+    model: str
+    circuit: str
+    settings: dict[str, Any]
+    seed: int
+    judges: dict[str, dict[str, Any]]
+    speed: dict[str, Any]
+    refused: tuple[str, ...]
+    unjudged: dict[str, dict[str, Any]]
+    agreement: tuple[dict[str, Any], ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How it was made, as the results of probes say it."""
+        return {"command": self.command, "seed": self.seed, "versions": {"emovllm": self.emovllm}}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Summary:
+        """Raises: ResultsError."""
+        return read_json(Path(folder) / SUMMARY, cls, ResultsError)
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A part of the page. image: as `plots.data_uri` gives it."""
@@ -67,7 +98,8 @@ def write(results: Results, out: Path) -> None:
     lines = "".join(json.dumps(reply.to_json(), ensure_ascii=False) + "\n" for reply in results.scored)
     write_atomically(out / SCORED, lines.encode())
     cells = [{**asdict(cell), "condition": cell.condition._asdict()} for cell in results.cells]
-    write_json(out / SUMMARY, {**results.about, "cells": cells})
+    stamp = {"format": "emovllm-evaluation", "format_version": 1}
+    write_json(out / SUMMARY, {**stamp, **results.about, "cells": cells})
     write_atomically(out / TABLE, as_markdown(results).encode())
     write_atomically(out / PAGE, as_page(results).encode())
 

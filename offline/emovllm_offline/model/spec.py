@@ -25,6 +25,12 @@ def model_spec(decoder: Decoder, model_id: str) -> ModelSpec:
     )
 
 
+def model_size(decoder: Decoder) -> dict[str, int]:
+    """What provenance says of it: parameters of the whole model, tied ones once; layers; hidden, the stream's width."""
+    parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
+    return {"parameters": parameters, "layers": len(decoder.layers), "hidden": decoder.hidden_size}
+
+
 def model_fingerprint(decoder: Decoder) -> dict[str, np.ndarray]:
     """By which a probe's model is recognised: over all projections that there are."""
     sites = [

@@ -20,6 +20,7 @@ from emovllm_offline.data.texts import load_texts
 from emovllm_offline.intervals import by_group
 from emovllm_offline.model.load import versions
 from emovllm_offline.model.options import ModelOptions
+from emovllm_offline.model.spec import model_size
 from emovllm_offline.reading.chosen import Chosen, draw_texts, readable
 from emovllm_offline.reading.prompts import reads_of
 from emovllm_offline.reading.reader import Reader
@@ -133,6 +134,7 @@ def compare(
         "chat": reader.chat,
         "seed": measuring.seed,
         "probe's weights away": reader.distance,
+        "size": model_size(reader.decoder),
         "dtype": reader.inputs()["dtype"],
         "versions": versions(),
     }

@@ -59,15 +59,18 @@ class Corpus:
             for at in [self.of(split)]
         }
 
-    def digest(self) -> str:
-        """sha256 over texts, labels, groups and splits."""
-        rows = zip(self.texts, self.label.tolist(), self.group.tolist(), self.split.tolist(), strict=True)
-        return hashlib.sha256(json.dumps([self.labels, list(rows)]).encode()).hexdigest()
+    def digest(self, split: Split | None = None) -> str:
+        """sha256 over texts, labels, groups and splits; of one split alone where it is named."""
+        at = range(len(self.texts)) if split is None else self.of(split).tolist()
+        columns = (self.label.tolist(), self.group.tolist(), self.split.tolist())
+        rows = [(self.texts[place], *(column[place] for column in columns)) for place in at]
+        return hashlib.sha256(json.dumps([self.labels, rows]).encode()).hexdigest()
 
     def about(self) -> dict[str, Any]:
         """What provenance says of it."""
         groups = {split: len(np.unique(self.group[self.of(split)])) for split in SPLITS}
-        return {"sha256": self.digest(), "texts": self.counts(), "groups": groups, "left out": self.left_out}
+        digests = {"sha256": self.digest(), "test sha256": self.digest("test")}
+        return {**digests, "texts": self.counts(), "groups": groups, "left out": self.left_out}
 
 
 def corpus_of(

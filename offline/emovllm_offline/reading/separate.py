@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +135,12 @@ def reads_of(tokenizer: Any, pieces: Sequence[Piece], neutral: Frame, most: int)
         raise DataError(f"no unrelated texts have at most {most} tokens: give a larger --max-tokens")
     ways = {way: [of[way] for of in [*(of for _, of in of_pieces), *unrelated]] for way in WAYS}
     return Reads(tuple(piece for piece, _ in of_pieces), ways, len(unrelated), len(pieces) - len(of_pieces))
+
+
+def pieces_digest(pieces: Sequence[Piece]) -> str:
+    """sha256 over replies, emotions and scenarios."""
+    rows = [(piece.reply, piece.emotion, piece.group) for piece in pieces]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _unrelated(neutral: Frame) -> list[Piece]:

@@ -24,6 +24,7 @@ from emovllm_offline.data.texts import Text, load_texts
 from emovllm_offline.intervals import means_by_group
 from emovllm_offline.model.load import versions
 from emovllm_offline.model.options import ModelOptions
+from emovllm_offline.model.spec import model_size
 from emovllm_offline.reading.chosen import Chosen, readable
 from emovllm_offline.reading.corpus import draw
 from emovllm_offline.reading.in_chat import At, Chats
@@ -160,6 +161,7 @@ def measure(
             "pooling": reader.probe.spec.pooling,
             "seed": measuring.seed,
             "probe's weights away": reader.distance,
+            "size": model_size(reader.decoder),
             "dtype": reader.inputs()["dtype"],
             "versions": versions(),
         },

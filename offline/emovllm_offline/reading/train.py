@@ -21,7 +21,7 @@ from emovllm_offline.model.decoder import Decoder, type_name
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.model.options import ModelOptions
-from emovllm_offline.model.spec import model_fingerprint, model_spec
+from emovllm_offline.model.spec import model_fingerprint, model_size, model_spec
 from emovllm_offline.reading.corpus import Corpus, corpus_of, require_enough
 from emovllm_offline.reading.layers import Probes, fit_layers, shuffled_within_groups
 from emovllm_offline.reading.prompts import Read, reads_of, unread
@@ -121,6 +121,7 @@ def train(
         "reading": asdict(reading),
         "fitting": asdict(fitting),
         "shuffled": "within groups" if _within_groups(corpus) else "among all texts",
+        "size": model_size(decoder),
         "dtype": type_name(decoder.dtype),
         "versions": versions(),
     }

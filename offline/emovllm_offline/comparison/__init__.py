@@ -1,0 +1,1 @@
+"""Runs of our commands beside each other: one table over models and runs."""
