@@ -8,6 +8,10 @@ import pytest
 
 from emovllm.circuit_files import load_circuit
 from emovllm.probe import load_probe
+from emovllm_offline.comparison.rows import Comparison, Value
+from emovllm_offline.reading.compare import ZERO_SHOT, Compared
+from emovllm_offline.reading.separate import Separated
+from emovllm_offline.reading.shift import Shifts
 from emovllm_offline.validation.results import Validation
 from support.walk import EMOTIONS, Walk
 
@@ -73,6 +77,33 @@ def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytes
     assert walk("probe prompts", walk.model, *common, "--system", "fear=Be afraid.", "--out", tmp_path / "below") == 0
     assert printed().startswith(f"{tmp_path / 'below'}: 8 messages below 1 system prompts, read at layer")
     assert "| fear | Be afraid. |" in (tmp_path / "below" / "report.md").read_text()
+
+    left = [tmp_path / name for name in ("probe", "compared", "below", "apart", "circuit", "refined")]
+    assert walk("compare", *left, "--out", tmp_path / "beside") == 0
+    assert printed().splitlines()[-1] == str(tmp_path / "beside" / "report.html")
+    beside = {of.kind: of.rows for of in Comparison.load(tmp_path / "beside").tables}
+    answered = Compared.load(tmp_path / "compared").of(ZERO_SHOT).ahead
+    assert answered is not None
+    assert beside["probe train"][0].figures["probe ahead by"] == Value.of(answered)
+    assert [row.part for row in beside["probe prompts"]] == ["fear"]
+    moved = Shifts.load(tmp_path / "below")
+    assert beside["probe prompts"][0].figures["its logit"] == Value.of(moved.named[0].at(moved.layer).changes["fear"])
+    separated = Separated.load(tmp_path / "apart")
+    assert {row.part: row.figures["d, centred"] for row in beside["probe separate"]} == {
+        way: Value.of(separated.best(way).centred.effect) for way in separated.ways
+    }
+    validated, unvalidated = beside["circuit"]
+    assert (validated.run, unvalidated.run) == ("model (circuit)", "model (refined)")
+    assert validated.figures["states F1"] == Value.of(best)
+    apart = validated.figures["apart"]
+    assert apart is not None
+    assert 0 <= apart.value <= 1
+    assert set(unvalidated.figures.values()) == {None}
+    assert validated.facts["neurons"] == f"{len(found.neurons['anger'])}"
+    # What one kind of run does not say, another does.
+    (size,) = {row.size for rows in beside.values() for row in rows}
+    assert size is not None
+    assert size.parameters
 
     assert walk("show", refined) == 0
     assert f"digest {load_circuit(refined).digest()[:16]}" in printed()
