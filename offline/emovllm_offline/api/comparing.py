@@ -35,7 +35,7 @@ class RunComparison:
                 **({"part": row.part} if row.part else {}),
                 "model": row.model,
                 "parameters": row.size and row.size.parameters,
-                "count": row.count,
+                "n": row.count,
                 **row.facts,
                 **{
                     f"{name}{end}": value and getattr(value, at)

@@ -31,6 +31,12 @@ TEXTS: dict[Kind, str] = {
     "evaluate": "Over all emotions and messages, with 95% intervals over groups of messages.",
     "circuit": "Neurons, heads and recommended strengths are the least and the largest of the emotions'.",
 }
+# What is drawn over depth.
+_AXES: dict[Kind, str] = {
+    "probe train": "macro F1 on the test texts",
+    "probe prompts": "change of the named emotion's logit",
+    "probe separate": "Cohen's d, centred",
+}
 # Changes have a sign.
 _FORMS: dict[Kind, str] = {"probe prompts": "+.3f", "evaluate": ".3g"}
 
@@ -39,7 +45,8 @@ def write_report(comparison: Comparison, out: Path) -> None:
     """comparison.json, report.md and report.html. Raises: OSError."""
     notes = [
         "Intervals are of each run alone. Runs on the same texts share what is odd about these: intervals that meet do "
-        "not show that two runs are equal.",
+        "not show that two runs are equal. Data: the first digits of a sha256 of the texts that a run was measured on; "
+        "n: how many texts, messages, replies or scenarios these are.",
         *(f"{of.kind}: {note}" for of in comparison.tables for note in of.notes),
     ]
     write_document("Runs beside each other", summary(comparison), notes, list(_sections(comparison)), out)
@@ -71,7 +78,7 @@ def figure_table(of: OfKind) -> Table:
     figures = list(dict.fromkeys(name for row in of.rows for name in row.figures))
     # A run's name begins with its model's unless it was given another.
     named = any(not row.run.startswith(row.model.rpartition("/")[2]) for row in of.rows)
-    head = ["run", *([part] if part else []), *(["model"] if named else []), "size", "labels", "texts", "count"]
+    head = ["run", *([part] if part else []), *(["model"] if named else []), "size", "labels", "data", "n"]
     rows = [
         [
             row.run,
@@ -97,7 +104,9 @@ def depth_table(of: OfKind) -> Table:
 
 
 def depth_figure(of: OfKind) -> Any:
-    """A line for each run over relative depth, with its intervals; a panel for each part of the runs."""
+    """A line for each run over relative depth, with its intervals, and a ring where the table's figures are; a panel
+    for each part of the runs. Raises: KeyError for a kind whose figures are of no layer."""
+    label = _AXES[of.kind]
     lines = list(dict.fromkeys(name for row in of.rows for name in row.depths))
     runs = list(dict.fromkeys(row.run for row in of.rows))
     height = 2.8 if len(lines) > 1 else 4.2
@@ -105,7 +114,7 @@ def depth_figure(of: OfKind) -> Any:
         for axes, name in zip(plots.panels(drawing, len(lines), sharey=True), lines, strict=True):
             for row in of.rows:
                 if name in row.depths:
-                    _draw(axes, row.depths[name], runs.index(row.run))
+                    _draw(axes, row, row.depths[name], runs.index(row.run))
             if len(lines) > 1:
                 axes.set_title(name)
             axes.set(xlim=(0, 1.02))
@@ -114,24 +123,20 @@ def depth_figure(of: OfKind) -> Any:
             else:
                 axes.axhline(0, color=plots.GREY, linewidth=0.8)
         drawing.supxlabel(_DEPTH, fontsize=10)
-        drawing.supylabel(_AXES[of.kind], fontsize=10)
+        drawing.supylabel(label, fontsize=10)
         plots.legend(drawing, runs)
     return drawing
 
 
-_AXES: dict[Kind, str] = {
-    "probe train": "macro F1 on the test texts",
-    "probe prompts": "change of the named emotion's logit",
-    "probe separate": "Cohen's d, centred",
-}
-
-
-def _draw(axes: Any, points: Sequence[Point], place: int) -> None:
+def _draw(axes: Any, row: Row, points: Sequence[Point], place: int) -> None:
     depth, values = [point.depth for point in points], [point.value for point in points]
     colour = plots.colour(place)
     axes.plot(depth, [one.value for one in values], color=colour, marker=plots.marker(place), markersize=3)
     low, high = ([getattr(one, end) for one in values] for end in ("low", "high"))
     axes.fill_between(depth, low, high, color=colour, alpha=0.15, linewidth=0)
+    if "depth" in row.facts:
+        told = nearest(points, float(row.facts["depth"]))
+        axes.scatter([told.depth], [told.value.value], s=70, facecolors="none", edgecolors="black", zorder=3)
 
 
 def _sections(comparison: Comparison) -> Iterator[Section]:

@@ -81,7 +81,7 @@ def test_each_row_has_the_figures_of_its_run(runs: Runs) -> None:
         assert column(table, "selectivity")[name] == str(best.test.selectivity)
         assert column(table, "depth")[name] == f"{best.depth:.2f}"
         assert column(table, "layer")[name] == f"{best.layer} of {len(results.layers)}"
-        assert column(table, "count")[name] == str(sum(map(sum, results.confusion)))
+        assert column(table, "n")[name] == str(sum(map(sum, results.confusion)))
         assert column(depths, "F1 at 1")[name] == str(results.layers[-1].test.f1)
     deep = Results.load(runs["deep"])
     # Depths of eight layers are eighths.
@@ -91,7 +91,7 @@ def test_each_row_has_the_figures_of_its_run(runs: Runs) -> None:
     }
     assert len({of.test.f1.value for of in deep.layers}) > 3
     assert comparison.of("probe train").notes == ()
-    assert len(set(column(table, "texts").values())) == 1
+    assert len(set(column(table, "data").values())) == 1
 
 
 def test_a_model_has_the_size_of_its_weights(runs: Runs) -> None:
@@ -276,6 +276,8 @@ def test_rows_of_the_api_are_plain_values(runs: Runs, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "report.md", "report.html"}
     with pytest.raises(KeyError):
         made.table("evaluate")
+    with pytest.raises(KeyError):
+        made.plot("probe compare")
 
 
 def test_the_line_of_a_run_has_a_point_for_each_layer(runs: Runs) -> None:

@@ -82,7 +82,7 @@ def test_each_method_of_each_run_has_a_row_with_its_judges_figure(stub: Stub, tm
     assert found[1]["accuracy, lexicon"] == f"1 [{accuracy.low:.3g}, 1]"
     assert found[1]["perplexity"] == f"{perplexity.value:.3g} [{perplexity.low:.3g}, {perplexity.high:.3g}]"
     assert (found[1]["accuracy, other"], found[3]["accuracy, lexicon"]) == ("-", "-")
-    assert [row["count"] for row in found[:2]] == ["2", str(2 * len(EMOTIONS))]
+    assert [row["n"] for row in found[:2]] == ["2", str(2 * len(EMOTIONS))]
     assert {row["circuit"] for row in found} == {DIGEST[:8]}
     assert {row["size"] for row in found} == {"-"}
 
