@@ -15,7 +15,7 @@ from emovllm.quantization import bits_of, method_of
 from emovllm.spec import CircuitSpec, EmotionSpec
 from emovllm_offline.discovery.allocation import allocate
 from emovllm_offline.discovery.findings import Findings
-from emovllm_offline.discovery.parameters import Parameters
+from emovllm_offline.discovery.parameters import Extraction, Parameters
 from emovllm_offline.discovery.routed import divide, fold, routed_counts
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.dequantize import quantization
@@ -26,6 +26,12 @@ ROUTED = (
     "constant vectors at the output of the experts' block: the sum, over the chosen neurons, of delta times the "
     "neuron's column of its expert's down projection, delta being the difference of routing weight times activation"
 )
+# What every circuit says of the states that it was found in.
+EXTRACTIONS: Mapping[Extraction, str] = {
+    "generation": "generation: the states while the model is to write in the emotion",
+    "comprehension": "comprehension: the states while the model reads emotional replies as its user's messages, no "
+    "system prompt given; the mean over the message's own tokens, as far as the style's span goes",
+}
 
 
 def assemble(
@@ -63,6 +69,7 @@ def assemble(
             **provenance,
             **_precision(decoder, model_id),
             **({"routed experts": ROUTED} if experts else {}),
+            "extraction": EXTRACTIONS[findings.extract],
             "groups": findings.groups,
         },
     )

@@ -29,10 +29,10 @@ from emovllm_offline.discovery import directions
 from emovllm_offline.discovery.assembly import assemble
 from emovllm_offline.discovery.elicit import load_accepted
 from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.discovery.groups import extracted, groups
 from emovllm_offline.discovery.importance import gradient_importance, sublayer_importance
 from emovllm_offline.discovery.measure import (
     conclude,
-    groups,
     measure_activations,
     measure_importance,
     measure_normed_heads,
@@ -102,14 +102,19 @@ def measure_until(
     batch_size, seed, progress = measurement.batch_size, measurement.seed, measurement.progress
     work = measurement.work
     items = sev.expand(records)
-    steps = groups(items, styles, accepted)
-    if not steps:
+    found = groups(items, styles, accepted)
+    if not found:
         raise DiscoveryError("no scenario-event is left to measure")
+    steps = extracted(found, parameters.extract)
     inputs = {
         "model": weights_digest(decoder),
-        "data or style": hashlib.sha256("\n".join(group.describe() for group in steps).encode()).hexdigest(),
+        "data or style": _digest(group.describe() for group in found),
         "batch size": batch_size,
     }
+    if parameters.extract != "generation":  # which is what was measured before there was a choice
+        inputs["extract"] = parameters.extract
+        if accepted is not None:
+            inputs["replies"] = _digest(str(group.replies) for group in steps)
 
     def checkpoint(name: str, more: Mapping[str, Any]) -> Checkpoint:
         return Checkpoint(None if work is None else work / f"{name}.safetensors", {**inputs, **more})
@@ -153,7 +158,7 @@ def measure_until(
         progress,
     )
     findings = conclude(common_emotions(styles), means, attn, mlp, neurons, heads, sigma, importance)
-    findings = with_experts(findings, decoder, means)
+    findings = replace(with_experts(findings, decoder, means), extract=parameters.extract)
     if work is not None:
         findings.save(work)
     return findings
@@ -176,6 +181,10 @@ def gradient_agreement(
     exact = sublayer_importance(decoder, [prompt], sublayers, reference, findings.sigma, parameters.alphas)
     gradient = gradient_importance(decoder, prompt, sublayers, reference)
     return float(spearmanr(exact.ravel(), gradient.ravel()).statistic)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _reference(decoder: Decoder, sublayers: np.ndarray, parameters: Parameters) -> np.ndarray:
@@ -207,6 +216,7 @@ def run(
     if not records:
         raise DiscoveryError(f"{settings.data} holds no scenario")
     accepted = None if settings.replies is None else load_accepted(settings.replies, records, chosen)
+    extracted(groups(sev.expand(records), chosen, accepted), parameters.extract)
     place = settings.measurement.work or work_folder(out)
     measurement = replace(settings.measurement, work=place, progress=progress)
     stage = settings.stage
@@ -224,6 +234,7 @@ def run(
         return None
     findings.require_norms(decoder)
     findings.require_experts(decoder)
+    findings.require_extraction(parameters.extract)
     if findings.emotions != emotions or findings.neurons.shape[1] != len(decoder.layers):
         raise CheckpointError(f"{place}: its findings are of another model or style; start anew with --fresh")
     provenance = {

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from emovllm.errors import FindingsError
 from emovllm.files import write_atomically
+from emovllm_offline.discovery.parameters import Extraction
 
 if TYPE_CHECKING:
     from emovllm_offline.model.decoder import Decoder  # whoever only reads findings need not wait for PyTorch
@@ -45,6 +46,7 @@ class Findings:
     importance: np.ndarray  # [E, 2L]
     similarity: np.ndarray  # [2L, 2L]
     through_norms: bool = True  # whether neurons and heads were measured through norms of a sublayer's output
+    extract: Extraction = "generation"
     experts: np.ndarray | None = None  # mean contribution [E, L, C * n]
     experts_delta: np.ndarray | None = None  # of routing weight times activation [E, L, C * n], not normalised
     routing: np.ndarray | None = None  # mean routing weight [E, L, C]
@@ -54,15 +56,20 @@ class Findings:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"emotions": self.emotions, "groups": self.groups, "through_norms": self.through_norms}
-        arrays = {
-            f.name: array for f in fields(self) if f.name not in about and (array := getattr(self, f.name)) is not None
-        }
+        if self.extract != "generation":
+            about["extract"] = self.extract
+        arrays = self.arrays()
         data = safetensors.numpy.save(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()},
             # One entry: safetensors writes several in no fixed order.
             metadata={"about": json.dumps(about)},
         )
         write_atomically(folder / FILE, data)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays that there are, by name, in the order of the fields."""
+        of_fields = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in of_fields.items() if isinstance(array, np.ndarray)}
 
     @classmethod
     def load(cls, folder: str | Path) -> Findings:
@@ -72,8 +79,13 @@ class Findings:
             with safetensors.safe_open(path, framework="numpy") as file:
                 about = json.loads(file.metadata()["about"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            through_norms = bool(about.get("through_norms", False))
-            return cls(tuple(about["emotions"]), int(about["groups"]), **arrays, through_norms=through_norms)
+            return cls(
+                tuple(about["emotions"]),
+                int(about["groups"]),
+                **arrays,
+                through_norms=bool(about.get("through_norms", False)),
+                extract=about.get("extract", "generation"),
+            )
         except FileNotFoundError:
             raise FindingsError(f"{path}: missing; `emovllm discover` writes it") from None
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
@@ -85,6 +97,14 @@ class Findings:
         if self.experts is None or self.experts_delta is None or self.routing is None:
             return None
         return Routed(self.experts, self.experts_delta, self.routing)
+
+    def require_extraction(self, extract: Extraction) -> None:
+        """Raises: FindingsError where they are of the other extraction."""
+        if self.extract != extract:
+            raise FindingsError(
+                f"the findings are of --extract {self.extract}, not {extract}: give the same again, or measure anew by "
+                "`emovllm discover --fresh`"
+            )
 
     def require_experts(self, decoder: Decoder) -> None:
         """Raises: FindingsError where routed experts are asked for, and were not measured."""

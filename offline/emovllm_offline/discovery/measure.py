@@ -7,74 +7,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emovllm_offline.data.prompts import Prompt, render, require_different
+from emovllm_offline.data.prompts import Prompt, render
 from emovllm_offline.data.sev import Item
-from emovllm_offline.data.styles import Frame, Style, common_emotions
+from emovllm_offline.data.styles import Style
 from emovllm_offline.discovery import contributions, directions, removal
 from emovllm_offline.discovery.activations import GroupMeans, collect
 from emovllm_offline.discovery.findings import Findings
+from emovllm_offline.discovery.groups import Group
 from emovllm_offline.discovery.importance import gradient_importance, residual_scale, sublayer_importance
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.removal import Removals, normed_sites
-from emovllm_offline.discovery.survival import Accepted
 from emovllm_offline.model.decoder import Decoder, projection_weight
 from emovllm_offline.model.output_norm import OutputNorm
 from emovllm_offline.storage.checkpoint import UNSAVED, Arrays, Checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One scenario-event in one style: what is compared between the emotions."""
-
-    item: Item
-    style: Style
-    frames: tuple[tuple[int, Frame], ...]  # (emotion, one of its frames)
-
-    def prompts(self, tokenizer: Any) -> list[Prompt]:
-        """Raises: PromptError, also where those of all emotions are the same."""
-        prompts = [render(tokenizer, frame, self.item.user, self.style.reply_tokens) for _, frame in self.frames]
-        of_emotions: dict[int, tuple[Prompt, ...]] = {}
-        for emotion, prompt in zip(self.emotions, prompts, strict=True):
-            of_emotions[emotion] = (*of_emotions.get(emotion, ()), prompt)
-        require_different(list(of_emotions.values()), self.style.name)
-        return prompts
-
-    @property
-    def emotions(self) -> list[int]:
-        """The emotion of each prompt."""
-        return [emotion for emotion, _ in self.frames]
-
-    def describe(self) -> str:
-        """Everything that its activations depend on but the model."""
-        frames = [(emotion, frame.model_dump_json()) for emotion, frame in self.frames]
-        return f"{self.item.id} {self.item.user} {self.style.reply_tokens} {frames}"
-
-
-def groups(items: Sequence[Item], styles: Sequence[Style], accepted: Accepted | None = None) -> list[Group]:
-    """The groups to measure, in order; with `accepted`, only complete ones, and of these the accepted frames."""
-    emotions = common_emotions(styles)
-    found = []
-    for number, item in enumerate(items):
-        for style in styles:
-            if accepted is not None and style.name not in accepted.get(item.id, {}):
-                continue
-            frames = []
-            for e, name in enumerate(emotions):
-                of_item = style.frames(name, number)
-                if accepted is not None:
-                    kept = [style.emotions[name][i] for i in accepted[item.id][style.name].get(name, ())]
-                    of_item = [frame for frame in of_item if frame in kept]
-                frames += [(e, frame) for frame in of_item]
-            if {e for e, _ in frames} == set(range(len(emotions))):
-                found.append(Group(item, style, tuple(frames)))
-    return found
 
 
 def measure_activations(

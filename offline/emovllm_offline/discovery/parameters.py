@@ -14,6 +14,8 @@ from emovllm_offline.model.options import ModelOptions
 
 # In the order in which they are measured.
 Stage = Literal["activations", "heads", "importance", "circuit"]
+# While the model is to write in an emotion; while it reads emotional words as its user's message.
+Extraction = Literal["generation", "comprehension"]
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7)
 # Late layers whose directions agree with one another: layers 21..25 of 28 in the paper.
@@ -29,7 +31,8 @@ CAP = 0.4
 class Parameters(Options):
     """The paper's values by default (method of arXiv 2510.11328).
 
-    Of the measurement: `importance` (exact perturbation, or its first-order form by one backward pass), `alphas`,
+    Of the measurement: `extract` (in which states the emotions are compared: while the model is to write in them, or
+    while it reads), `importance` (exact perturbation, or its first-order form by one backward pass), `alphas`,
     `band` (the reference layers, relative depths), `importance_prompts`, `head_metric` (on the residual, as the
     paper's text says, or after the norm that follows, as its authors measured), `experts` (whether neurons of routed
     experts are among those to choose from).
@@ -38,6 +41,12 @@ class Parameters(Options):
     (whether the circuit holds the directions that evaluations steer with).
     """
 
+    extract: Annotated[
+        Extraction,
+        Parameter(
+            help="states while the model is to write in an emotion, or while it reads replies as its user's messages"
+        ),
+    ] = "generation"
     importance: Annotated[Literal["exact", "gradient"], Parameter(help="perturbation, or one backward pass")] = "exact"
     alphas: Annotated[tuple[float, ...], Parameter(parse=False)] = ALPHAS
     band: Annotated[

@@ -36,12 +36,12 @@ class Reply(BaseModel):
     reason: str
 
 
-# item id -> style -> emotion -> the frames whose replies were accepted
-Accepted = dict[str, dict[str, dict[str, tuple[int, ...]]]]
+# item id -> style -> emotion -> the frames whose replies were accepted, with these replies
+Accepted = dict[str, dict[str, dict[str, dict[int, str]]]]
 
 
 def accepted(replies: Iterable[Reply]) -> Accepted:
-    """The accepted frames of the complete groups.
+    """The accepted frames of the complete groups, and the replies.
 
     A group is one scenario-event in one style, complete when each emotion that the replies name has an accepted frame
     in it. Emotions are compared within a style only: the difference between two styles is no emotion.
@@ -52,7 +52,7 @@ def accepted(replies: Iterable[Reply]) -> Accepted:
     for reply in replies:
         if reply.match:
             group = found.setdefault(reply.item, {}).setdefault(reply.style, {})
-            group[reply.emotion] = (*group.get(reply.emotion, ()), reply.frame)
+            group.setdefault(reply.emotion, {})[reply.frame] = reply.reply
     complete = {
         item: {style: group for style, group in styles.items() if set(group) == emotions}
         for item, styles in found.items()

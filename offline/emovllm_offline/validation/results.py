@@ -107,8 +107,6 @@ class Validation:
 def findings_digest(findings: Findings) -> str:
     """sha256 over all that findings hold."""
     digest = hashlib.sha256(json.dumps([findings.emotions, findings.groups]).encode())
-    for field in fields(findings):
-        array = getattr(findings, field.name)
-        if field.name not in ("emotions", "groups", "through_norms") and array is not None:
-            digest.update(np.ascontiguousarray(array).tobytes())
+    for array in findings.arrays().values():
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -372,8 +372,8 @@ def test_emotions_of_two_styles_do_not_complete_one_another():
 
 def test_accepted_frames_are_those_of_complete_groups():
     assert accepted(REPLIES) == {
-        "a": {"told": {"calm": (0,), "pride": (0, 1)}},
-        "c": {"role": {"calm": (0,), "pride": (0,)}},
+        "a": {"told": {"calm": {0: "t"}, "pride": {0: "t", 1: "t"}}},
+        "c": {"role": {"calm": {0: "t"}, "pride": {0: "t"}}},
     }
 
 
@@ -490,9 +490,11 @@ def test_advice_asks_for_more_scenarios_where_no_style_could_help():
 
 
 def test_discovery_can_take_up_a_finished_run_of_its_own_inputs(records, style, tmp_path):
-    elicit(Echo(), records, [style], Mentions(), tmp_path)
+    replies = iter(elicit(Echo(), records, [style], Mentions(), tmp_path))
     groups = load_accepted(tmp_path, records, [style])
-    assert groups == {item.id: {"told": dict.fromkeys(style.emotions, (0,))} for item in expand(records)}
+    assert groups == {
+        item.id: {"told": {emotion: {0: next(replies).reply} for emotion in style.emotions}} for item in expand(records)
+    }
     with pytest.raises(ElicitError, match="other data"):
         load_accepted(tmp_path, records[:1], [style])
     with pytest.raises(ElicitError, match="other styles"):
