@@ -35,7 +35,8 @@ class ElicitOptions(Options):
         tuple[str, ...],
         REPEATED,
         Parameter(
-            help="paper, role, replies, fewshot or a JSON file: the elicitation; repeatable", metavar="NAME|FILE"
+            help="paper, role, replies, fewshot, twenty or a JSON file: the elicitation; repeatable",
+            metavar="NAME|FILE",
         ),
     ] = ("paper",)
     judge: Annotated[str, JUDGE] = "lexicon"

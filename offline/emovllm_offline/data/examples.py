@@ -50,7 +50,10 @@ def require_emotions(examples: Sequence[Example], emotions: Sequence[str]) -> No
     """Raises: ExamplesError where an example lacks a reply in one of them."""
     for example in examples:
         if missing := [name for name in emotions if name not in example.replies]:
-            raise ExamplesError(f"{example.id} has no reply in {', '.join(missing)}")
+            raise ExamplesError(
+                f"{example.id} has no reply in {', '.join(missing)}: give --replies with one in every emotion of the "
+                "circuit"
+            )
 
 
 def digest(examples: Sequence[Example]) -> str:

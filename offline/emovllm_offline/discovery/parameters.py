@@ -109,7 +109,8 @@ class Settings(Options):
         tuple[str, ...],
         REPEATED,
         Parameter(
-            help="paper, role, replies, fewshot or a JSON file: the elicitation; repeatable", metavar="NAME|FILE"
+            help="paper, role, replies, fewshot, twenty or a JSON file: the elicitation; repeatable",
+            metavar="NAME|FILE",
         ),
     ] = ("fewshot",)
     recommended: Annotated[

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from emovllm.errors import JudgeError, TooFewError
 from emovllm.files import write_json
-from emovllm_offline.data.styles import packaged_styles
+from emovllm_offline.data.styles import load_style, packaged_styles
 from emovllm_offline.reporting.tables import Table
 
 # Of the paper's 480 groups 448 survived. Below a dozen the mean differences are mostly those of single scenarios.
@@ -148,7 +148,11 @@ def require(survival: Survival, minimum: int = MINIMUM) -> None:
     worst = sorted(rates, key=lambda emotion: rates[emotion])
     # Where every emotion does well by itself, the weakest is still where to begin.
     failed = [emotion for emotion in worst if rates[emotion] < 0.5] or worst[:1]
-    other = [style for style in packaged_styles() if style not in survival.judged]
+    other = [
+        style
+        for style in packaged_styles()
+        if style not in survival.judged and set(load_style(style).emotions) == set(rates)
+    ]
     advice = [
         f"another elicitation style (--style {' or '.join(other)})" if other else "an elicitation style of your own",
         f"another judge than {survival.judge}",

@@ -96,7 +96,10 @@ def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
         raise EvaluationError("there are no messages to evaluate on")
     emotions = list(served.strengths)
     if lacking := [name for name in emotions if plain_name(name) not in asked.style.emotions]:
-        raise EvaluationError(f"the style {asked.style.name} has no prompt for {', '.join(lacking)}")
+        raise EvaluationError(
+            f"the style {asked.style.name} has no prompt for {', '.join(lacking)}: give --prompt-style "
+            "one that has, such as that of the discovery"
+        )
     if STEERING in asked.methods and "steering" not in served.methods:
         raise EvaluationError(
             'the server was not started with steering (additional_config {"emovllm": {"steering": true}}): '

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.text import REGIMES
 from emovllm_offline.reporting.tables import Table
+
+# So many emotions fit a page side by side.
+ACROSS = 10
 
 
 def conditions_of(cells: Sequence[Cell]) -> list[Condition]:
@@ -62,11 +65,7 @@ def overview(cells: Sequence[Cell], judges: Sequence[str]) -> Table:
 
 def by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Table:
     """Accuracy of each emotion; of unsteered replies, false positives."""
-    rows = []
-    for condition in conditions_of(cells):
-        found = [find(cells, condition, emotion) for emotion in emotions]
-        rows.append([str(condition), *(accuracy(cell, judge) if cell else "-" for cell in found)])
-    return Table(["method, strength", *emotions], rows)
+    return _of_emotions(cells, emotions, lambda cell: accuracy(cell, judge))
 
 
 def by_valence(cells: Sequence[Cell], judge: str) -> Table | None:
@@ -83,21 +82,23 @@ def by_valence(cells: Sequence[Cell], judge: str) -> Table | None:
 
 def fluency_by_emotion(cells: Sequence[Cell], emotions: Sequence[str]) -> Table:
     """Median perplexity ratio given the instruction, and the mean share of repeated 3-grams, of each emotion."""
-    rows = []
+
+    def cost(cell: Cell) -> str:
+        return f"{_plain(cell.fluency)}, {_share(cell.repetition.value if cell.repetition else None)}"
+
+    return _of_emotions(cells, emotions, cost)
+
+
+def _of_emotions(cells: Sequence[Cell], emotions: Sequence[str], value: Callable[[Cell], str]) -> Table:
+    """Conditions by emotions; many emotions have a row each."""
+    head, rows = ["method, strength", *emotions], []
     for condition in conditions_of(cells):
         found = [find(cells, condition, emotion) for emotion in emotions]
-        rows.append(
-            [
-                str(condition),
-                *(
-                    f"{_plain(cell.fluency)}, {_share(cell.repetition.value if cell.repetition else None)}"
-                    if cell
-                    else "-"
-                    for cell in found
-                ),
-            ]
-        )
-    return Table(["method, strength", *emotions], rows)
+        rows.append([str(condition), *(value(cell) if cell else "-" for cell in found)])
+    if len(emotions) <= ACROSS:
+        return Table(head, rows)
+    turned = list(zip(head, *rows, strict=True))
+    return Table(["emotion", *turned[0][1:]], turned[1:])
 
 
 def accuracy(cell: Cell, judge: str) -> str:

@@ -93,7 +93,8 @@ class LexiconJudge:
         lexicon = lexicon or load_lexicon()
         if missing := [emotion for emotion in emotions if emotion not in lexicon.emotions]:
             raise UnusableJudge(
-                f"the lexicon has no words for {', '.join(missing)}: give one that has, or another judge"
+                f"the lexicon has no words for {', '.join(missing)}: give one that has (--lexicon), or a judge of any "
+                "emotions, such as llm or openai-blind"
             )
         self.config: Mapping[str, Any] = {
             "emotions": sorted(emotions),

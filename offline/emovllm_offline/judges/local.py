@@ -55,7 +55,8 @@ class LocalJudge:
         """
         if unknown := [emotion for emotion in emotions if emotion not in LABELS]:
             raise UnusableJudge(
-                f"the local judge does not know {', '.join(unknown)}, only {', '.join(LABELS)}: use another judge"
+                f"the local judge does not know {', '.join(unknown)}, only {', '.join(LABELS)}: use a judge of any "
+                "emotions, such as llm or openai-blind"
             )
         self._head, about = load_head()
         self.config: Mapping[str, Any] = about

@@ -40,7 +40,8 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    """Shifted by one each time that the colours begin anew: no two of 64 share both."""
+    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
 
 
 @contextmanager

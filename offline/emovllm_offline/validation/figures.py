@@ -160,8 +160,10 @@ def probe(validation: Validation) -> Any:
 def overlap(circuit: Circuit) -> Any:
     """Jaccard index of the units of every two emotions."""
     names = circuit.names
-    with figure(5.0) as fig:
-        axes = fig.subplots(1, 2)
+    # Side by side as long as the cells' numbers have room.
+    rows, columns, height = (1, 2, 5.0) if len(names) <= 10 else (2, 1, 2 * (1.6 + 0.34 * len(names)))
+    with figure(height) as fig:
+        axes = fig.subplots(rows, columns)
         for ax, kind in zip(axes, ("neurons", "heads"), strict=True):
             values = overlaps(circuit, kind)
             image = ax.imshow(values, cmap="cividis", vmin=0, vmax=1)

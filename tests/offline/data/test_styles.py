@@ -6,10 +6,29 @@ from emovllm.errors import StyleError
 from emovllm_offline.data.styles import Style, common_emotions, load_style, packaged_styles
 
 
-def test_packaged_styles_agree_on_their_emotions():
-    styles = [load_style(name) for name in packaged_styles()]
+def test_packaged_styles_agree_on_their_emotions_but_for_the_one_of_twenty():
+    styles = [load_style(name) for name in packaged_styles() if name != "twenty"]
     assert {"paper", "role", "replies"} <= {style.name for style in styles}
     assert len(common_emotions(styles)) == 6
+    assert set(common_emotions(styles)) < set(load_style("twenty").emotions)
+
+
+def test_each_of_twenty_emotions_has_prompts_and_replies_of_its_own():
+    style = load_style("twenty")
+    assert len(style.emotions) == 20
+    replies = [frame.reply for frames in style.emotions.values() for frame in frames]
+    assert len(set(replies)) == 20 * 8
+    neutral = style.neutral
+    for emotion, frames in style.emotions.items():
+        prompts = [frame.system for frame in frames]
+        assert sorted(map(prompts.count, prompts)) == [2] * 8
+        assert all("at most two sentences" in prompt or "one or two sentences" in prompt for prompt in prompts)
+        assert all(not frame.turns and frame.model_copy(update={"reply": None}) != neutral for frame in frames)
+        assert any(emotion in prompt for prompt in prompts)
+        for others in (other for other in style.emotions.items() if other[0] != emotion):
+            assert not set(prompts) & {frame.system for frame in others[1]}
+        openings = [frame.reply.split()[0].strip(",.!?").lower() for frame in frames]
+        assert max(map(openings.count, openings)) <= 2, emotion
 
 
 def test_paper_style_is_the_published_instruction():

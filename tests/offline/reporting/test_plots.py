@@ -10,6 +10,8 @@ from emovllm_offline.reporting import plots
 def test_emotions_keep_their_colour_and_differ_in_shape_too():
     assert len({plots.colour(i) for i in range(8)}) == len({plots.marker(i) for i in range(8)}) == 8
     assert plots.colour(8) == plots.colour(0)
+    assert [plots.marker(i) for i in range(8)] == list(plots.MARKERS)
+    assert len({(plots.colour(i), plots.marker(i)) for i in range(64)}) == 64
 
 
 def test_font_sizes_are_legible():
