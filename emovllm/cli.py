@@ -46,6 +46,10 @@ _COMMANDS = {
     "probe train": ("emovllm_offline.commands.probe_train", "train probes of a model's hidden states, layer by layer"),
     "probe compare": ("emovllm_offline.commands.probe_compare", "compare a probe with what the model itself answers"),
     "probe prompts": ("emovllm_offline.commands.probe_prompts", "measure how system prompts move what a probe reads"),
+    "probe persist": (
+        "emovllm_offline.commands.probe_persist",
+        "measure how long an emotion can be read in a reply's states",
+    ),
     "probe separate": (
         "emovllm_offline.commands.probe_separate",
         "measure how far apart emotions lie in hidden states",

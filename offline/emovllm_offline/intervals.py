@@ -81,16 +81,27 @@ def means_by_group(
     if len(values) == 0 or len(values) != len(groups):
         raise ValueError(f"{len(values)} values, {len(groups)} groups")
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
-    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    place, times = _drawn(groups, seed)
     sizes = np.bincount(place)
     sums = np.zeros((len(sizes), flat.shape[1]))
     np.add.at(sums, place, flat)
-    random = np.random.default_rng(seed)
-    drawn = random.integers(0, len(sizes), (RESAMPLES, len(sizes)))
-    times = np.stack([np.bincount(chosen, minlength=len(sizes)) for chosen in drawn]).astype(np.float64)
     low, high = np.quantile(times @ sums / (times @ sizes)[:, None], (0.025, 0.975), axis=0)
     shape = np.shape(values)[1:]
     return flat.mean(0).reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def times_drawn(groups: Sequence[str], seed: int = 0) -> np.ndarray:
+    """How often each value is in each of the bootstrap's resamples, of which whole groups are drawn, for statistics
+    that are no means: float64 [RESAMPLES, values]."""
+    place, times = _drawn(groups, seed)
+    return times[:, place]
+
+
+def _drawn(groups: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each value's group, [values], and how often each is in each resample, [RESAMPLES, groups]."""
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    return place, np.stack([np.bincount(chosen, minlength=len(names)) for chosen in drawn]).astype(np.float64)
 
 
 def _medians(sample: np.ndarray, place: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -78,6 +78,11 @@ def test_each_command_takes_what_the_last_one_left(tmp_path: Path, capsys: pytes
     assert printed().startswith(f"{tmp_path / 'below'}: 8 messages below 1 system prompts, read at layer")
     assert "| fear | Be afraid. |" in (tmp_path / "below" / "report.md").read_text()
 
+    usual = ("--max-tokens", "12", "--off-after", "3", "--circuit", refined, "--out", tmp_path / "lasted")
+    assert walk("probe persist", walk.model, *common, *usual) == 0
+    assert printed().startswith(f"{tmp_path / 'lasted'}: 8 messages, replies of 12 tokens, read at layer")
+    assert "| off after 3 | 10 |" in (tmp_path / "lasted" / "report.md").read_text()
+
     left = [tmp_path / name for name in ("probe", "compared", "below", "apart", "circuit", "refined")]
     assert walk("compare", *left, "--out", tmp_path / "beside") == 0
     assert printed().splitlines()[-1] == str(tmp_path / "beside" / "report.html")

@@ -19,11 +19,14 @@ from emovllm_offline.api.finding import Validated as Validated
 from emovllm_offline.api.finding import discover as discover
 from emovllm_offline.api.finding import refine as refine
 from emovllm_offline.api.finding import validate as validate
+from emovllm_offline.api.reading import Persisted as Persisted
 from emovllm_offline.api.reading import ProbeTraining as ProbeTraining
+from emovllm_offline.api.reading import measure_persistence as measure_persistence
 from emovllm_offline.api.reading import train_probe as train_probe
 from emovllm_offline.api.results import Picture as Picture
 from emovllm_offline.evaluation.settings import CalibrationSettings as CalibrationSettings
 from emovllm_offline.evaluation.settings import EvaluationSettings as EvaluationSettings
 from emovllm_offline.reading.settings import Fitting as Fitting
+from emovllm_offline.reading.settings import Persisting as Persisting
 from emovllm_offline.reading.settings import Reading as Reading
 from emovllm_offline.reading.train import ProbeData as ProbeData

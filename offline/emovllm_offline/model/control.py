@@ -66,11 +66,12 @@ class Control:
 
     @contextmanager
     def emotion(self, emotion: Emotion | None, prompt_len: int) -> Iterator[None]:
-        """Injects into every forward of one sequence, whose first forward begins at position 0.
+        """Injects into every forward of one sequence, or of several that are padded on the left to one length, whose
+        first forward begins at position 0.
 
         Args:
             emotion: what to inject; None for nothing.
-            prompt_len: prompt tokens; the scopes count from it.
+            prompt_len: prompt tokens, padding included; the scopes count from it.
         Raises: ValueError for the method `steering` where the circuit has no directions.
         """
         if emotion is None:

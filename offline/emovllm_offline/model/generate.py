@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from emovllm.errors import FilteredByEndpoint
@@ -14,6 +15,8 @@ from emovllm_offline.endpoint.answer import FILTERED
 from emovllm_offline.model.decoder import type_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from emovllm_offline.endpoint.answer import Answer
     from emovllm_offline.endpoint.client import Chat, Endpoint
 
@@ -56,8 +59,7 @@ class ModelBackend:
         self._model = model
         self._tokenizer = tokenizer
         self._stops = stop_tokens(model, tokenizer)
-        pad = tokenizer.pad_token_id
-        self._pad = pad if pad is not None else min(self._stops, default=0)
+        self._pad = pad_token(tokenizer, self._stops)
         self._plain = not has_template(tokenizer)
 
     def given(self, question: Question) -> Hashable:
@@ -70,25 +72,13 @@ class ModelBackend:
         Raises: PromptError.
         """
         import torch
-        from transformers import GenerationConfig
 
         prompts = [render(self._tokenizer, frame, user).ids for frame, user in questions]
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        # Many models ship sampling or a repetition penalty as their defaults, which Transformers would mix in.
-        theirs = self._model.generation_config
-        self._model.generation_config = GenerationConfig(
-            max_new_tokens=max_new_tokens, eos_token_id=sorted(self._stops) or None, pad_token_id=self._pad
-        )
-        try:
-            with torch.inference_mode():
-                out = self._model.generate(
-                    ids.to(self._model.device), attention_mask=mask.to(self._model.device), do_sample=False
-                )
-        finally:
-            self._model.generation_config = theirs
-        return [self._generation(row) for row in out[:, longest:].tolist()]
+        ids, mask = padded(prompts, self._pad, self._model.device)
+        settings = {"eos_token_id": sorted(self._stops) or None, "pad_token_id": self._pad}
+        with torch.inference_mode(), generating(self._model, max_new_tokens=max_new_tokens, **settings):
+            out = self._model.generate(ids, attention_mask=mask, do_sample=False)
+        return [self._generation(row) for row in out[:, ids.shape[1] :].tolist()]
 
     def _generation(self, tokens: list[int]) -> Generation:
         end = next((i for i, token in enumerate(tokens) if token in self._stops), None)
@@ -96,6 +86,37 @@ class ModelBackend:
         # A model without a chat template goes on with its user's next turn.
         reply, stopped, _ = text.partition(PLAIN_STOP) if self._plain else (text, "", "")
         return Generation(reply.strip(), "stop" if stopped or end is not None else "length")
+
+
+def padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Prompts padded on the left to one length, where what generates are the last positions: token ids, and 1 where
+    there is no padding; both [prompts, longest]."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+@contextmanager
+def generating(model: Any, **settings: Any) -> Iterator[None]:
+    """While it lasts, `model.generate` goes by these settings of Transformers' `GenerationConfig` alone."""
+    from transformers import GenerationConfig
+
+    # Many models ship sampling or a repetition penalty as their defaults, which Transformers would mix in.
+    theirs = model.generation_config
+    model.generation_config = GenerationConfig(**settings)
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
+
+
+def pad_token(tokenizer: Any, stops: set[int]) -> int:
+    """What prompts are padded with: any token will do, for the mask hides it."""
+    pad = tokenizer.pad_token_id
+    return int(pad) if pad is not None else min(stops, default=0)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:

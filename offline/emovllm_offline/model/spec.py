@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from emovllm.circuit import Circuit, measure_fingerprint
+from emovllm.fingerprint import fingerprint_distance
 from emovllm.probe import fingerprint_of
 from emovllm.spec import ExpertsSpec, LayerSpec, ModelSpec
-from emovllm_offline.model.decoder import Decoder
+from emovllm_offline.model.decoder import Decoder, Layer
+
+# Weights in half precision are within a hundredth of the circuit's fingerprint, another model's far off.
+FINGERPRINT_TOLERANCE = 0.05
 
 
 def model_spec(decoder: Decoder, model_id: str) -> ModelSpec:
@@ -40,6 +45,22 @@ def model_fingerprint(decoder: Decoder) -> dict[str, np.ndarray]:
         if projection is not None
     ]
     return fingerprint_of(sites, decoder.projection)
+
+
+def is_of(circuit: Circuit, decoder: Decoder) -> bool:
+    """Whether it is this model's circuit."""
+    model = circuit.spec.model
+    sizes = [model.layer(number) for number in range(model.num_hidden_layers)]
+    if len(sizes) != len(decoder.layers) or not all(map(_fits, sizes, decoder.layers)):
+        return False
+    measured = measure_fingerprint(circuit, decoder.projection)
+    return fingerprint_distance(measured, circuit.fingerprint) < FINGERPRINT_TOLERANCE
+
+
+def _fits(spec: LayerSpec, layer: Layer) -> bool:
+    # A circuit may be older than what is known of some mixers: it has no heads there.
+    heads = (spec.heads, spec.head_dim) in ((layer.heads, layer.head_dim), (0, 0))
+    return heads and spec.neurons == layer.neurons
 
 
 def _layer_specs(decoder: Decoder) -> tuple[LayerSpec, ...] | None:

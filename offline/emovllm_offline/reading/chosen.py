@@ -39,24 +39,30 @@ class Chosen:
 
 
 def draw_texts(
-    texts: Sequence[Text], labels: Sequence[str], limit: int | None, seed: int
+    texts: Sequence[Text], labels: Sequence[str], limit: int | None, seed: int, evenly: bool = False
 ) -> tuple[list[Text], dict[str, int]]:
     """About `limit` of the texts that have one label, and one of these; and how many had not, by the reason.
 
-    Raises: DataError where none has.
+    evenly: as in `draw`. Raises: DataError where none has.
     """
     reasons = [reason_left_out(text, labels) for text in texts]
     kept = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
     if not kept:
         raise DataError(f"no text has one label of the probe, and no other; its labels are {', '.join(labels)}")
-    return draw(kept, limit, seed), dict(Counter(reason for reason in reasons if reason is not None))
+    return draw(kept, limit, seed, evenly), dict(Counter(reason for reason in reasons if reason is not None))
 
 
-def readable(texts: Sequence[Text], reads: Sequence[Read], most: int, left_out: dict[str, int]) -> Chosen:
-    """The texts of at most so many tokens. Raises: DataError where there are none."""
+def readable(
+    texts: Sequence[Text],
+    reads: Sequence[Read],
+    most: int,
+    left_out: dict[str, int],
+    remedy: str = "give others, or a larger --max-tokens",
+) -> Chosen:
+    """The texts of at most so many tokens. remedy: what to do where there are none. Raises: DataError then."""
     reasons = [unread(read, most) for read in reads]
     kept = [place for place, reason in enumerate(reasons) if reason is None]
     if not kept:
-        raise DataError(f"no text has a token, and at most {most}: give others, or a larger --max-tokens")
+        raise DataError(f"no text has a token, and at most {most}: {remedy}")
     counted = Counter(reason for reason in reasons if reason is not None)
     return Chosen(tuple(texts[place] for place in kept), tuple(reads[place] for place in kept), {**left_out, **counted})

@@ -131,16 +131,18 @@ def require_enough(corpus: Corpus) -> None:
             raise DataError(f"no texts are left for the {split} part: give more of them, or --{split}")
 
 
-def draw(texts: Sequence[Text], limit: int | None, seed: int) -> list[Text]:
-    """About `limit` texts in their order, each label's share as it is, at least one of each; the same each time."""
+def draw(texts: Sequence[Text], limit: int | None, seed: int, evenly: bool = False) -> list[Text]:
+    """About `limit` texts in their order, each label's share as it is, at least one of each; the same each time.
+    evenly: as many of each label, as far as there are so many."""
     if limit is None or len(texts) <= limit:
         return list(texts)
     random = np.random.default_rng(seed)
     labels = np.array([text.labels[0] for text in texts])
     kept: list[int] = []
-    for name, count in sorted(Counter(labels.tolist()).items()):
-        share = max(1, round(limit * count / len(texts)))
-        kept += random.choice(np.flatnonzero(labels == name), share, replace=False).tolist()
+    counts = sorted(Counter(labels.tolist()).items())
+    for name, count in counts:
+        share = max(1, round(limit / len(counts) if evenly else limit * count / len(texts)))
+        kept += random.choice(np.flatnonzero(labels == name), min(share, count), replace=False).tolist()
     return [texts[place] for place in sorted(kept)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Interval
 from cyclopts import Parameter
@@ -88,3 +88,52 @@ class Measuring(Options):
         Path | None, Parameter(help="folder from which an interrupted run goes on (default: OUT.work)", metavar="DIR")
     ] = None
     fresh: Annotated[bool, QUIET, Parameter(help="forget what was measured before")] = False
+
+
+# How replies are made that are read token by token: without a circuit; with its emotion at the prompt's last token, or
+# over the reply; with it over the reply's first tokens alone.
+Kind = Literal["unsteered", "prompt_last", "generation", "off-after"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Persisting(Options):
+    """How replies are made, and at which of their tokens what is read in them is told.
+
+    tokens, off_after: those that a reply of `max_tokens` has. emotions: none for all that circuit and probe have in
+    common. strength: 1.0 is the circuit's recommended one.
+    """
+
+    conditions: Annotated[
+        tuple[Kind, ...], COMMAS, Parameter(help="how the replies are made; all but unsteered need a circuit")
+    ] = get_args(Kind)
+    off_after: Annotated[
+        tuple[Annotated[int, Gt(0)], ...],
+        COMMAS,
+        Parameter(help="the emotion is on for so many tokens alone, in off-after", metavar="N,..."),
+    ] = (20,)
+    max_tokens: Annotated[int, Gt(0), Parameter(help="of each reply, which goes on so long", metavar="N")] = 400
+    tokens: Annotated[
+        tuple[Annotated[int, Gt(0)], ...],
+        COMMAS,
+        Parameter(help="those that the tables tell of, as far as --max-tokens goes", metavar="N,..."),
+    ] = (1, 10, 50, 100, 200, 400)
+    emotions: Annotated[
+        tuple[str, ...],
+        COMMAS,
+        Parameter(help="of the circuit (default: all that the probe knows)", metavar="NAME,...", show_default=False),
+    ] = ()
+    strength: Annotated[float, Gt(0), Parameter(help="of the emotions, as a request's", metavar="X")] = 1.0
+    limit: Annotated[int, Gt(0), Parameter(help="about N messages, as many of each label", metavar="N")] = 60
+    temperature: Annotated[float, Ge(0), Parameter(help="0 for greedy replies", metavar="X")] = 0.0
+    batch: Annotated[int, Gt(0), Parameter(help="replies at a time", metavar="N")] = 16
+    seed: Annotated[int, Ge(0), Parameter(help="of the draw, of sampling and of the bootstrap", metavar="N")] = 0
+    work: Annotated[
+        Path | None, Parameter(help="folder from which an interrupted run goes on (default: OUT.work)", metavar="DIR")
+    ] = None
+    fresh: Annotated[bool, QUIET, Parameter(help="forget what was read before")] = False
+
+    def __post_init__(self) -> None:
+        """Raises: OptionError."""
+        super().__post_init__()
+        if min(self.tokens) > self.max_tokens:
+            raise OptionError(f"--tokens {min(self.tokens)}: replies have {self.max_tokens}, see --max-tokens")

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emovllm.circuit import Circuit, measure_fingerprint
+from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.errors import RefinementError
-from emovllm.fingerprint import fingerprint_distance
 from emovllm.progress import Bar
-from emovllm.spec import EmotionSpec, LayerSpec
+from emovllm.spec import EmotionSpec
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import Frame, Style, load_style
-from emovllm_offline.model.decoder import Decoder, Layer, type_name, weights_digest
+from emovllm_offline.model.decoder import Decoder, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
+from emovllm_offline.model.spec import is_of
 from emovllm_offline.refinement.controls import start_of
 from emovllm_offline.refinement.loss import Anchor, Loss
 from emovllm_offline.refinement.settings import RefineSettings, Training
@@ -39,8 +39,6 @@ from emovllm_offline.storage.places import work_folder
 CHECKPOINT = "refinement.safetensors"
 # The prompts to learn under: evaluations' neutral one, and the model's own default.
 FRAMES = (Frame(system="Keep the reply to at most two sentences."), Frame())
-# Weights in half precision are within a hundredth of the circuit's fingerprint, another model's far off.
-FINGERPRINT_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,16 +241,5 @@ def run(
 
 def check_model(circuit: Circuit, decoder: Decoder) -> None:
     """Raises: RefinementError where the circuit is of another model."""
-    model = circuit.spec.model
-    sizes = [model.layer(number) for number in range(model.num_hidden_layers)]
-    if len(sizes) == len(decoder.layers) and all(map(_fits, sizes, decoder.layers)):
-        measured = measure_fingerprint(circuit, decoder.projection)
-        if fingerprint_distance(measured, circuit.fingerprint) < FINGERPRINT_TOLERANCE:
-            return
-    raise RefinementError(f"the circuit is of another model ({model.id})")
-
-
-def _fits(spec: LayerSpec, layer: Layer) -> bool:
-    # A circuit may be older than what is known of some mixers: it has no heads there.
-    heads = (spec.heads, spec.head_dim) in ((layer.heads, layer.head_dim), (0, 0))
-    return heads and spec.neurons == layer.neurons
+    if not is_of(circuit, decoder):
+        raise RefinementError(f"the circuit is of another model ({circuit.spec.model.id})")

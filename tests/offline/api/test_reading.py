@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 from emovllm import probe as probes
-from emovllm_offline import train_probe
-from emovllm_offline.api import Fitting, ProbeData, ProbeTraining, Reading
+from emovllm_offline import measure_persistence, train_probe
+from emovllm_offline.api import Fitting, Persisting, ProbeData, ProbeTraining, Reading
+from support.circuits import random_circuit
 from support.models import tiny_chat_model
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> ProbeTraining:
-    folder = tmp_path_factory.mktemp("probe")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("probe")
+
+
+@pytest.fixture(scope="module")
+def training(folder: Path) -> ProbeTraining:
     rows = [
         {"text": f"Day {i} {mark}", "label": label} for i in range(40) for label, mark in (("joy", "!"), ("calm", "."))
     ]
@@ -52,3 +57,22 @@ def test_what_is_saved_is_what_the_command_writes(training: ProbeTraining, tmp_p
     saved = probes.load_probe(tmp_path)
     assert saved.digest == training.probe.digest == training.results.digest
     assert (saved.spec.labels, saved.spec.pooling) == (("calm", "happiness"), "mean")
+
+
+def test_what_a_reply_opens_with_is_followed_over_its_tokens(
+    training: ProbeTraining, folder: Path, tmp_path: Path
+) -> None:
+    circuit = random_circuit(folder / "model", tmp_path / "circuit", names=("calm",))
+    settings = Persisting(max_tokens=6, tokens=(1, 6), off_after=(2,), limit=8)
+    persisted = measure_persistence(
+        str(folder / "model"), probe=training.probe, data=folder / "texts.jsonl", circuit=circuit, settings=settings
+    )
+    rows = persisted.table()
+    conditions = ["unsteered", "prompt_last", "generation", "off after 2"]
+    assert [(row["condition"], row["token"]) for row in rows] == [(of, at) for of in conditions for at in (1, 6)]
+    for row in rows:
+        assert row["excess"] == pytest.approx(row["mean"] - row["control"])
+        assert 0 < row["mean"] < 1
+    assert persisted.plot().png.startswith(b"\x89PNG")
+    persisted.save(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"persist.json", "report.md", "report.html"}

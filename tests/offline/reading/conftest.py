@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.probe import Probe
 from emovllm_offline.data.texts import Text
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.load import LoadedModel
 from emovllm_offline.model.spec import model_fingerprint, model_spec
 from emovllm_offline.reading.reader import Reader
+from support.circuits import random_circuit
 from support.probes import random_probe
 
 LABELS = ("boredom", "calm", "pride")
@@ -33,6 +36,14 @@ def probe(decoder: Decoder) -> Probe:
 @pytest.fixture
 def reader(loaded: LoadedModel, probe: Probe) -> Reader:
     return Reader.of(loaded, probe)
+
+
+@pytest.fixture
+def circuit(decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Circuit:
+    """Of random units in all layers, strong enough to change replies."""
+    folder = tmp_path_factory.mktemp("circuit")
+    decoder.model.save_pretrained(folder / "model")
+    return load_circuit(random_circuit(folder / "model", folder / "circuit", names=LABELS, scale=2.0))
 
 
 @pytest.fixture
