@@ -11,7 +11,6 @@ from torch import Tensor
 
 from emovllm.circuit import Circuit
 from emovllm.errors import CheckpointError, EmotionError
-from emovllm_offline.model.control import injected
 from emovllm_offline.model.hooks import after, before, hooked
 from emovllm_offline.reading.prompts import reads_of
 from emovllm_offline.reading.reader import Reader
