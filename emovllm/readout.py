@@ -88,6 +88,11 @@ def leads(read: Mapping[str, float], emotion: str) -> bool:
     return read[emotion] > max(others, default=0.0)
 
 
+def leading(read: Mapping[str, float]) -> str:
+    """The likeliest of the labels but `neutral`, the first of equals."""
+    return max((label for label in read if label != NEUTRAL), key=read.__getitem__)
+
+
 class Readouts:
     """Those of one answer, by its choices, as they come in."""
 

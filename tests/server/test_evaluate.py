@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from emovllm.models import NAME, shipped_circuits
+from emovllm.probe import load_probe
+from emovllm.readout import leads
 from support.models import tiny_model
 from support.servers import BIN, Server
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.engine
 
 
 def evaluate(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "emovllm"), "evaluate", "--judge", "lexicon", "--out", str(out), "--max-tokens", "12"]
+    command = [str(BIN / "emovllm"), "evaluate", "--judge", "lexicon,readout", "--out", str(out), "--max-tokens", "12"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -39,6 +41,18 @@ def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
     assert len({reply["text"] for reply in (plain, *circuits)}) > 6
     scored = [json.loads(line) for line in (tmp_path / "out/scored.jsonl").read_text().splitlines()]
     assert all(row["fluency"] > 0 and row["perplexity"] > 0 for row in scored if row["emotion"])
+    # The server reads with the probe of the circuit's folder, replies without an emotion too.
+    reading = json.loads((tmp_path / "out/summary.json").read_text())["readout"]
+    assert reading["probe"] == load_probe(shipped_circuits() / NAME).digest
+    for row in scored:
+        assert list(row["readout"]["reply"]) == reading["labels"]
+        assert sum(row["readout"]["reply"].values()) == pytest.approx(1, abs=1e-3)
+        if row["emotion"]:
+            assert row["matches"]["readout"] == {row["emotion"]: leads(row["readout"]["reply"], row["emotion"])}
+    # Circuits begin at the prompt's last token, and what they add is read.
+    prompts = {row["method"]: row["readout"]["prompt"] for row in scored if row["emotion"] in ("", "anger")}
+    assert prompts["circuits"]["anger"] > prompts["none"]["anger"]
+    assert "Felt against shown, judge lexicon" in (tmp_path / "out/page.html").read_text()
     # Greedy replies are what the model finds likely.
     assert all(row["perplexity"] >= 0.9 for row in scored if row["method"] == "circuits")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emovllm.circuit_files import load_circuit
+from emovllm.readout import Reading
 from emovllm_offline.evaluation import generate
 from emovllm_offline.evaluation import target as targets
 from emovllm_offline.evaluation.client import Connection
@@ -35,6 +37,21 @@ def says(request: dict[str, Any]) -> str:
     return " ".join([text] * 5) if request.get("emotion_strength", 0) > 1.5 else text
 
 
+# What a probe of these labels reads: fear where anger was to be injected and the bus came late.
+LABELS = (*EMOTIONS, "neutral")
+READS = {"anger": (0.7, 0.2, 0.1), "fear": (0.2, 0.7, 0.1), "none": (0.3, 0.1, 0.6)}
+PROBE = "p" * 64
+READING = Reading(PROBE, 3, LABELS)
+
+
+def reads(request: dict[str, Any]) -> dict[str, Any]:
+    emotion = request.get("emotion", "none").rpartition("/")[2]
+    if emotion == "anger" and "late" in request["messages"][-1]["content"]:
+        emotion = "fear"
+    reply, prompt = (dict(zip(LABELS, values, strict=True)) for values in (READS[emotion], (0.25, 0.25, 0.5)))
+    return {"probe": PROBE, "layer": 3, "labels": list(LABELS), "reply": reply, "prompt": prompt}
+
+
 def ids(text: str) -> list[int]:
     return [sum(map(ord, word)) for word in text.split()]
 
@@ -49,17 +66,20 @@ def answer(request: dict[str, Any]) -> bytes:
         return json.dumps({**reply, "object": "text_completion"}).encode()
     text = says(request)
     choice |= {"message": {"role": "assistant", "content": text}, "token_ids": [*ids(text), 0]}
+    if "emotion_readout" in request:
+        choice["emotion_readout"] = reads(request)
     prompt = ids(json.dumps(request["messages"]))
     return json.dumps({**reply, "object": "chat.completion", "prompt_token_ids": prompt}).encode()
 
 
-def pages(digest: str, most: float) -> dict[str, dict[str, Any]]:
+def pages(digest: str, most: float, reading: Reading | None = None) -> dict[str, dict[str, Any]]:
     return {
         "/v1/models": {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]},
         "/v1/emotions": {
             "data": [{"id": name, "max_strength": most} for name in EMOTIONS],
             "circuits": [{"digest": digest}],
             "methods": ["circuit", "steering"],
+            "reading": None if reading is None else reading.body(),
         },
     }
 
@@ -68,8 +88,9 @@ def serve_by(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stub takes the place of every engine that is started, of whatever circuit."""
 
     class Server:
-        def __init__(self, model: str, circuit: Path, log: Path, **_: Any) -> None:
-            stub.pages = pages(load_circuit(circuit).digest(), 9.0)
+        def __init__(self, model: str, circuit: Path, log: Path, engine_args: Sequence[str] = (), **_: Any) -> None:
+            reads = "--readout" in engine_args or "--probe" in engine_args
+            stub.pages = pages(load_circuit(circuit).digest(), 9.0, READING if reads else None)
 
         def __enter__(self) -> Connection:
             return Connection(stub.url, "m")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, save_circuit
-from emovllm.errors import CircuitError, ModelError
+from emovllm.errors import CircuitError, EvaluationError, ModelError
 from emovllm.models import is_default
 from emovllm_offline.api.results import Picture, Row
 from emovllm_offline.data.messages import TEST_SET, load_messages
@@ -19,13 +19,15 @@ from emovllm_offline.evaluation import evaluate as evaluation
 from emovllm_offline.evaluation import figures
 from emovllm_offline.evaluation.calibrate import Calibrated
 from emovllm_offline.evaluation.choice import LAMBDAS, USUAL_STRENGTHS, Bounds
+from emovllm_offline.evaluation.felt import Felt, Parting
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING, Asked
 from emovllm_offline.evaluation.results import PAGE
 from emovllm_offline.evaluation.settings import CalibrationSettings, EvaluationSettings, RunSettings
 from emovllm_offline.evaluation.summary import ALL, Cell
 from emovllm_offline.evaluation.target import Where
 from emovllm_offline.intervals import Estimate
-from emovllm_offline.judges.judge import CachedJudge, Judge, make_judge
+from emovllm_offline.judges.judge import READOUT, CachedJudge, Judge, make_judge
+from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
 from emovllm_offline.storage.places import calibration_folder
 
 # A judge's name, or what makes one for these emotions.
@@ -50,12 +52,13 @@ class Evaluation:
     """Does a circuit steer, and at what cost?
 
     cells: every measure with its interval, by method, strength, emotion and valence. folder: holds all files,
-    `page.html` among them.
+    `page.html` among them. read: what the judge `readout` adds to them; None without it.
     """
 
     cells: Sequence[Cell]
     judges: tuple[str, ...]
     folder: Path
+    read: Felt | None = None
 
     @property
     def page(self) -> Path:
@@ -84,13 +87,45 @@ class Evaluation:
             "leak": _value(cell.leak),
         }
 
-    def plot(self, what: Literal["frontier", "emotions"] = "frontier", judge: str | None = None) -> Picture:
-        """frontier: accuracy against fluency and repetition; emotions: accuracy of each. judge: default: the first."""
+    def felt(self, judge: str | None = None) -> list[Row]:
+        """Felt against shown: of each method, strength and emotion the shares of replies that are felt and shown, felt
+        alone, shown alone and neither; of `none`, the control, by chance. judge: of texts; default: the first.
+
+        Raises: EvaluationError where there is no judge of texts, or no read-out.
+        """
+        judge, partings = self._texts(judge)
+        return [
+            {
+                "method": of.condition.method,
+                "strength": of.condition.strength,
+                "emotion": of.emotion,
+                "replies": of.replies,
+                **{kind: share.value for kind, share in of.shares.items()},
+            }
+            for of in partings
+            if of.judge == judge
+        ]
+
+    def _texts(self, judge: str | None) -> tuple[str, Sequence[Parting]]:
+        texts = [name for name in self.judges if name != READOUT]
+        if self.read is None or not texts or judge == READOUT:
+            raise EvaluationError("felt against shown needs the judge readout, and one of texts beside it")
+        return judge or texts[0], self.read.partings
+
+    def plot(self, what: Literal["frontier", "emotions", "felt"] = "frontier", judge: str | None = None) -> Picture:
+        """frontier: accuracy against fluency and repetition; emotions: accuracy of each; felt: felt against shown.
+        judge: default: the first, for felt of those that judge texts. Raises: as `felt`."""
+        if what == "felt":
+            judge, partings = self._texts(judge)
+            return Picture.of(figures.felt_and_shown(partings, judge, self._emotions))
         judge = judge or self.judges[0]
         if what == "frontier":
             return Picture.of(figures.frontier(self.cells, judge))
-        emotions = list(dict.fromkeys(cell.emotion for cell in self.cells if cell.emotion != ALL))
-        return Picture.of(figures.accuracy_by_emotion(self.cells, judge, emotions))
+        return Picture.of(figures.accuracy_by_emotion(self.cells, judge, self._emotions))
+
+    @property
+    def _emotions(self) -> list[str]:
+        return list(dict.fromkeys(cell.emotion for cell in self.cells if cell.emotion != ALL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +181,17 @@ def evaluate(
     data: as of `emovllm evaluate`; limit: only the first scenarios (of three messages), or lines.
     strengths: 1.0 is the recommended one; of steering, the paper's.
     judges: names, or functions that make a judge of the emotions, such as
-        `lambda emotions: make_judge("hf", emotions, model="...")`.
+        `lambda emotions: make_judge("hf", emotions, model="...")`. "readout" reads the model, not the text.
     Raises: EmovllmError.
     """
     out = Path(out)
-    served = replace(_where(model, settings), circuit=_place(circuit, model, out))
+    probe = None if settings.probe is None else str(settings.probe)
+    served = replace(_where(model, settings), circuit=_place(circuit, model, out), probe=probe)
     if circuit is None and not isinstance(model, Server) and not is_default(served.model):
         raise CircuitError(f"no circuit for {model}: pass its folder or Hugging Face repository id")
     chosen = [judges] if isinstance(judges, str) or callable(judges) else list(judges)
-    makers = [_maker(judge, out, settings) for judge in chosen]
-    cells = evaluation.evaluate(
+    makers = [_reply_maker(judge, out, settings) for judge in chosen]
+    results = evaluation.evaluate(
         served,
         _asked(data, limit, settings.methods, strengths, settings),
         lambda emotions: [make(emotions) for make in makers],
@@ -164,7 +200,7 @@ def evaluate(
         paper_way_items=settings.paper_way,
         fresh=settings.fresh,
     )
-    return Evaluation(cells, tuple(cells[0].accuracy), out)
+    return Evaluation(results.cells, tuple(results.judges), out, results.felt)
 
 
 def calibrate(
@@ -242,6 +278,11 @@ def _maker(judge: JudgeChoice, out: Path, settings: RunSettings) -> Callable[[Se
     if isinstance(judge, str):
         return lambda emotions: make_judge(judge, emotions, cache=cache, concurrency=settings.concurrency)
     return lambda emotions: CachedJudge(judge(emotions), cache)
+
+
+def _reply_maker(judge: JudgeChoice, out: Path, settings: RunSettings) -> Callable[[Sequence[str]], ReplyJudge]:
+    """The same of a judge that may read the model instead."""
+    return (lambda emotions: ReadoutJudge()) if judge == READOUT else _maker(judge, out, settings)
 
 
 def _value(estimate: Estimate | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from cyclopts import Parameter
 
 from emovllm.errors import OptionError
 from emovllm.options import COMMAS, FLAT, STRENGTHS, Options, published_command
-from emovllm_offline.commands.judging import JUDGE, JudgeOptions
+from emovllm_offline.commands.judging import JUDGE_OR_READOUT, JudgeOptions
 from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.evaluation.choice import USUAL_STRENGTHS
 
@@ -58,7 +59,11 @@ class EvaluateOptions(Options):
         Ge(0),
         Parameter(help="prompts on which the paper's way is timed, 0 for none; local models only", metavar="N"),
     ] = 6
-    judge: Annotated[tuple[str, ...], COMMAS, JUDGE, Parameter(metavar="NAME[,NAME...]")] = ("local",)
+    judge: Annotated[tuple[str, ...], COMMAS, JUDGE_OR_READOUT, Parameter(metavar="NAME[,NAME...]")] = ("local",)
+    probe: Annotated[
+        str | None,
+        Parameter(help="what the judge readout reads with (default: the probe in the circuit's folder)", metavar="DIR"),
+    ] = None
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
 
     @property
@@ -69,8 +74,9 @@ class EvaluateOptions(Options):
 def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
     """Does a circuit steer, and at what cost? Asks a model every message by every method, under the same greedy
     decoding, in one mixed batch of the real engine; has the replies judged; and measures beside accuracy what it costs:
-    perplexity, repetition, variety, length, relevance. Writes summary.json, summary.md, page.html and scored.jsonl.
-    Interrupted, the same command goes on.
+    perplexity, repetition, variety, length, relevance. The judge readout reads the model while it writes, not the text:
+    beside another judge, the page shows what is felt against what is shown. Writes summary.json, summary.md, page.html
+    and scored.jsonl. Interrupted, the same command goes on.
 
     API keys are read from environment variables and sent to the servers that you name, nowhere else.
     """
@@ -81,9 +87,17 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
     from emovllm_offline.evaluation.plan import Asked
     from emovllm_offline.evaluation.results import PAGE
     from emovllm_offline.evaluation.target import Where
+    from emovllm_offline.judges.judge import READOUT
+    from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
 
-    common, judging, cache = options.common, options.judging, options.out / "judged.jsonl"
-    cells = evaluate(
+    common, cache = options.common, options.out / "judged.jsonl"
+
+    def make(name: str, emotions: Sequence[str]) -> ReplyJudge:
+        if name == READOUT:
+            return ReadoutJudge()
+        return options.judging.make(name, emotions, cache, common.concurrency)
+
+    results = evaluate(
         Where(
             options.model,
             options.circuit,
@@ -91,6 +105,7 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
             options.api_key_variable,
             common.concurrency,
             arguments(common.engine_args),
+            probe=options.probe,
         ),
         Asked(
             load_messages(options.data, common.limit),
@@ -99,14 +114,14 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
             options.strengths,
             common.max_tokens,
         ),
-        lambda emotions: [judging.make(name, emotions, cache, common.concurrency) for name in options.judge],
+        lambda emotions: [make(name, emotions) for name in options.judge],
         options.out,
         seed=common.seed,
         paper_way_items=options.paper_way,
         fresh=common.fresh,
         command=published_command("evaluate", options),
     )
-    tables.overview(cells, options.judge).print()
+    tables.overview(results.cells, options.judge).print()
     print(options.out / PAGE)
 
 

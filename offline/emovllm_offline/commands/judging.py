@@ -10,16 +10,41 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin
 from cyclopts import Parameter
 
 from emovllm.options import PAIRS, Options
-from emovllm_offline.judges.judge import Judge, OptionField, judge_kinds, judge_names, make_judge, option_fields
+from emovllm_offline.judges.judge import (
+    NO_STATES,
+    READOUT,
+    Judge,
+    OptionField,
+    judge_kinds,
+    judge_names,
+    make_judge,
+    option_fields,
+)
 
 
-def _known(kind: Any, names: str | tuple[str, ...]) -> None:
+def _of_texts(kind: Any, names: str | tuple[str, ...]) -> None:
+    """Raises: ValueError for what no judge of texts is called."""
+    if READOUT in ((names,) if isinstance(names, str) else names):
+        raise ValueError(NO_STATES)
+    _known(names, judge_names())
+
+
+def _of_replies(kind: Any, names: tuple[str, ...]) -> None:
     """Raises: ValueError for what no judge is called."""
-    if unknown := [name for name in ((names,) if isinstance(names, str) else names) if name not in judge_names()]:
-        raise ValueError(f"no judge {', '.join(unknown)}: choose from {', '.join(judge_names())}")
+    _known(names, [*judge_names(), READOUT])
 
 
-JUDGE = Parameter(help=", ".join(f"{kind.name} ({kind.about})" for kind in judge_kinds()), validator=_known)
+def _known(names: str | tuple[str, ...], known: Sequence[str]) -> None:
+    if unknown := [name for name in ((names,) if isinstance(names, str) else names) if name not in known]:
+        raise ValueError(f"no judge {', '.join(unknown)}: choose from {', '.join(known)}")
+
+
+_TEXTS = ", ".join(f"{kind.name} ({kind.about})" for kind in judge_kinds())
+JUDGE = Parameter(help=_TEXTS, validator=_of_texts)
+# Of replies whose states can be read too.
+JUDGE_OR_READOUT = Parameter(
+    help=f"{_TEXTS}, {READOUT} (what a probe reads in the states that wrote the reply)", validator=_of_replies
+)
 
 
 @dataclass(frozen=True, kw_only=True)

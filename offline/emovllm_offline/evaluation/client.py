@@ -7,18 +7,19 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import openai
 
 from emovllm.errors import EndpointError, EvaluationError, FilteredByEndpoint
+from emovllm.readout import Reading
 from emovllm_offline.data.prompts import TEMPLATE_OPTIONS, messages
 from emovllm_offline.endpoint.answer import FILTERED, answer_of
 from emovllm_offline.endpoint.client import create_chat, open_client, translated
 from emovllm_offline.endpoint.dialect import Dialect
-from emovllm_offline.evaluation.folder import Reply, Session
+from emovllm_offline.evaluation.folder import Reply, ReplyReadout, Session
 from emovllm_offline.evaluation.plan import DECODING, PLAIN, Served, Task
 
 In = TypeVar("In")
@@ -38,6 +39,7 @@ class Connection:
     concurrency: int = 64
     retries: int = 6
     timeout: float = 600.0  # seconds of one request, its wait in the server's queue included
+    readout: bool = False  # whether each reply is to be read while it is written
 
 
 class EmotionClient:
@@ -79,6 +81,7 @@ class EmotionClient:
             "max_tokens": max_tokens,
             **DECODING,
             **(task.fields or PLAIN),
+            **({"emotion_readout": "reply"} if self._connection.readout else {}),
             "return_token_ids": True,
             "chat_template_kwargs": TEMPLATE_OPTIONS,
         }
@@ -86,7 +89,9 @@ class EmotionClient:
             with translated(self.model):
                 completion = await self._dialect.ask(body, functools.partial(create_chat, self._client))
                 answer = answer_of(completion)
-                tokens = list((completion.choices[0].model_extra or {})["token_ids"])
+                more = completion.choices[0].model_extra or {}
+                tokens = list(more["token_ids"])
+                readout = _readout(more) if self._connection.readout else None
                 prompt = tuple((completion.model_extra or {})["prompt_token_ids"])
         except FilteredByEndpoint:
             return Reply(key=task.key, text="", finish_reason=FILTERED, prompt=(), tokens=())
@@ -98,6 +103,7 @@ class EmotionClient:
             finish_reason=answer.finish_reason,
             prompt=prompt,
             tokens=tuple(tokens[:-1] if answer.finish_reason == "stop" else tokens),
+            readout=readout,
         )
 
     async def _complete(self, body: dict[str, Any]) -> Any:
@@ -129,6 +135,13 @@ class EmotionClient:
         return -sum(known) / len(known)
 
 
+def _readout(choice: Mapping[str, Any]) -> ReplyReadout:
+    """Raises: EvaluationError where there is none."""
+    if choice.get("emotion_readout") is None:
+        raise EvaluationError("a reply came without what was read: does what is in front of the server take it out?")
+    return ReplyReadout.model_validate(choice["emotion_readout"])
+
+
 def _served(model: str, page: Any, circuit: str | None) -> Served:
     """What a server's page of emotions says. Raises: EvaluationError where it has no such circuit."""
     circuits, emotions = page["circuits"], page["data"]
@@ -143,6 +156,7 @@ def _served(model: str, page: Any, circuit: str | None) -> Served:
         "+".join(card["digest"] for card in circuits),
         {card["id"]: float(card["max_strength"]) for card in emotions},
         tuple(page["methods"]),
+        Reading(read["probe"], read["layer"], tuple(read["labels"])) if (read := page.get("reading")) else None,
     )
 
 

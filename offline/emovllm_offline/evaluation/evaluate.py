@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,48 @@ import emovllm
 from emovllm.files import write_json
 from emovllm.models import public_model_id
 from emovllm_offline.evaluation import generate, paper_way
+from emovllm_offline.evaluation.felt import felt
 from emovllm_offline.evaluation.folder import PAPER_WAY, Folder
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, STEERING, Asked, Task, plain_name, plan, settings
+from emovllm_offline.evaluation.readout import find_reading, reading_of, refuse_unread, without_label
 from emovllm_offline.evaluation.results import Results, write
 from emovllm_offline.evaluation.scoring import agreements, score, unjudged
-from emovllm_offline.evaluation.summary import Cell, summarise
+from emovllm_offline.evaluation.summary import summarise
 from emovllm_offline.evaluation.target import Target, Where, connection, find_target, serving
 from emovllm_offline.judges.judge import Judge
+from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
 
 MakeJudges = Callable[[Sequence[str]], list[Judge]]
+MakeReplyJudges = Callable[[Sequence[str]], Sequence[ReplyJudge]]
 
 
 def evaluate(
     where: Where,
     asked: Asked,
-    make_judges: MakeJudges,
+    make_judges: MakeReplyJudges,
     out: Path,
     *,
     seed: int = 0,
     paper_way_items: int = 0,
     fresh: bool = False,
     command: str = "",
-) -> list[Cell]:
+) -> Results:
     """`emovllm evaluate`: asks, judges, measures, and writes summary.json, summary.md, page.html and scored.jsonl.
 
     paper_way_items: prompts on which the paper's way is timed; only with a local model.
-    Raises: EvaluationError, EndpointError, CircuitError, JudgeError, DefaultModelError, OSError.
+    where.readout: set by whether one of the judges is a `ReadoutJudge`.
+    Raises: EvaluationError, EndpointError, CircuitError, ProbeError, JudgeError, DefaultModelError, OSError.
     """
     target = find_target(where, STEERING in asked.methods)
     planned, emotions = plan(asked, target.served)
     # A judge that cannot be made fails before anything is asked.
     judges = make_judges(list(dict.fromkeys(map(plain_name, emotions))))
+    where = replace(where, readout=any(isinstance(judge, ReadoutJudge) for judge in judges))
+    reading = find_reading(where, target)
+    lacking = without_label(emotions, reading) if reading is not None else []
     folder = Folder(out, settings(asked, planned, target.served), fresh)
+    if reading is not None:
+        refuse_unread(planned, folder, reading, any_layer=target.model is not None)
     collect(where, target, planned, folder, asked.max_tokens, STEERING in asked.methods)
     speed = speeds(target, planned, folder, paper_way_items)
     scored = score(planned, folder, judges, emotions)
@@ -63,8 +74,11 @@ def evaluate(
         "unjudged": unjudged(scored, names),
         "agreement": agreements(scored, names),
     }
-    write(Results(about, scored, cells, emotions, names, seed), out)
-    return cells
+    if reading is not None:
+        about["readout"] = {**reading_of(planned, folder, reading).body(), "without a label": lacking}
+    results = Results(about, scored, cells, emotions, names, seed, felt(scored, emotions, names, seed))
+    write(results, out)
+    return results
 
 
 def collect(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emovllm_offline.evaluation.choice import Bounds, Choice, Point
+from emovllm_offline.evaluation.felt import KINDS, Parting
 from emovllm_offline.evaluation.plan import NONE, WITH_STRENGTH
 from emovllm_offline.evaluation.summary import ALL, Cell, find
 from emovllm_offline.evaluation.tables import conditions_of
 from emovllm_offline.intervals import Estimate
-from emovllm_offline.reporting.plots import GREY, colour, figure, marker
+from emovllm_offline.reporting.plots import COLUMNS, GREY, colour, figure, legend, marker, panels
 
 Value = Callable[[Cell], Estimate | None]
 
@@ -33,16 +34,7 @@ def accuracy_by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[st
                 if estimate is None:
                     continue
                 method = [NONE, "prompting", *WITH_STRENGTH].index(condition.method)
-                low, high = estimate.value - estimate.low, estimate.high - estimate.value
-                ax.errorbar(
-                    estimate.value,
-                    y,
-                    xerr=[[max(low, 0)], [max(high, 0)]],
-                    color=colour(method),
-                    marker=marker(method),
-                    markersize=5,
-                    capsize=2,
-                )
+                _whisker(ax, estimate, y, method)
             ax.set_title(emotions[i])
             ax.set_yticks(range(len(conditions)), [str(condition) for condition in conditions])
             ax.set_xlim(-0.02, 1.02)
@@ -51,6 +43,42 @@ def accuracy_by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[st
             f"share of replies that the judge {judge} takes for the emotion (none: false positives)", fontsize=10
         )
     return made
+
+
+def felt_and_shown(partings: Sequence[Parting], judge: str, emotions: Sequence[str]) -> Any:
+    """The share of each kind of reply with its interval, one panel for each emotion, condition by condition."""
+    of_judge = [of for of in partings if of.judge == judge]
+    conditions = list(dict.fromkeys(of.condition for of in of_judge))
+    there = [emotion for emotion in emotions if any(of.emotion == emotion for of in of_judge)]
+    rows = math.ceil(len(there) / COLUMNS)
+    with figure(rows * (0.7 + 0.45 * len(conditions)) + 0.8) as made:
+        axes = panels(made, len(there), sharex=True, sharey=True)
+        for ax, emotion in zip(axes, there, strict=True):
+            for of in of_judge:
+                if of.emotion == emotion:
+                    for number, kind in enumerate(KINDS):
+                        _whisker(ax, of.shares[kind], conditions.index(of.condition) + 0.2 * (number - 1.5), number)
+            ax.set_title(emotion)
+            ax.set_yticks(range(len(conditions)), [str(condition) for condition in conditions])
+            ax.set_xlim(-0.02, 1.02)
+        axes[0].set_ylim(len(conditions) - 0.5, -0.5)
+        made.supxlabel(f"share of replies, shown by the judge {judge} (none: of plain replies, by chance)", fontsize=10)
+        legend(made, KINDS, line=False)
+    return made
+
+
+def _whisker(ax: Any, estimate: Estimate, y: float, number: int) -> None:
+    """A share with its interval, in the colour and shape of a number."""
+    low, high = estimate.value - estimate.low, estimate.high - estimate.value
+    ax.errorbar(
+        estimate.value,
+        y,
+        xerr=[[max(low, 0)], [max(high, 0)]],
+        color=colour(number),
+        marker=marker(number),
+        markersize=5,
+        capsize=2,
+    )
 
 
 def frontier(cells: Sequence[Cell], judge: str) -> Any:

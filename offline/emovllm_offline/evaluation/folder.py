@@ -25,13 +25,31 @@ class _Row(BaseModel):
     key: Key
 
 
+class ReplyReadout(BaseModel):
+    """What a probe, by its digest, read after a layer: the probability of each label.
+
+    reply: the mean over the reply's tokens. prompt: at the prompt's last token, before anything was written.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    probe: str
+    layer: int
+    reply: dict[str, float]
+    prompt: dict[str, float]
+
+
 class Reply(_Row):
-    """One reply as generated. `prompt` and `tokens` are token ids; a token that ended the reply is not among them."""
+    """One reply as generated. `prompt` and `tokens` are token ids; a token that ended the reply is not among them.
+
+    readout: None where nobody asked for it.
+    """
 
     text: str
     finish_reason: str
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
+    readout: ReplyReadout | None = None
 
 
 class Likelihood(_Row):

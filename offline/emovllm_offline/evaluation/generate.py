@@ -11,6 +11,7 @@ from emovllm_offline.evaluation.client import Connection, EmotionClient, connect
 from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Likelihood, Reply, Session
 from emovllm_offline.evaluation.likelihood import Question, answer
 from emovllm_offline.evaluation.plan import INSTRUCTED, Task
+from emovllm_offline.evaluation.readout import reading_served, refuse_unread
 from emovllm_offline.model.likelihood import Likelihoods
 
 
@@ -45,6 +46,9 @@ def run(planned: Sequence[Task], folder: Folder, connection: Connection, max_tok
             served = await client.describe()
             if served.circuit != circuit:
                 raise EvaluationError("the server's circuit is not the one that this evaluation began with")
+            if connection.readout:
+                # Of an engine that was started here, the layer is known only now.
+                refuse_unread(planned, folder, reading_served(served))
             await _replies(missing_replies(planned, folder), folder, client, connection, max_tokens)
 
     wait_for(ask())

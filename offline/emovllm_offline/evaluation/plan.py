@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from emovllm.emotion import SCOPES
 from emovllm.errors import EvaluationError
+from emovllm.readout import Reading
 from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Frame, Style
 
@@ -47,6 +48,7 @@ class Served:
     circuit: str  # its digest
     strengths: dict[str, float]
     methods: tuple[str, ...]
+    reading: Reading | None = None  # what requests may ask to be read
 
 
 @dataclass(frozen=True, slots=True)

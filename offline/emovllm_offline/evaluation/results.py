@@ -12,7 +12,8 @@ from emovllm.errors import ResultsError
 from emovllm.files import read_json, write_atomically, write_json
 from emovllm.spec import Frozen
 from emovllm_offline.evaluation import figures, tables
-from emovllm_offline.evaluation.samples import SAMPLES, Sample, samples
+from emovllm_offline.evaluation.felt import FELT, SHOWN, Felt, Parting, most_parted
+from emovllm_offline.evaluation.samples import SAMPLES, Sample, apart, samples
 from emovllm_offline.evaluation.scoring import Scored
 from emovllm_offline.evaluation.summary import ALL, Cell
 from emovllm_offline.judges.text import EXPLOSIVE, REPETITIVE
@@ -40,10 +41,23 @@ _LEGEND = (
 )
 
 
+_FELT = (
+    "Felt: in what a probe read in the states that wrote the reply, the emotion asked for leads among all labels but "
+    "neutral. Shown: the judge of its text takes it for the emotion. In brackets: 95% intervals over groups of "
+    "messages. Of `none`, the control, no emotion was asked: its replies count for each emotion. What is injected "
+    "before the layer that is read is read as well: that an emotion is felt tells first that it arrived."
+)
+_RISES = (
+    "The mean probability of the emotion asked for over the reply's tokens, and at the prompt's last token, before "
+    "anything was written. The control: the same emotion's probability in the plain replies to the same messages, and "
+    "by how much that of the replies in the emotion is more, message by message."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Results:
     """about: what the evaluation was made from, how fast it was, and how far its judges agree: what summary.json holds
-    beside the cells. seed: of the samples."""
+    beside the cells. seed: of the samples. felt: None where nothing was read."""
 
     about: dict[str, Any]
     scored: Sequence[Scored]
@@ -51,6 +65,12 @@ class Results:
     emotions: Sequence[str]
     judges: Sequence[str]
     seed: int
+    felt: Felt | None = None
+
+    @property
+    def parted(self) -> list[str]:
+        """The judges of texts that the read-out is compared with."""
+        return [] if self.felt is None else list(dict.fromkeys(of.judge for of in self.felt.partings))
 
 
 class Summary(Frozen):
@@ -69,6 +89,8 @@ class Summary(Frozen):
     refused: tuple[str, ...]
     unjudged: dict[str, dict[str, Any]]
     agreement: tuple[dict[str, Any], ...]
+    readout: dict[str, Any] | None = None
+    felt: dict[str, Any] | None = None
     cells: tuple[Cell, ...]
 
     @property
@@ -99,9 +121,17 @@ def write(results: Results, out: Path) -> None:
     write_atomically(out / SCORED, lines.encode())
     cells = [{**asdict(cell), "condition": cell.condition._asdict()} for cell in results.cells]
     stamp = {"format": "emovllm-evaluation", "format_version": 1}
-    write_json(out / SUMMARY, {**stamp, **results.about, "cells": cells})
+    felt = {} if results.felt is None else {"felt": _as_json(results.felt)}
+    write_json(out / SUMMARY, {**stamp, **results.about, **felt, "cells": cells})
     write_atomically(out / TABLE, as_markdown(results).encode())
     write_atomically(out / PAGE, as_page(results).encode())
+
+
+def _as_json(felt: Felt) -> dict[str, Any]:
+    return {
+        name: [{**asdict(row), "condition": row.condition._asdict()} for row in rows]
+        for name, rows in (("partings", felt.partings), ("rises", felt.rises))
+    }
 
 
 def as_markdown(results: Results) -> str:
@@ -114,6 +144,7 @@ def as_markdown(results: Results) -> str:
     parts += [
         "Fluency (median ratio) and repetition, by emotion:",
         tables.fluency_by_emotion(cells, emotions).markdown(),
+        *_felt_as_markdown(results),
         *about["refused"],
         *_said_of_unjudged(about["unjudged"], cells),
         *_said_of_speed(about["speed"]),
@@ -127,12 +158,25 @@ def as_markdown(results: Results) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def _felt_as_markdown(results: Results) -> Iterator[str]:
+    if results.felt is None:
+        return
+    for judge in results.parted:
+        yield f"Felt against shown, by the judge {judge}:"
+        yield tables.felt_and_shown(results.felt.partings, judge).markdown()
+        yield _said_of_parting(results.felt.partings, judge)
+    yield from (*([_FELT] if results.parted else []), "What was read:", tables.rises(results.felt.rises).markdown())
+    yield _RISES
+    yield from _said_of_reading(results.about["readout"])
+
+
 def as_page(results: Results) -> str:
     about, judge = results.about, results.judges[0]
     said = _said_of_unjudged(about["unjudged"], results.cells)
     provenance = {name: value for name, value in about.items() if name not in ("agreement", "unjudged")}
     sections = [
         Section("Methods", _LEGEND, tables.overview(results.cells, results.judges)),
+        *_felt_sections(results),
         *(section for judge in results.judges for section in _sections_of(judge, results)),
         Section(
             "Fluency and repetition by emotion",
@@ -168,6 +212,40 @@ def _sections_of(judge: str, results: Results) -> Iterator[Section]:
         "Each point: a method at a strength, over all emotions.",
         image=plots.data_uri(plots.png(figures.frontier(cells, judge))),
     )
+
+
+def _felt_sections(results: Results) -> Iterator[Section]:
+    """What was read, beside what judges of texts say."""
+    if results.felt is None:
+        return
+    partings = results.felt.partings
+    for judge in results.parted:
+        yield Section(
+            f"Felt against shown, judge {judge}",
+            f"{_FELT} {_said_of_parting(partings, judge)}",
+            tables.felt_and_shown(partings, judge),
+            plots.data_uri(plots.png(figures.felt_and_shown(partings, judge, results.emotions))),
+        )
+        if replies := apart(results.scored, judge):
+            text = "The least probable of those that are shown alone, the most probable of those that are felt alone."
+            yield Section(f"Replies where they part, judge {judge}", text, replies)
+    said = " ".join([_RISES, *_said_of_reading(results.about["readout"])])
+    yield Section("What was read", said, tables.rises(results.felt.rises))
+
+
+def _said_of_parting(partings: Sequence[Parting], judge: str) -> str:
+    worst = "; ".join(
+        f"{of.condition}, {of.emotion}: {tables.percent(of.parted)} percent of {of.replies} replies (felt alone "
+        f"{of.shares[FELT].value:.0%}, shown alone {of.shares[SHOWN].value:.0%})"
+        for of in most_parted(partings, judge)
+    )
+    return f"They part most in: {worst}." if worst else "They part in no reply."
+
+
+def _said_of_reading(readout: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Read after layer {readout['layer']}, by the probe {readout['probe'][:12]} ({', '.join(readout['labels'])})."
+    if lacking := readout["without a label"]:
+        yield f"It has no label for {', '.join(lacking)}: the read-out does not judge them."
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

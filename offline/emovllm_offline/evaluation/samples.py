@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emovllm.readout import leading
+from emovllm_offline.evaluation.plan import plain_name
 from emovllm_offline.evaluation.scoring import Scored
 from emovllm_offline.evaluation.summary import condition_of, conditions
+from emovllm_offline.judges.judge import READOUT
 from emovllm_offline.reporting.tables import Table
 
 SAMPLES = 12
+# Replies that are felt alone, and as many that are shown alone.
+APART = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,8 @@ def draw_samples(scored: Sequence[Scored], seed: int, count: int = SAMPLES) -> l
 
 
 def samples(scored: Sequence[Scored], judge: str, seed: int) -> list[Sample]:
-    """Replies side by side, for each pair drawn."""
+    """Replies side by side, for each pair drawn; with what was read, where that is known."""
+    read = any(reply.readout is not None for reply in scored)
     by_key = {reply.key: reply for reply in scored}
     parts = []
     for message, emotion in draw_samples(scored, seed):
@@ -49,10 +55,51 @@ def samples(scored: Sequence[Scored], judge: str, seed: int) -> list[Sample]:
         for condition in conditions(list(of_message.values())):
             reply = of_message[condition]
             said = _label(reply, judge)
-            rows.append([str(condition), said, reply.text + (" [cut]" if reply.capped else "")])
+            told = [_read(reply)] if read else []
+            rows.append([str(condition), said, *told, _text(reply)])
         user = next(iter(of_message.values())).user
-        parts.append(Sample(emotion, user, Table(["method, strength", "label", "reply"], rows)))
+        head = ["method, strength", "label", *(["read"] if read else []), "reply"]
+        parts.append(Sample(emotion, user, Table(head, rows)))
     return parts
+
+
+def apart(scored: Sequence[Scored], judge: str) -> Table | None:
+    """Of the replies on which a judge of texts and the read-out part, those in which the emotion asked for is read to
+    be least probable though it is shown, and most probable though it is not; None where there are none."""
+    found = []
+    for reply in scored:
+        name, verdicts = plain_name(reply.key.emotion), (reply.verdicts.get(READOUT, {}), reply.verdicts[judge])
+        felt, shown = (of.get(reply.key.emotion) for of in verdicts)
+        if felt and shown and felt.judged and shown.judged and felt.match != shown.match and reply.readout is not None:
+            found.append((felt.match, reply.readout.reply[name], reply))
+    alone = sorted((one for one in found if not one[0]), key=lambda one: one[1])[:APART]
+    alone += sorted((one for one in found if one[0]), key=lambda one: -one[1])[:APART]
+    rows = [
+        [
+            str(condition_of(reply)),
+            reply.key.emotion,
+            "felt alone" if felt else "shown alone",
+            _label(reply, judge),
+            f"{reply.key.emotion} {probability:.2f}; {_read(reply)}",
+            reply.user,
+            _text(reply),
+        ]
+        for felt, probability, reply in alone
+    ]
+    head = ["method, strength", "emotion", "it is", f"label, {judge}", "read: the emotion's; what leads"]
+    return Table([*head, "message", "reply"], rows) if rows else None
+
+
+def _text(reply: Scored) -> str:
+    return reply.text + (" [cut]" if reply.capped else "")
+
+
+def _read(reply: Scored) -> str:
+    """The label that leads in what was read, and its probability."""
+    if reply.readout is None or not reply.readout.reply:
+        return "-"
+    read = reply.readout.reply
+    return f"{leading(read)} {read[leading(read)]:.2f}"
 
 
 def _label(reply: Scored, judge: str) -> str:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emovllm_offline.endpoint.answer import FILTERED
-from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Reply
+from emovllm_offline.evaluation.folder import INSTRUCTION, NEUTRAL, Folder, Reply, ReplyReadout
 from emovllm_offline.evaluation.plan import NONE, PROMPTING, Key, Task, plain_name
-from emovllm_offline.judges.judge import Judge, Verdict, require_judged
+from emovllm_offline.judges.judge import Verdict, require_judged
+from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
 from emovllm_offline.judges.text import TextMetrics, regime, text_metrics
 
 
@@ -39,6 +40,7 @@ class Scored:
     regime: str
     group: str = ""
     kept_back: bool = False  # by an endpoint's content filter: there is nothing to measure
+    readout: ReplyReadout | None = None
 
     def label(self, judge: str) -> str | None:
         """What a blind judge takes the reply for."""
@@ -68,10 +70,13 @@ class Scored:
                 judge: {target: said.match if said.judged else None for target, said in of.items()}
                 for judge, of in self.verdicts.items()
             },
+            **({} if self.readout is None else {"readout": self.readout.model_dump(include={"reply", "prompt"})}),
         }
 
 
-def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emotions: Sequence[str]) -> list[Scored]:
+def score(
+    planned: Sequence[Task], folder: Folder, judges: Sequence[ReplyJudge], emotions: Sequence[str]
+) -> list[Scored]:
     """Every planned reply, in the plan's order; the folder has them all.
 
     Raises: JudgeError where a judge could judge none of them; EndpointError.
@@ -101,13 +106,14 @@ def score(planned: Sequence[Task], folder: Folder, judges: Sequence[Judge], emot
                 regime=regime(reply.text, measured.repetition, fluency),
                 group=task.group,
                 kept_back=reply.finish_reason == FILTERED,
+                readout=reply.readout,
             )
         )
     return scored
 
 
 def judged(
-    judge: Judge, planned: Sequence[Task], replies: Sequence[Reply], emotions: Sequence[str]
+    judge: ReplyJudge, planned: Sequence[Task], replies: Sequence[Reply], emotions: Sequence[str]
 ) -> list[dict[str, Verdict]]:
     """A judge's verdicts on every reply, by target. Raises: JudgeError where it could judge none; EndpointError."""
     kept_back = Verdict.unjudged("the model's endpoint kept the reply back")
@@ -120,11 +126,19 @@ def judged(
         if reply.finish_reason != FILTERED
         for target in targets
     ]
-    verdicts = judge.judge([replies[i].text for i, _ in questions], [plain_name(target) for _, target in questions])
+    targets = [plain_name(target) for _, target in questions]
+    if isinstance(judge, ReadoutJudge):
+        verdicts = judge.judge_read([_read(replies[i]) for i, _ in questions], targets)
+    else:
+        verdicts = judge.judge([replies[i].text for i, _ in questions], targets)
     for (i, target), verdict in zip(questions, verdicts, strict=True):
         by_target[i][target] = verdict
     require_judged(judge.name, [verdict for of_reply in by_target for verdict in of_reply.values()])
     return by_target
+
+
+def _read(reply: Reply) -> dict[str, float]:
+    return {} if reply.readout is None else reply.readout.reply
 
 
 def relevance_of(planned: Sequence[Task], texts: Sequence[str]) -> list[float] | None:

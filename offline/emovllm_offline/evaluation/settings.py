@@ -29,12 +29,15 @@ class RunSettings:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(RunSettings):
     """methods: what is compared. paper_way: prompts on which the paper's way is timed, 0 for none; not with a server.
+    probe: what the judge `readout` reads with, a file or its folder (default: the probe in the circuit's folder); not
+    with a server.
 
     Those of every run: style, max_tokens, concurrency, engine_args, seed, fresh.
     """
 
     methods: tuple[str, ...] = METHODS
     paper_way: int = 6
+    probe: str | Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

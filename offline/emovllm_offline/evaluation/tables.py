@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from emovllm_offline.evaluation.felt import KINDS, Parting, Rise
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.text import REGIMES
@@ -99,6 +100,48 @@ def _of_emotions(cells: Sequence[Cell], emotions: Sequence[str], value: Callable
         return Table(head, rows)
     turned = list(zip(head, *rows, strict=True))
     return Table(["emotion", *turned[0][1:]], turned[1:])
+
+
+def felt_and_shown(partings: Sequence[Parting], judge: str) -> Table:
+    """The share of each kind of reply beside one judge of texts, in percent."""
+    return Table(
+        ["method, strength", "emotion", "replies", *KINDS],
+        [
+            [str(of.condition), of.emotion, str(of.replies), *(percent(of.shares[kind]) for kind in KINDS)]
+            for of in partings
+            if of.judge == judge
+        ],
+    )
+
+
+def rises(found: Sequence[Rise]) -> Table:
+    """How probable the emotion asked for is read to be, beside the plain replies."""
+    return Table(
+        [
+            "method, strength",
+            "emotion",
+            "replies",
+            "in the reply",
+            "at the prompt's end",
+            "in plain replies",
+            "more by",
+        ],
+        [
+            [
+                str(of.condition),
+                of.emotion,
+                str(of.replies),
+                *(probability(value) for value in (of.reply, of.prompt, of.plain, of.rise)),
+            ]
+            for of in found
+        ],
+    )
+
+
+def probability(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def accuracy(cell: Cell, judge: str) -> str:

@@ -23,7 +23,8 @@ class Where:
     """What generates: a server that runs already (base_url), or one of this machine.
 
     model, circuit: as on the command line; None for the default ones, or those of the server, whose names for them they
-    are otherwise.
+    are otherwise. readout: whether replies are read as they are written. probe: what reads them in an engine of this
+    machine, a file or its folder; None for the one in the circuit's folder.
     """
 
     model: str | None = None
@@ -32,6 +33,8 @@ class Where:
     key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 64
     engine_args: tuple[str, ...] = ()
+    readout: bool = False
+    probe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def _describe(base_url: str, where: Where) -> Served:
 def connection(base_url: str, where: Where) -> Connection:
     """To the server at base_url, with the key that the environment holds for it."""
     key = os.environ.get(where.key_variable) or "none"
-    return Connection(base_url, where.model, key, where.circuit, where.concurrency)
+    return Connection(base_url, where.model, key, where.circuit, where.concurrency, readout=where.readout)
 
 
 @contextmanager
@@ -96,9 +99,17 @@ def serving(where: Where, target: Target, log: Path, steering: bool) -> Iterator
         log,
         steering=steering,
         concurrency=where.concurrency,
-        engine_args=where.engine_args,
+        engine_args=(*_reads(where), *where.engine_args),
     )
     with ExitStack() as stack:
         with stage(ENGINE_START, hint=ENGINE_START_HINT):
             local = stack.enter_context(server)
+        local.readout = where.readout
         yield local
+
+
+def _reads(where: Where) -> tuple[str, ...]:
+    """What makes an engine read."""
+    if not where.readout:
+        return ()
+    return ("--readout",) if where.probe is None else ("--probe", where.probe)

@@ -36,6 +36,9 @@ GROUP = "emovllm.judges"
 Opts = TypeVar("Opts")
 # The label of a text that expresses no emotion; it stands beside the emotions that a style names.
 NEUTRAL = "neutral"
+# What judges a reply by the states that wrote it (`ReadoutJudge`): it is none of those that judge texts.
+READOUT = "readout"
+NO_STATES = "the judge readout reads the states in which a model writes: only `emovllm evaluate` has them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,9 @@ def make_judge(name: str, emotions: Sequence[str], *, cache: str | Path | None =
 
 
 def _kind(name: str) -> Kind:
-    """Raises: JudgeError where there is no such judge, or its module cannot be imported."""
+    """Raises: JudgeError where there is no such judge of texts, or its module cannot be imported."""
+    if name == READOUT:
+        raise UnusableJudge(NO_STATES)
     packaged = _packaged()
     if name in packaged:
         return packaged[name]

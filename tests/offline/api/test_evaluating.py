@@ -19,7 +19,7 @@ from emovllm_offline.judges.judge import Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.reporting import plots
 from support.circuits import random_circuit
-from support.evaluated import DIGEST, EMOTIONS, answer, pages, serve_by
+from support.evaluated import DIGEST, EMOTIONS, READING, answer, pages, serve_by
 from support.models import tiny_model
 from support.stub import Stub, stub_server
 
@@ -123,6 +123,45 @@ def test_judges_are_named_or_made_and_asked_once(stub: Stub, data: Path, tmp_pat
     assert stub.requests == []
     with pytest.raises(JudgeError, match="no judge 'oracle'"):
         evaluate(judges=["oracle"], **run)
+
+
+def test_what_is_felt_is_told_and_drawn_beside_what_is_shown(
+    stub: Stub, data: Path, tmp_path: Path, rendered: None
+) -> None:
+    stub.pages = pages(DIGEST, 2.0, READING)
+    run: dict[str, Any] = {"model": Server(stub.url), "data": data, "strengths": (1,), "settings": FEW}
+    evaluation = evaluate(judges=["readout", "lexicon"], out=tmp_path / "out", **run)
+    assert evaluation.judges == ("readout", "lexicon")
+    rows = {(row["method"], row["emotion"]): row for row in evaluation.felt()}
+    assert list(rows) == [(method, emotion) for method in FEW.methods for emotion in (*EMOTIONS, "all")]
+    assert rows["circuits", "anger"] == {
+        "method": "circuits",
+        "strength": 1,
+        "emotion": "anger",
+        "replies": 2,
+        "felt and shown": 0.5,
+        "felt alone": 0,
+        "shown alone": 0.5,
+        "neither": 0,
+    }
+    assert evaluation.felt("lexicon") == evaluation.felt()
+    assert evaluation.plot("felt").png.startswith(b"\x89PNG")
+    assert evaluation.page.read_text().count("data:image/png") == 5
+    for judges in ("lexicon", "readout"):
+        alone = evaluate(judges=judges, out=tmp_path / judges, **run)
+        with pytest.raises(EvaluationError, match="needs the judge readout, and one of texts beside it"):
+            alone.felt()
+    with pytest.raises(EvaluationError, match="needs the judge readout, and one of texts"):
+        evaluation.plot("felt", "readout")
+
+
+def test_only_replies_that_are_evaluated_can_be_read(stub: Stub, model: str, circuit: Path, data: Path) -> None:
+    with pytest.raises(JudgeError, match="only `emovllm evaluate` has them"):
+        calibrate(circuit, model, data=data, judge="readout")
+    settings = EvaluationSettings(methods=("none",), probe=circuit)
+    with pytest.raises(EvaluationError, match="add it to --judge"):
+        evaluate(circuit, model, out=circuit / "out", data=data, judges="lexicon", settings=settings)
+    assert stub.requests == []
 
 
 def test_a_loop_that_runs_already_is_no_hindrance(stub: Stub, data: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ ASKED = Asked(MESSAGES, load_style("paper"), METHODS, (1.0, 2.0), 100)
 
 
 def run(stub: Stub, out: Path, asked: Asked = ASKED, **options: Any) -> list[Cell]:
-    return evaluate(Where(base_url=stub.url, concurrency=4), asked, lexicon, out, **options)
+    return list(evaluate(Where(base_url=stub.url, concurrency=4), asked, lexicon, out, **options).cells)
 
 
 def value(cells: list[Cell], condition: Condition, name: str, emotion: str = ALL, valence: str = ALL) -> float:
@@ -147,7 +147,7 @@ class Shy(LexiconJudge):
 
 def test_replies_that_are_not_judged_are_told_and_count_as_neither(stub: Stub, tmp_path: Path) -> None:
     asked = replace(ASKED, methods=("none", "circuits"), strengths=(1.0,))
-    cells = evaluate(Where(base_url=stub.url), asked, lambda emotions: [Shy(emotions)], tmp_path)
+    cells = evaluate(Where(base_url=stub.url), asked, lambda emotions: [Shy(emotions)], tmp_path).cells
     circuits = find(cells, Condition("circuits", 1.0, ""))
     assert circuits is not None
     assert (circuits.replies, circuits.unjudged) == (4, {"lexicon": 2})

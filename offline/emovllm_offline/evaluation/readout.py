@@ -1,0 +1,77 @@
+"""What a judge of the states needs: an engine that reads, and replies that were all read by one probe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from emovllm.errors import EvaluationError
+from emovllm.probe import NAME, load_probe
+from emovllm.readout import Reading
+from emovllm_offline.endpoint.answer import FILTERED
+from emovllm_offline.evaluation.folder import Folder
+from emovllm_offline.evaluation.plan import Served, Task, plain_name
+from emovllm_offline.evaluation.target import Target, Where
+
+
+def find_reading(where: Where, target: Target) -> Reading | None:
+    """What replies will be read with; None where they are not to be. Raises: EvaluationError where nothing reads them;
+    ProbeError."""
+    if not where.readout:
+        if where.probe is not None:
+            raise EvaluationError("--probe is for the judge readout: add it to --judge")
+        return None
+    if where.base_url is not None:
+        if where.probe is not None:
+            raise EvaluationError("--probe is for an engine that is started here: the server at --base-url has its own")
+        return reading_served(target.served)
+    assert target.circuit is not None
+    if where.probe is None and not (target.circuit / NAME).is_file():
+        raise EvaluationError(
+            f"--judge readout: {target.circuit} holds no probe to read with: give --probe DIR (`emovllm probe train` "
+            "makes one)"
+        )
+    trained = load_probe(where.probe or target.circuit)
+    return Reading.of(trained.digest, trained.at())
+
+
+def reading_served(served: Served) -> Reading:
+    """What a server reads. Raises: EvaluationError where that is nothing."""
+    if served.reading is None:
+        raise EvaluationError(
+            "--judge readout: the server reads nothing: start it with --readout, where its circuit's folder holds a "
+            "probe, or with --probe DIR"
+        )
+    return served.reading
+
+
+def without_label(emotions: Sequence[str], reading: Reading) -> list[str]:
+    """The emotions that the probe has no label for, told on stderr. Raises: EvaluationError where it has none."""
+    lacking = [emotion for emotion in emotions if plain_name(emotion) not in reading.labels]
+    if len(lacking) == len(emotions):
+        raise EvaluationError(
+            f"--judge readout: the probe has no label for any emotion of the circuit, only {', '.join(reading.labels)}"
+        )
+    if lacking:
+        print(f"the probe has no label for {', '.join(lacking)}: the read-out does not judge them", file=sys.stderr)
+    return lacking
+
+
+def refuse_unread(planned: Sequence[Task], folder: Folder, reading: Reading, *, any_layer: bool = False) -> None:
+    """Raises: EvaluationError where replies that the folder holds were not read, or not like this."""
+    there = [folder.replies[task.key] for task in planned if task.key in folder.replies]
+    remedy = "give --fresh, or another --out"
+    for reply in there:
+        if reply.finish_reason == FILTERED:
+            continue
+        if reply.readout is None:
+            raise EvaluationError(f"{folder.path}: it holds replies that nobody read as they were written; {remedy}")
+        read = reply.readout
+        if read.probe != reading.probe or not (any_layer or read.layer == reading.layer):
+            raise EvaluationError(f"{folder.path}: its replies were read by another probe or layer; {remedy}")
+
+
+def reading_of(planned: Sequence[Task], folder: Folder, expected: Reading) -> Reading:
+    """What the folder's replies were read with: `expected`, at the layer that the engine was told to read after."""
+    layers = [read.layer for task in planned if (read := folder.replies[task.key].readout) is not None]
+    return expected._replace(layer=layers[0]) if layers else expected
