@@ -78,10 +78,10 @@ def assert_equal(engine: Engine, oracle: Oracle, name: str, asks: list[Ask], tol
     for reply, right in zip(replies, oracle.generate(asks, TOKENS), strict=True):
         assert reply.tokens == right.tokens, name
         assert reply.logprobs == pytest.approx(right.logprobs, abs=tolerance), name
-        read = reply.read, right.read
-        np.testing.assert_allclose(
-            *read, rtol=0, atol=tolerance / 10 if tolerance == USUAL else tolerance, err_msg=name
-        )
+        # Of the largest logit: some random models have wide states.
+        width = np.abs(right.read).max(initial=1)
+        of_read = width * (tolerance / 10 if tolerance == USUAL else tolerance)
+        np.testing.assert_allclose(reply.read, right.read, rtol=0, atol=of_read, err_msg=name)
 
 
 @pytest.mark.parametrize("family", [*(row.model_type for row in FAMILIES if row.served == "tests"), *WRAPPED])
