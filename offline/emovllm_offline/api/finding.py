@@ -130,7 +130,8 @@ def discover(
     model, tokenizer: a Hugging Face causal language model with its tokenizer; or a folder or Hugging Face id, or None
         for the default model, and no tokenizer.
     data: `sev-small`, `sev`, or a file of scenario-events; limit: only its first scenarios.
-    styles: how emotions are asked for: names of packaged styles, or files. work: folder from which it resumes.
+    styles: how emotions are asked for: names of packaged styles, or files. parameters.extract: in which states emotions
+        are compared; `comprehension` reads the styles' replies. work: folder from which it resumes.
     Raises: EmovllmError, whose subclass tells what cannot be used.
     """
     from emovllm_offline.discovery.assembly import assemble
