@@ -16,7 +16,7 @@ from emovllm_offline.evaluation import generate, paper_way
 from emovllm_offline.evaluation.felt import felt
 from emovllm_offline.evaluation.folder import PAPER_WAY, Folder
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, STEERING, Asked, Task, plain_name, plan, settings
-from emovllm_offline.evaluation.readout import find_reading, reading_of, refuse_unread, without_label
+from emovllm_offline.evaluation.readout import find_reading, refuse_unread, without_label
 from emovllm_offline.evaluation.results import Results, write
 from emovllm_offline.evaluation.scoring import agreements, score, unjudged
 from emovllm_offline.evaluation.summary import summarise
@@ -54,8 +54,11 @@ def evaluate(
     lacking = without_label(emotions, reading) if reading is not None else []
     folder = Folder(out, settings(asked, planned, target.served), fresh)
     if reading is not None:
-        refuse_unread(planned, folder, reading, any_layer=target.model is not None)
+        refuse_unread(planned, folder, reading)
     collect(where, target, planned, folder, asked.max_tokens, STEERING in asked.methods)
+    if reading is not None:
+        # The engine may have been told otherwise.
+        refuse_unread(planned, folder, reading)
     speed = speeds(target, planned, folder, paper_way_items)
     scored = score(planned, folder, judges, emotions)
     names = [judge.name for judge in judges]
@@ -75,7 +78,7 @@ def evaluate(
         "agreement": agreements(scored, names),
     }
     if reading is not None:
-        about["readout"] = {**reading_of(planned, folder, reading).body(), "without a label": lacking}
+        about["readout"] = {**reading.body(), "without a label": lacking}
     results = Results(about, scored, cells, emotions, names, seed, felt(scored, emotions, names, seed))
     write(results, out)
     return results

@@ -115,7 +115,6 @@ def _rises(scored: Sequence[Scored], emotions: Sequence[str], seed: int) -> Iter
             ]
             if not read:
                 continue
-
             groups = [reply.group for reply, _, _ in read]
             beside = [
                 (told.reply[name], plain[reply.key.message][name], reply.group)

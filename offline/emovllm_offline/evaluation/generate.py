@@ -47,7 +47,6 @@ def run(planned: Sequence[Task], folder: Folder, connection: Connection, max_tok
             if served.circuit != circuit:
                 raise EvaluationError("the server's circuit is not the one that this evaluation began with")
             if connection.readout:
-                # Of an engine that was started here, the layer is known only now.
                 refuse_unread(planned, folder, reading_served(served))
             await _replies(missing_replies(planned, folder), folder, client, connection, max_tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,16 @@ def find_reading(where: Where, target: Target) -> Reading | None:
             "makes one)"
         )
     trained = load_probe(where.probe or target.circuit)
-    return Reading.of(trained.digest, trained.at())
+    return Reading.of(trained.digest, trained.at(_layer(where.engine_args)))
+
+
+def _layer(arguments: Sequence[str]) -> int | None:
+    """The layer that the engine is told to read after, if any."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--readout-layer", "--readout_layer", default="")
+    told = parser.parse_known_args(list(arguments))[0].readout_layer
+    # What is no number, the engine refuses.
+    return int(told) if told.isdecimal() else None
 
 
 def reading_served(served: Served) -> Reading:
@@ -57,7 +67,7 @@ def without_label(emotions: Sequence[str], reading: Reading) -> list[str]:
     return lacking
 
 
-def refuse_unread(planned: Sequence[Task], folder: Folder, reading: Reading, *, any_layer: bool = False) -> None:
+def refuse_unread(planned: Sequence[Task], folder: Folder, reading: Reading) -> None:
     """Raises: EvaluationError where replies that the folder holds were not read, or not like this."""
     there = [folder.replies[task.key] for task in planned if task.key in folder.replies]
     remedy = "give --fresh, or another --out"
@@ -66,12 +76,5 @@ def refuse_unread(planned: Sequence[Task], folder: Folder, reading: Reading, *, 
             continue
         if reply.readout is None:
             raise EvaluationError(f"{folder.path}: it holds replies that nobody read as they were written; {remedy}")
-        read = reply.readout
-        if read.probe != reading.probe or not (any_layer or read.layer == reading.layer):
+        if (reply.readout.probe, reply.readout.layer) != (reading.probe, reading.layer):
             raise EvaluationError(f"{folder.path}: its replies were read by another probe or layer; {remedy}")
-
-
-def reading_of(planned: Sequence[Task], folder: Folder, expected: Reading) -> Reading:
-    """What the folder's replies were read with: `expected`, at the layer that the engine was told to read after."""
-    layers = [read.layer for task in planned if (read := folder.replies[task.key].readout) is not None]
-    return expected._replace(layer=layers[0]) if layers else expected

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emovllm.errors import EndpointError, EvaluationError
+from emovllm.errors import EndpointError, EvaluationError, ProbeError
 from emovllm.probe import load_probe
 from emovllm.readout import Reading
 from emovllm_offline import intervals
@@ -283,7 +283,7 @@ def test_an_engine_that_is_started_here_reads_with_the_circuits_probe_or_another
     def noted(*places: Any, engine_args: Sequence[str] = (), **options: Any) -> Any:
         started.append(tuple(engine_args))
         server = serve(*places, engine_args=engine_args, **options)
-        # Of another layer than the probe's best, as `--readout-layer` has it.
+        # Of another layer than the probe's best.
         stub.pages["/v1/emotions"]["reading"] = Reading(probe.digest, 0, LABELS).body()
         return server
 
@@ -295,13 +295,18 @@ def test_an_engine_that_is_started_here_reads_with_the_circuits_probe_or_another
 
     monkeypatch.setattr(targets, "local_server", noted)
     stub.answer = here
-    where = Where(model, str(circuit), engine_args=("--enforce-eager",))
+    where = Where(model, str(circuit), engine_args=("--readout-layer", "0"))
     results = evaluate(where, FEW, both, tmp_path / "out")
     assert results.about["readout"]["layer"] == 0
     # Nothing is missing: no engine is started.
     assert evaluate(where, FEW, both, tmp_path / "out").felt == results.felt
     evaluate(replace(where, circuit=str(bare), probe=str(circuit)), FEW, both, tmp_path / "other")
-    assert started == [("--readout", "--enforce-eager"), ("--probe", str(circuit), "--enforce-eager")]
+    assert started == [("--readout", "--readout-layer", "0"), ("--probe", str(circuit), "--readout-layer", "0")]
+    with pytest.raises(ProbeError, match="no probe of layer 99"):
+        evaluate(replace(where, engine_args=("--readout-layer=99",)), FEW, both, tmp_path / "none")
+    # Told of the layer in a way that only the engine knows.
+    with pytest.raises(EvaluationError, match="were read by another probe or layer"):
+        evaluate(replace(where, engine_args=("--readout-la=0",)), FEW, both, tmp_path / "told")
     with pytest.raises(EvaluationError, match=r"bare holds no probe to read with: give --probe DIR"):
         evaluate(replace(where, circuit=str(bare)), FEW, both, tmp_path / "bare-out")
     assert not (tmp_path / "bare-out").exists()
