@@ -62,7 +62,7 @@ def felt_and_shown(partings: Sequence[Parting], judge: str, emotions: Sequence[s
             ax.set_yticks(range(len(conditions)), [str(condition) for condition in conditions])
             ax.set_xlim(-0.02, 1.02)
         axes[0].set_ylim(len(conditions) - 0.5, -0.5)
-        made.supxlabel(f"share of replies, shown by the judge {judge} (none: of plain replies, by chance)", fontsize=10)
+        made.suptitle(f"share of replies, shown by the judge {judge} (none: of plain replies, by chance)", fontsize=10)
         legend(made, KINDS, line=False)
     return made
 
