@@ -65,23 +65,28 @@ class Control:
         return self._trunk.get_submodule(names[number] or "")
 
     @contextmanager
-    def emotion(self, emotion: Emotion | None, prompt_len: int) -> Iterator[None]:
+    def emotion(self, emotion: Emotion | Sequence[Emotion] | None, prompt_len: int) -> Iterator[None]:
         """Injects into every forward of one sequence, or of several that are padded on the left to one length, whose
         first forward begins at position 0.
 
         Args:
-            emotion: what to inject; None for nothing.
+            emotion: what to inject; one for each sequence, of one scope and method, or one for all; None for nothing.
             prompt_len: prompt tokens, padding included; the scopes count from it.
         Raises: ValueError for the method `steering` where the circuit has no directions.
         """
         if emotion is None:
             yield
             return
-        if emotion.method == "steering" and not self._layers:
+        emotions = [emotion] if isinstance(emotion, Emotion) else emotion
+        if len({(one.scope, one.method) for one in emotions}) != 1:
+            raise ValueError("the sequences have emotions of several scopes or methods")
+        scope, method = emotions[0].scope, emotions[0].method
+        if method == "steering" and not self._layers:
             raise ValueError("the circuit has no directions to steer with")
-        weights = torch.zeros(len(self.circuit.names))
-        for name, weight in emotion.weights:
-            weights[self.circuit.names.index(name)] = weight
+        weights = torch.zeros(len(emotions), 1, len(self.circuit.names))
+        for row, one in zip(weights, emotions, strict=True):
+            for name, weight in one.weights:
+                row[0, self.circuit.names.index(name)] = weight
         position = 0  # of the current forward's first token
         tokens = 0
 
@@ -92,10 +97,14 @@ class Control:
 
         def mask(device: torch.device) -> Tensor:
             positions = torch.arange(position, position + tokens)
-            shares = injected(positions, emotion.scope, prompt_len).float()
-            if emotion.schedule is not None:
-                shares *= torch.from_numpy(emotion.schedule.shares((positions - (prompt_len - 1)).numpy()))
-            return shares.to(device)[None, :, None]
+            inside = injected(positions, scope, prompt_len).float()
+            in_reply = (positions - (prompt_len - 1)).numpy()
+            # [sequences, tokens, 1]
+            shares = [
+                inside if one.schedule is None else inside * torch.from_numpy(one.schedule.shares(in_reply))
+                for one in emotions
+            ]
+            return torch.stack(shares).to(device)[:, :, None]
 
         def inject(delta: Tensor) -> Callable[[Tensor], Tensor]:
             vector = weights.to(delta) @ delta
@@ -121,7 +130,7 @@ class Control:
             return change
 
         hooks = [before(self.model, count, "input_ids")]
-        if emotion.method == "steering":
+        if method == "steering":
             hooks += [after(layer, push(vectors)) for layer, vectors in self._layers]
         else:
             hooks += [before(module, inject(delta)) for module, delta in self._sites]

@@ -89,16 +89,18 @@ class Steering:
         self._control = Control(network, circuit)
         self._strength = strength
 
-    def emotion(self, way: Way, name: str) -> Emotion | None:
+    def emotion(self, way: Way, name: str) -> Emotion:
         """Raises: EmotionError, also where it is too strong."""
         fields: dict[str, Any] = {"emotion": name, "emotion_strength": self._strength, "emotion_scope": way.scope}
         if way.off_after is not None:
             fields["emotion_schedule"] = {"to": way.off_after}
-        return resolve(fields, self.circuit.spec)
+        emotion = resolve(fields, self.circuit.spec)
+        assert emotion is not None
+        return emotion
 
-    def on(self, way: Way, name: str, prompt_len: int) -> Any:
-        """A context in which one batch of replies is made. prompt_len: padding included."""
-        return self._control.emotion(self.emotion(way, name), prompt_len)
+    def on(self, way: Way, names: Sequence[str], prompt_len: int) -> Any:
+        """A context in which one batch of replies is made, each in its emotion. prompt_len: padding included."""
+        return self._control.emotion([self.emotion(way, name) for name in names], prompt_len)
 
 
 def read_replies(
@@ -111,7 +113,7 @@ def read_replies(
     *,
     shown: bool,
 ) -> Readings:
-    """Makes replies in batches, each of one way and emotion, and reads them at the probe's own layer.
+    """Makes replies in batches, each of one way, and reads them at the probe's own layer.
 
     prompts: token ids of each message. steering: None where no reply has an emotion. checkpoint: the file from which an
     interrupted run goes on, and JSON values that tell the messages apart from others.
@@ -141,13 +143,13 @@ def read_replies(
 
 
 def _batches(asks: Sequence[Ask], prompts: Sequence[Sequence[int]], most: int) -> list[tuple[int, ...]]:
-    """The places of each batch's replies, all of one way and emotion; of those the longest prompts first."""
+    """The places of each batch's replies, all of one way; of those the longest prompts first."""
 
-    def kind(place: int) -> tuple[str, str]:
-        return asks[place].way.name, asks[place].emotion or ""
+    def way(place: int) -> str:
+        return asks[place].way.name
 
     cut = []
-    for _, places in groupby(sorted(range(len(asks)), key=kind), key=kind):
+    for _, places in groupby(sorted(range(len(asks)), key=way), key=way):
         of = sorted(places, key=lambda place: -len(prompts[asks[place].message]))
         cut += [tuple(of[begin : begin + most]) for begin in range(0, len(of), most)]
     return cut
@@ -169,10 +171,10 @@ def _read(
         logits.append(probe.logits(hidden[:, -1].float().cpu().numpy()))
 
     on: Any = nullcontext()
-    way, emotion = asks[0].way, asks[0].emotion
-    if emotion is not None:
+    emotions = [ask.emotion for ask in asks if ask.emotion is not None]
+    if emotions:
         assert steering is not None
-        on = steering.on(way, emotion, max(map(len, prompts)))
+        on = steering.on(asks[0].way, emotions, max(map(len, prompts)))
     # A message's noise is its own, and the same in every way.
     seeds = [settings.seed * 1_000_003 + ask.message for ask in asks]
     # What is read is what the emotion left: hooks of one module run in their order.

@@ -125,7 +125,7 @@ class Persisting(Options):
     strength: Annotated[float, Gt(0), Parameter(help="of the emotions, as a request's", metavar="X")] = 1.0
     limit: Annotated[int, Gt(0), Parameter(help="about N messages, as many of each label", metavar="N")] = 60
     temperature: Annotated[float, Ge(0), Parameter(help="0 for greedy replies", metavar="X")] = 0.0
-    batch: Annotated[int, Gt(0), Parameter(help="replies at a time", metavar="N")] = 16
+    batch: Annotated[int, Gt(0), Parameter(help="replies at a time", metavar="N")] = 32
     seed: Annotated[int, Ge(0), Parameter(help="of the draw, of sampling and of the bootstrap", metavar="N")] = 0
     work: Annotated[
         Path | None, Parameter(help="folder from which an interrupted run goes on (default: OUT.work)", metavar="DIR")

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from emovllm.circuit import Circuit
+from emovllm.emotion import Emotion
 from emovllm.errors import CheckpointError, EmotionError
+from emovllm_offline.model.control import Control
 from emovllm_offline.model.hooks import after, before, hooked
 from emovllm_offline.reading.prompts import reads_of
 from emovllm_offline.reading.reader import Reader
@@ -99,6 +101,15 @@ def test_an_emotion_that_is_off_after_one_token_is_that_of_the_prompts_last(
     np.testing.assert_allclose(found.logits[0], found.logits[1], atol=1e-5)
 
 
+def test_sequences_of_several_scopes_are_refused(reader: Reader, circuit: Circuit) -> None:
+    emotions = [Emotion((("calm", 1.0),), scope) for scope in ("generation", "prompt_last")]
+    with (
+        pytest.raises(ValueError, match="several scopes"),
+        Control(reader.loaded.network, circuit).emotion(emotions, 4),
+    ):
+        pass
+
+
 def test_an_interrupted_run_ends_with_the_same_readings(
     reader: Reader, circuit: Circuit, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,8 +132,8 @@ def test_an_interrupted_run_ends_with_the_same_readings(
         reader.loaded.network, "generate", lambda *args, **kwargs: made.append(1) or generate(*args, **kwargs)
     )
     again = read(reader, prompts, circuit, tmp_path, temperature=1.0)
-    # Two batches of the plain replies, and of each way one for each emotion.
-    assert len(made) == 2 + 3 * 3 - 3
+    # Two batches of each way, and three were done.
+    assert len(made) == 4 * 2 - 3
     np.testing.assert_array_equal(again.logits, whole.logits)
     with pytest.raises(CheckpointError, match="temperature"):
         read(reader, prompts, circuit, tmp_path, temperature=0.5)
