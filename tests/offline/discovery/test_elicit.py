@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from emovllm.cli import main
 from emovllm.errors import ElicitError, EndpointError, JudgeError, PromptError, StoredError, StyleError, TooFewError
 from emovllm_offline.data.sev import DEFAULT, expand
-from emovllm_offline.data.styles import Frame, Style, Turn
+from emovllm_offline.data.styles import Frame, Style, Turn, load_style
 from emovllm_offline.discovery.elicit import elicit, load_accepted, load_replies, tasks
 from emovllm_offline.discovery.survival import Reply, Survival, accepted, complete_groups, require
 from emovllm_offline.endpoint.client import Endpoint
@@ -477,11 +477,13 @@ def test_too_few_groups_are_refused_with_advice():
         require(survival, minimum=3)
     assert str(error.value).startswith(
         "2 of 3 scenario-events were accepted in every emotion, 3 are needed. "
-        "Accepted least: calm (50%). Try another elicitation style"
+        "Accepted least: calm (50%). Try an elicitation style of your own"
     )
-    assert "fewshot or paper or replies" in str(error.value)  # role was tried
     assert "another judge than j" in str(error.value)
     assert "larger model" in str(error.value)
+    of_role = [reply("a", emotion, 0, style="role") for emotion in load_style("role").emotions]
+    with pytest.raises(TooFewError, match=r"another elicitation style \(--style fewshot or paper or replies\)"):
+        require(Survival.of(of_role), minimum=1)
 
 
 def test_advice_asks_for_more_scenarios_where_no_style_could_help():
