@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,9 +26,20 @@ HYBRID = ("granitemoehybrid", "falcon_h1", "nemotron_h")
 TOKENS = 12
 # Compiled by Dynamo alone, which is quick.
 DYNAMO = {"VLLM_CPU_CI_ENV": "1"}
+
+
+class Tolerance(NamedTuple):
+    """Of log-probabilities, and of the logits of what is read."""
+
+    logprobs: float = 1e-3
+    read: float = 1e-4
+
+
 # vLLM's CPU attention approximates the soft cap's tanh: unsteered log-probabilities are 0.004 apart. Its xIELU, which
 # Apertus has, keeps its parameters in bfloat16. Unsteered log-probabilities of Nemotron are 0.003 apart.
-TOLERANCE = {"gemma2": 0.01, "apertus": 0.01, "nemotron_h": 0.01}
+TOLERANCE = {"gemma2": Tolerance(0.01, 0.01), "apertus": Tolerance(0.01, 0.01), "nemotron_h": Tolerance(0.01, 0.01)}
+# Unsteered, vLLM's states of Bloom are read 0.004 apart from Hugging Face's, of logits up to 15.
+TOLERANCE["bloom"] = Tolerance(read=0.01)
 # Those whose circuits are made by the command too, each unlike the others: experts; an expert that all tokens share;
 # other names in vLLM; layers with a state; norms by another name; norms of what sublayers write; parallel sublayers;
 # layers without positions. vLLM has no class of its own for the last two.
@@ -37,8 +49,6 @@ V2 = ("glm4_moe", "olmo2", "gpt_neox", "granitemoehybrid")
 # Models of text and images, asked about text alone.
 WRAPPED = ("gemma3", "mistral3")
 STRONGEST = 2.0
-# Of log-probabilities; what is read is held to a tenth of it.
-USUAL = 1e-3
 
 
 def strong_circuit(family: str, model: str, folder: Path) -> Path:
@@ -73,15 +83,12 @@ def of_circuit(name: str, ask: Ask) -> Ask:
     return Ask(ask.prompt, {**ask.fields, "emotion": {f"{name}/{one}": weight for one, weight in weights.items()}})
 
 
-def assert_equal(engine: Engine, oracle: Oracle, name: str, asks: list[Ask], tolerance: float) -> None:
+def assert_equal(engine: Engine, oracle: Oracle, name: str, asks: list[Ask], tolerance: Tolerance) -> None:
     replies = engine.generate([of_circuit(name, ask) for ask in asks], TOKENS)
     for reply, right in zip(replies, oracle.generate(asks, TOKENS), strict=True):
         assert reply.tokens == right.tokens, name
-        assert reply.logprobs == pytest.approx(right.logprobs, abs=tolerance), name
-        # Of the largest logit: some random models have wide states.
-        width = np.abs(right.read).max(initial=1)
-        of_read = width * (tolerance / 10 if tolerance == USUAL else tolerance)
-        np.testing.assert_allclose(reply.read, right.read, rtol=0, atol=of_read, err_msg=name)
+        assert reply.logprobs == pytest.approx(right.logprobs, abs=tolerance.logprobs), name
+        np.testing.assert_allclose(reply.read, right.read, rtol=0, atol=tolerance.read, err_msg=name)
 
 
 @pytest.mark.parametrize("family", [*(row.model_type for row in FAMILIES if row.served == "tests"), *WRAPPED])
@@ -102,12 +109,12 @@ def test_a_mixed_batch_equals_the_oracle(series: Series, tmp_path: Path, family:
         circuits["discovered"] = tmp_path / "discovered"
         assert walk.discover(circuits["discovered"]) == 0
     engine = start(series, family, walk.model, circuits)
-    tolerance = TOLERANCE.get(family, USUAL)
+    tolerance = TOLERANCE.get(family, Tolerance())
     assert_equal(engine, oracle, "random", asks, tolerance)
     if by_command:
         oracle, asks = Oracle(walk.model, circuits["discovered"]), discovered_batch()
         felt = zip(oracle.generate(asks, TOKENS), oracle.generate(unsteered(asks), TOKENS), strict=True)
-        assert all(a.logprobs != pytest.approx(b.logprobs, abs=10 * tolerance) for a, b in felt)
+        assert all(a.logprobs != pytest.approx(b.logprobs, abs=10 * tolerance.logprobs) for a, b in felt)
         assert_equal(engine, oracle, "discovered", asks, tolerance)
 
 

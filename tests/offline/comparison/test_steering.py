@@ -56,7 +56,7 @@ def run(stub: Stub, out: Path, asked: Asked = ASKED, judge: type[LexiconJudge] =
     def judges(emotions: Sequence[str]) -> list[Judge]:
         return [judge(emotions)]
 
-    return evaluate(Where(base_url=stub.url, concurrency=4), asked, judges, out)
+    return list(evaluate(Where(base_url=stub.url, concurrency=4), asked, judges, out).cells)
 
 
 def rows(*runs: str | Path) -> list[dict[str, str]]:
