@@ -25,6 +25,7 @@ def test_a_gguf_file_is_parsed_once_while_it_is_converted(tmp_path: Path) -> Non
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
 
 
+@pytest.mark.slow
 def test_the_conversion_goes_on_beside_and_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMOVLLM_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "_beside", None)

@@ -27,12 +27,14 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[nbformat.Noteboo
     return notebook, folder / "circuit"
 
 
+@pytest.mark.slow
 def test_the_notebook_saves_the_circuit_that_it_finds(executed: tuple[nbformat.NotebookNode, Path]) -> None:
     circuit = load_circuit(executed[1])
     assert len(circuit.names) == 6
     assert all(len(units) for units in circuit.neurons.values())
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_figures_tables_and_replies(executed: tuple[nbformat.NotebookNode, Path]) -> None:
     outputs = [output for cell in executed[0].cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output.output_type == "error"]
@@ -41,6 +43,7 @@ def test_the_notebook_shows_figures_tables_and_replies(executed: tuple[nbformat.
     assert all(f"{name}: " in text for name in ("none", *load_circuit(executed[1]).names))
 
 
+@pytest.mark.slow
 def test_the_notebook_tells_its_progress_without_widgets(executed: tuple[nbformat.NotebookNode, Path]) -> None:
     outputs = [output for cell in executed[0].cells for output in cell.get("outputs", ())]
     told = "".join(output.get("text", "") for output in outputs if output.get("name") == "stderr")

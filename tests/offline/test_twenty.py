@@ -73,6 +73,7 @@ def elicited(stub: Stub, words: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extract", ["generation", "comprehension"])
 def test_elicited_replies_in_twenty_emotions_become_a_circuit_with_its_report(
     elicited: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], unrendered: None, extract: str
@@ -113,6 +114,7 @@ def served(stub: Stub, monkeypatch: pytest.MonkeyPatch, unrendered: None) -> Stu
     return stub
 
 
+@pytest.mark.slow
 def test_a_circuit_of_twenty_emotions_is_calibrated_and_evaluated(
     served: Stub, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,11 +47,13 @@ def test_the_format_needs_neither_torch_nor_vllm(module: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_offline_needs_no_vllm_and_no_server() -> None:
     result = run(BLOCKED.format(names=["vllm", "emovllm_server"], module=", ".join(OFFLINE)))
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_the_server_needs_no_offline() -> None:
     result = run(BLOCKED.format(names=["emovllm_offline"], module="emovllm_server.serve, emovllm_server.api.routes"))
     assert result.returncode == 0, result.stderr

@@ -24,6 +24,7 @@ def promised() -> list[str]:
     return [f"3.{minor}" for minor in range(int(low), int(high))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", promised())
 def test_the_gpu_environment_resolves(python: str, tmp_path: Path) -> None:
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

@@ -125,6 +125,7 @@ def test_judges_are_named_or_made_and_asked_once(stub: Stub, data: Path, tmp_pat
         evaluate(judges=["oracle"], **run)
 
 
+@pytest.mark.slow
 def test_what_is_felt_is_told_and_drawn_beside_what_is_shown(
     stub: Stub, data: Path, tmp_path: Path, rendered: None
 ) -> None:
