@@ -10,21 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from emovllm.baseline import layer_key, steered_layers
 from emovllm.circuit import Circuit
-from emovllm.emotion import Emotion, Method, Options, Wire, short
+from emovllm.emotion import Emotion, Method, Wire
 from emovllm.errors import EmotionError
+from emovllm.fields import Options, over_reply, short
 from emovllm.fingerprint import site_key
 from emovllm.readout import Detail, Reading
 from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, EmotionSpec
 
 
-def _schedule(value: Any) -> Any:
-    """In the form that a request's has. Raises: ValueError."""
-    return None if value is None else Schedule.read(value).body()
+def _schedule(value: Any) -> Schedule | None:
+    """Raises: ValueError."""
+    return value if value is None or isinstance(value, Schedule) else Schedule.read(value)
 
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -59,7 +60,7 @@ class Policy(BaseModel):
     max_strength: the largest |weight x strength|, 1.0 being a circuit's recommendation, where that is below the
         circuit's own.
     default_emotion: for requests that name none: as `emotion` in a request.
-    default_schedule: for requests with an emotion of the scope `generation` and no schedule of their own: as
+    default_schedule: for requests with an emotion, a scope that ends with the reply, and no schedule of their own: as
         `emotion_schedule` in a request.
     """
 
@@ -68,7 +69,11 @@ class Policy(BaseModel):
     emotions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     max_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     default_emotion: str | dict[str, float] | None = None
-    default_schedule: Annotated[Any, AfterValidator(_schedule)] = None
+    default_schedule: Annotated[
+        Schedule | None,
+        BeforeValidator(_schedule),
+        PlainSerializer(lambda schedule: schedule and schedule.body()),
+    ] = None
 
 
 class Applied(NamedTuple):
@@ -154,12 +159,12 @@ class Catalogue:
         emotion = options.of(served.spec, self.methods)
         self._within_limits(options)
         scope = options.emotion_scope or served.spec.scope
-        return Applied(served, mix, options.strength, emotion, scope, options.method, options.schedule)
+        return Applied(served, mix, options.strength, emotion, scope, options.method, options.emotion_schedule)
 
     def _scheduled(self, options: Options, circuit: CircuitSpec) -> Options:
         """With the operator's schedule, where there is none and it applies. Raises: EmotionError where one cannot be
         served."""
-        if options.emotion_schedule is None and (options.emotion_scope or circuit.scope) == "generation":
+        if options.emotion_schedule is None and over_reply(options.emotion_scope or circuit.scope):
             options = replace(options, emotion_schedule=self.policy.default_schedule)
         if options.emotion_schedule is not None and self.unscheduled:
             raise EmotionError("emotion_schedule", f"this server keeps no schedules: {self.unscheduled}")

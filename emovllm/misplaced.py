@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from emovllm.emotion import FIELDS, short
 from emovllm.errors import EmotionError
+from emovllm.fields import FIELDS, short
 
 # Objects that clients put fields into, and that no server takes a field from.
 NESTS = ("extra_body", "custom_params", "metadata")

@@ -1,10 +1,10 @@
 """Which token of a batch gets which emotion: the position rule, and the buffer that the compiled graph reads.
 
 A token at absolute position p of its request is injected when p >= prompt_len - 1 (scope `generation`: what "the last
-token of every forward" means without a cache, paging or chunks), when p == prompt_len - 1 (`prompt_last`), or always
-(`all`); of a request with a schedule, by the share that it gives token p - (prompt_len - 1) of the reply. Only the
-position and the original prompt length count, so chunked prefill, recomputation after preemption and speculative
-decoding all give the same result.
+token of every forward" means without a cache, paging or chunks), when p == prompt_len - 1 (`prompt_last`), always
+(`all`), or when p >= prompt_len - N (`prompt_tail:N`); of a request with a schedule, by the share that it gives token
+p - (prompt_len - 1) of the reply. Only the position and the original prompt length count, so chunked prefill,
+recomputation after preemption and speculative decoding all give the same result.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class Coefficients:
             if not self._steering:
                 raise RuntimeError(f"this engine has no emotion method {wire.method!r}")
             first_column = self._capacity
+        first = wire.first(prompt_len)
         prompt_len = wire.prompt_length(prompt_len)
         if not self._free:
             self._grow()
@@ -131,7 +132,7 @@ class Coefficients:
         for name, weight in wire.weights.items():
             self._weights[slot, first_column + columns[name]] = weight
         self._prompt[slot] = prompt_len
-        self._first[slot] = 0 if wire.scope == "all" else prompt_len - 1
+        self._first[slot] = first
         self._last[slot] = prompt_len - 1 if wire.scope == "prompt_last" else _NEVER
         if wire.schedule is not None:
             self._schedules[slot] = wire.schedule

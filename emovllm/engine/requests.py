@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from emovllm.catalogue import Applied, Catalogue
-from emovllm.emotion import FIELDS, KEY, Wire
+from emovllm.emotion import KEY, Wire
 from emovllm.engine import transfer
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
 from emovllm.errors import EmotionError, Reason
+from emovllm.fields import FIELDS
 from emovllm.misplaced import NESTS, refuse_misplaced
 from emovllm.readout import Detail, Readouts
 

@@ -80,6 +80,6 @@ def _request_key(request: Any) -> _Key | None:
         if wire is None:
             request._emotion_key = None
         else:
-            first = 0 if wire.scope == "all" else wire.prompt_length(request.num_prompt_tokens) - 1
+            first = wire.first(request.num_prompt_tokens)
             request._emotion_key = _Key(f"{wire.cache_key()} from {first}", first)
         return request._emotion_key

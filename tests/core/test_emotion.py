@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from emovllm.emotion import FIELDS, KEY, METHODS, SCOPES, Emotion, Wire, json_schema, resolve
+from emovllm.emotion import KEY, METHODS, SCOPES, Emotion, Wire
 from emovllm.errors import EmotionError
+from emovllm.fields import FIELDS, json_schema, resolve
 from emovllm.spec import CircuitSpec, EmotionSpec
 from support.specs import ANY_MODEL
 
@@ -104,7 +105,7 @@ def test_steering_is_refused_where_it_is_not_served() -> None:
         (
             {"emotion": "fear", "emotion_schedule": {"to": 8}, "emotion_scope": "all"},
             "emotion_schedule",
-            "it needs the scope generation, not all",
+            "it needs a scope that goes on, such as generation, not all",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from emovllm.circuit_files import load_circuit
-from emovllm.emotion import resolve
+from emovllm.fields import resolve
 from emovllm.probe import load_probe
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.hooks import after, hooked

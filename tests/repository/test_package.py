@@ -22,6 +22,8 @@ FORMAT = [
     "emovllm.circuit_files",
     "emovllm.files",
     "emovllm.emotion",
+    "emovllm.fields",
+    "emovllm.phases",
     "emovllm.architectures",
     "emovllm.baseline",
     "emovllm.models",

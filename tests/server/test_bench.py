@@ -19,8 +19,8 @@ import pytest
 
 from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
-from emovllm.emotion import resolve
 from emovllm.errors import BenchError
+from emovllm.fields import resolve
 from emovllm.options import published_command
 from emovllm.spec import CircuitSpec
 from emovllm_server.bench import command, result

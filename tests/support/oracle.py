@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from emovllm.circuit_files import load_circuit
-from emovllm.emotion import METHODS, resolve
+from emovllm.emotion import METHODS
+from emovllm.fields import resolve
 from emovllm.probe import NAME as PROBE
 from emovllm.probe import load_probe
 from emovllm_offline.model.control import Control

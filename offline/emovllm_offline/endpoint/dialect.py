@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from emovllm.emotion import FIELDS
+from emovllm.fields import FIELDS
 
 Body = dict[str, Any]
 Out = TypeVar("Out")

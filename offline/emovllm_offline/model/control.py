@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from emovllm.architectures import candidates, layer_of, parse_experts, parse_site
 from emovllm.baseline import steered_layers, steering_vectors
 from emovllm.circuit import Circuit
-from emovllm.emotion import Emotion, resolve
+from emovllm.emotion import Emotion, first_position
+from emovllm.fields import resolve
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.model.find import trunk_of
@@ -182,8 +183,6 @@ class Control:
 
 def injected(positions: Tensor, scope: str, prompt_len: int) -> Tensor:
     """Which absolute positions a scope injects (bool, like `positions`)."""
-    if scope == "all":
-        return torch.ones_like(positions, dtype=torch.bool)
     if scope == "prompt_last":
         return positions == prompt_len - 1
-    return positions >= prompt_len - 1
+    return positions >= first_position(scope, prompt_len)

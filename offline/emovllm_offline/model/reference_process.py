@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from emovllm.answering import Answer, answer_lines
 from emovllm.circuit_files import load_circuit
-from emovllm.emotion import METHODS, resolve
+from emovllm.emotion import METHODS
 from emovllm.errors import PromptError
+from emovllm.fields import resolve
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.decoder import type_name
 from emovllm_offline.model.load import fastest_device, load_network, load_tokenizer

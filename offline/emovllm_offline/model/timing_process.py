@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from emovllm.answering import Answer, answer_lines
 from emovllm.circuit_files import load_circuit
-from emovllm.emotion import resolve
+from emovllm.fields import resolve
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.load import fastest_device, load_network, random_network
 

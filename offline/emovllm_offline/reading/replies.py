@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from emovllm.circuit import Circuit
-from emovllm.emotion import Emotion, resolve
+from emovllm.emotion import Emotion
 from emovllm.errors import ActivationError
+from emovllm.fields import resolve
 from emovllm.spec import Scope
 from emovllm_offline.model.continued import Continued, continued
 from emovllm_offline.model.control import Control

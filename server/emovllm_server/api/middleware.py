@@ -13,9 +13,9 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from emovllm.catalogue import Catalogue
-from emovllm.emotion import FIELDS, short
 from emovllm.engine.requests import Record, current
 from emovllm.errors import EmotionError, Reason
+from emovllm.fields import FIELDS, short
 from emovllm.misplaced import NESTS, looks_ours, nested_field
 from emovllm_server.api.headers import is_stream, with_length
 from emovllm_server.api.readouts import ReadoutAnswer

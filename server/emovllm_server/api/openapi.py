@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from emovllm.emotion import json_schema
+from emovllm.fields import json_schema
 from emovllm_server.api.readouts import FIELD
 
 _REQUESTS = ("ChatCompletionRequest", "BatchChatCompletionRequest", "CompletionRequest", "ResponsesRequest")

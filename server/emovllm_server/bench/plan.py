@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from emovllm.emotion import resolve
+from emovllm.fields import resolve
 from emovllm.spec import CircuitSpec
 
 PLAIN_A, PLAIN_B, STEERED, HF = "plain A", "plain B", "steered", "hf"

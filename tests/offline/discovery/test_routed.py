@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from emovllm.circuit_files import load_circuit, save_circuit
-from emovllm.emotion import resolve
 from emovllm.errors import FindingsError, RefinementError
+from emovllm.fields import resolve
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import Frame, Style
 from emovllm_offline.discovery.assembly import assemble
