@@ -6,27 +6,27 @@ Needs neither torch nor vLLM.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import Field
 
 from emovllm.baseline import layer_key, steered_layers
 from emovllm.circuit import Circuit
-from emovllm.emotion import Emotion, Method, Wire
+from emovllm.emotion import Emotion, Method, Target, Wire
 from emovllm.errors import EmotionError
 from emovllm.fields import Options, over_reply, short
 from emovllm.fingerprint import site_key
+from emovllm.policy import Policy
 from emovllm.readout import Detail, Reading
 from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, EmotionSpec
 
-
-def _schedule(value: Any) -> Schedule | None:
-    """Raises: ValueError."""
-    return value if value is None or isinstance(value, Schedule) else Schedule.read(value)
-
+_NOTHING_READ = (
+    "this server reads nothing: start it with --readout, where the circuit's folder holds a probe, or with --probe DIR"
+)
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -53,29 +53,6 @@ class Served:
         return range(self.first, self.first + len(self.spec.emotions))
 
 
-class Policy(BaseModel):
-    """What the operator allows beyond what the circuits do.
-
-    emotions: the names that requests may use, each as in a request, `anger` or `a/anger`; None for all.
-    max_strength: the largest |weight x strength|, 1.0 being a circuit's recommendation, where that is below the
-        circuit's own.
-    default_emotion: for requests that name none: as `emotion` in a request.
-    default_schedule: for requests with an emotion, a scope that ends with the reply, and no schedule of their own: as
-        `emotion_schedule` in a request.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    emotions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    max_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    default_emotion: str | dict[str, float] | None = None
-    default_schedule: Annotated[
-        Schedule | None,
-        BeforeValidator(_schedule),
-        PlainSerializer(lambda schedule: schedule and schedule.body()),
-    ] = None
-
-
 class Applied(NamedTuple):
     """A request's emotion as it is served. `emotion` is None where nothing is injected, as at strength 0."""
 
@@ -86,6 +63,7 @@ class Applied(NamedTuple):
     scope: str
     method: Method = "circuit"
     schedule: Schedule | None = None
+    target: Target | None = None
 
     def body(self) -> dict[str, Any]:
         """For the response: `mix` and `strength` as asked, 1.0 being the recommendation, and what they apply to."""
@@ -93,6 +71,8 @@ class Applied(NamedTuple):
         told = {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
         if self.schedule is not None:
             told["schedule"] = self.schedule.body()
+        if self.target is not None:
+            told["target"] = self.target.body()
         return told if self.method == "circuit" else {**told, "method": self.method}
 
     def header(self) -> str:
@@ -101,7 +81,8 @@ class Applied(NamedTuple):
         circuit = f"{self.served.name}/{self.served.digest[:12]}"
         method = "" if self.method == "circuit" else f"; method={self.method}"
         schedule = "" if self.schedule is None else f"; schedule={json.dumps(self.schedule.body())}"
-        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{schedule}{method}"
+        target = "" if self.target is None else f"; target={self.target.level:g}"
+        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{schedule}{target}{method}"
 
     def wire(self) -> Wire | None:
         """For engine and workers."""
@@ -115,7 +96,7 @@ class Catalogue:
     leaving: those that take no more requests, and have not given up their columns yet.
     methods: what `emotion_method` may be.
     reading: what `emotion_readout` reads; None where the engine reads nothing.
-    unscheduled: why no `emotion_schedule` can be kept, if so.
+    unscheduled: why no `emotion_schedule` can be kept, if so; untargeted: why no `emotion_target`.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -124,6 +105,7 @@ class Catalogue:
     methods: tuple[Method, ...] = ("circuit",)
     reading: Reading | None = None
     unscheduled: str = ""
+    untargeted: str = ""
 
     @classmethod
     def of(
@@ -133,9 +115,10 @@ class Catalogue:
         methods: tuple[Method, ...] = ("circuit",),
         reading: Reading | None = None,
         unscheduled: str = "",
+        untargeted: str = "",
     ) -> Catalogue:
         """Circuits side by side, in their order: as workers place them at start-up."""
-        catalogue = cls(policy, methods=methods, reading=reading, unscheduled=unscheduled)
+        catalogue = cls(policy, methods=methods, reading=reading, unscheduled=unscheduled, untargeted=untargeted)
         for name, circuit in circuits.items():
             first = sum(len(served.columns) for served in catalogue.circuits.values())
             catalogue.circuits[name] = Served.of(name, circuit, first, methods)
@@ -158,8 +141,11 @@ class Catalogue:
         options = self._scheduled(replace(options, emotion=mix), served.spec)
         emotion = options.of(served.spec, self.methods)
         self._within_limits(options)
+        if emotion is not None and emotion.target is not None:
+            emotion = replace(emotion, target=self._followed(emotion.target, options))
         scope = options.emotion_scope or served.spec.scope
-        return Applied(served, mix, options.strength, emotion, scope, options.method, options.emotion_schedule)
+        in_time = options.emotion_schedule, options.emotion_target
+        return Applied(served, mix, options.strength, emotion, scope, options.method, *in_time)
 
     def _scheduled(self, options: Options, circuit: CircuitSpec) -> Options:
         """With the operator's schedule, where there is none and it applies. Raises: EmotionError where one cannot be
@@ -170,15 +156,28 @@ class Catalogue:
             raise EmotionError("emotion_schedule", f"this server keeps no schedules: {self.unscheduled}")
         return options
 
+    def _followed(self, target: Target, options: Options) -> Target:
+        """A target with what it goes by here, and within the operator's limit. Raises: EmotionError."""
+        if self.untargeted:
+            raise EmotionError("emotion_target", f"this server follows no emotion_target: {self.untargeted}")
+        if self.reading is None:
+            raise EmotionError("emotion_target", f"emotion_target needs a read-out, and {_NOTHING_READ}")
+        if unread := [name for name in options.weights if name not in self.reading.labels]:
+            raise EmotionError(
+                "emotion_target",
+                f"emotion_target needs a probe that reads {', '.join(unread)}; this one reads "
+                f"{', '.join(self.reading.labels)}",
+            )
+        limit = self.policy.max_strength or math.inf
+        strongest = max(weight * options.strength for weight in options.weights.values())
+        labels = tuple(self.reading.labels.index(name) for name in options.weights)
+        return target._replace(labels=labels, cap=min(target.cap, limit / strongest))
+
     def detail(self, fields: Mapping[str, Any]) -> Detail | None:
         """How much of a read-out a request's fields ask for; None for none. Raises: EmotionError."""
         asked = Options.read({"emotion_readout": fields.get("emotion_readout")}).emotion_readout
         if asked is not None and self.reading is None:
-            raise EmotionError(
-                "emotion_readout",
-                "this server reads nothing: start it with --readout, where the circuit's folder holds a probe, or with "
-                "--probe DIR",
-            )
+            raise EmotionError("emotion_readout", _NOTHING_READ)
         return asked
 
     def offers(self) -> Iterator[tuple[Served, EmotionSpec, str]]:

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from emovllm.phases import BITS, Phase
 from emovllm.readout import Reading
 from emovllm.schedule import Schedule
@@ -39,8 +41,8 @@ class Target(NamedTuple):
     """How strong a request's emotion is to be felt: `emotion_target`, a loop that the read-out closes.
 
     The gain of the reply's first tokens is 1; from one token to the next it grows by `rate` times what the read-out is
-    below `level`, and falls likewise, within 0 and `cap`. What counts at a token is what was read `DELAY` + drafts
-    tokens before it. Crosses processes with a request, as a list.
+    below `level`, and falls likewise, within 0 and `cap`. What was read counts from the next token on, or as many later
+    as the engine drafts. Crosses processes with a request, as a list.
 
     level: the probability that the probe is to give the emotions that are asked for, from 0 to 1.
     labels: theirs among the probe's. cap: the gain at which the request is as strong as it may be.
@@ -58,6 +60,24 @@ class Target(NamedTuple):
             return value
         level, rate, labels, cap = value
         return cls(level, rate, tuple(labels), cap)
+
+    def gains(self, read: np.ndarray, live: np.ndarray, span: int) -> np.ndarray:
+        """The gain of each token of a reply.
+
+        Args:
+            read: float32 [n], the probability that was read where each was written, as far as it is known.
+            live: bool [m], whether each is steered at all; while none is, the gain stays.
+            span: how many tokens before one what it goes by was read.
+        Returns: float32 [m].
+        """
+        gains = np.ones(len(live), np.float32)
+        for token in range(1, len(live)):
+            gain = gains[token - 1]
+            if token >= span and live[token]:
+                step = np.float32(self.rate) * (np.float32(self.level) - read[token - span])
+                gain = np.clip(gain + step, np.float32(0), np.float32(self.cap))
+            gains[token] = gain
+        return gains
 
     def body(self) -> dict[str, float]:
         """As a request may ask for it."""

@@ -9,13 +9,14 @@ recomputation after preemption and speculative decoding all give the same result
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from emovllm.emotion import Wire
+from emovllm.engine.gains import Gains, Inputs
 from emovllm.engine.staging import Staging
 from emovllm.schedule import Schedule
 
@@ -67,6 +68,7 @@ class Coefficients:
         max_requests: int,
         adapters: int = 0,
         steering: bool = False,
+        gains: Gains | None = None,
     ) -> None:
         columns = capacity * (1 + adapters + steering)
         self.buffer = torch.zeros(max_tokens, columns, dtype=torch.float32, device=device)
@@ -82,6 +84,7 @@ class Coefficients:
         self._first = np.zeros(max_requests, np.int64)  # first position injected
         self._last = np.zeros(max_requests, np.int64)  # last position injected
         self._schedules: dict[int, Schedule] = {}  # by slot
+        self.gains = Gains(max_requests, device) if gains is None else gains
         # The current batch: which of its requests are steered, and what each of their tokens gets.
         self._req_ids: list[str] = []
         self._layout: tuple[int | None, ...] = ()
@@ -91,6 +94,7 @@ class Coefficients:
         self._values = np.zeros((0, columns), np.float32)
         # Those of the batch's steered requests that have a schedule, each with their places among them.
         self._scheduled: list[tuple[Schedule, np.ndarray]] = []
+        self._gained: list[int] = []  # those whose gain depends on what is written or read
         self._decoding = False
         # Why no emotion can be applied any more, if so.
         self.broken: str | None = None
@@ -103,12 +107,15 @@ class Coefficients:
         """Forgets a circuit, which no request uses any more."""
         self._columns.pop(circuit, None)
 
-    def join(self, req_id: str, wire: Wire | None, prompt_len: int) -> None:
-        """Takes a request up.
+    def join(
+        self, req_id: str, wire: Wire | None, prompt_len: int, tokens: Callable[[], Sequence[int]] = tuple
+    ) -> None:
+        """Takes a request up, or again after a preemption.
 
         Args:
             wire: its resolved emotion, or None.
             prompt_len: the ORIGINAL prompt length; generated tokens recomputed after preemption stay generated.
+            tokens: gives all that are known, the prompt's and those generated before a preemption.
         Raises: RuntimeError for a steered request while `broken`.
         """
         self.leave(req_id)
@@ -125,6 +132,7 @@ class Coefficients:
         prompt_len = wire.prompt_length(prompt_len)
         if not self._free:
             self._grow()
+        # After a preemption the same as before, the last that was freed: what was read for it is there.
         slot = self._slots[req_id] = self._free.pop()
         self._joined = True
         self._weights[slot] = 0
@@ -136,6 +144,8 @@ class Coefficients:
         self._last[slot] = prompt_len - 1 if wire.scope == "prompt_last" else _NEVER
         if wire.schedule is not None:
             self._schedules[slot] = wire.schedule
+        if wire.muted or wire.target is not None:
+            self.gains.join(slot, wire, prompt_len, tokens()[prompt_len:])
 
     def leave(self, req_id: str) -> None:
         """Forgets a request, if it is known."""
@@ -143,6 +153,7 @@ class Coefficients:
         if slot is not None:
             self._free.append(slot)
             self._schedules.pop(slot, None)
+            self.gains.leave(slot)
 
     def update(
         self,
@@ -150,6 +161,7 @@ class Coefficients:
         num_scheduled: np.ndarray,
         num_computed: np.ndarray,
         adapters: BatchAdapters | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """Prepares the buffer for the next forward.
 
@@ -159,6 +171,7 @@ class Coefficients:
             num_computed: tokens computed before it, so that the first one's position is this. Exact within the prompt;
                 beyond it, drafts that are not yet known to be rejected may be counted.
             adapters: None without LoRA.
+            inputs: needed where gains depend on what is written or read.
         """
         if not self._slots:
             self._decoding = False
@@ -173,7 +186,7 @@ class Coefficients:
         decoding = bool((num_scheduled == 1).all()) and bool(
             (num_computed[self._rows] >= self._prompt[self._batch_slots]).all()
         )
-        if decoding and self._decoding and not changed and not self._scheduled:
+        if decoding and self._decoding and not changed and not self._scheduled and not self._gained:
             return
         self._decoding = decoding
         starts = np.cumsum(num_scheduled) - num_scheduled
@@ -185,23 +198,39 @@ class Coefficients:
             self._last[self._batch_slots],
         )
         values = self._values[which]
-        if self._scheduled:
-            positions = tokens + (num_computed[self._rows] - starts[self._rows])[which]
-            values = values * self._shares(positions, which)[:, None]
-        self._staging.write(tokens, values)
+        if not self._scheduled and not self._gained:
+            self._staging.write(tokens, values)
+            return
+        places = tokens - starts[self._rows][which]
+        positions = places + num_computed[self._rows][which]
+        shares, unknown = self._shares(positions, which)
+        self._staging.write(tokens, values * shares[:, None])
+        if self._gained:
+            assert inputs is not None
+            slots = self._batch_slots[which]
+            self.gains.apply(self.buffer, tokens[unknown], slots[unknown], places[unknown], inputs)
+            written = positions >= (self._prompt[slots] - 1)
+            self.gains.note(tokens[written], slots[written], inputs)
 
-    def _shares(self, positions: np.ndarray, which: np.ndarray) -> np.ndarray:
+    def _shares(self, positions: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The share of its request's strength that each injected token gets.
 
         Args: int [tokens]: its position in its request; which of the batch's steered requests that is.
-        Returns: float32 [tokens].
+        Returns: float32 [tokens]; and bool [tokens], whether the device has to multiply it by a gain.
         """
+        unknown = np.zeros(len(which), bool)
         shares = np.ones(len(which), np.float32)
         in_reply = positions - (self._prompt[self._batch_slots] - 1)[which]
         for schedule, requests in self._scheduled:
             (tokens,) = np.nonzero(np.isin(which, requests))
             shares[tokens] = schedule.shares(in_reply[tokens])
-        return shares
+        for request in self._gained:
+            (tokens,) = np.nonzero(which == request)
+            slot = int(self._batch_slots[request])
+            known = positions[tokens] < self.gains.until(slot)
+            shares[tokens[known]] *= self.gains.known(slot, positions[tokens[known]])
+            unknown[tokens] = ~known
+        return shares, unknown
 
     def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)
@@ -216,6 +245,7 @@ class Coefficients:
                 by_schedule.setdefault(schedule, []).append(place)
         # Most have one of a few: so many are computed at once.
         self._scheduled = [(schedule, np.array(places)) for schedule, places in by_schedule.items()]
+        self._gained = [place for place, slot in enumerate(self._batch_slots.tolist()) if slot in self.gains]
         weights = self._weights[self._batch_slots]
         self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
         emotions = self._capacity
@@ -236,6 +266,7 @@ class Coefficients:
         for name in ("_weights", "_prompt", "_first", "_last"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self.gains.grow()
 
 
 def injected_tokens(

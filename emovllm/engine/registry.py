@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emovllm.catalogue import Catalogue, Policy
+from emovllm.catalogue import Catalogue
 from emovllm.circuit import Circuit
 from emovllm.emotion import METHODS
 from emovllm.engine.settings import settings_of
 from emovllm.errors import EmotionError, Unsupported
+from emovllm.policy import Policy
 
 _catalogues: dict[str, Catalogue] = {}  # by their settings
 
@@ -31,6 +32,7 @@ def register(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
             METHODS if settings.steering else ("circuit",),
             settings.reading,
             unscheduled=_unscheduled(vllm_config),
+            untargeted=_untargeted(vllm_config),
         )
         try:
             catalogue.check_policy()
@@ -46,6 +48,17 @@ def _unscheduled(vllm_config: Any) -> str:
             "with asynchronous scheduling and drafts the next token's place is not known when it is computed; start it "
             "with --no-async-scheduling, or without drafts"
         )
+    return ""
+
+
+def _untargeted(vllm_config: Any) -> str:
+    """Why an engine cannot follow targets; empty where it can."""
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return (
+            "with pipeline parallelism a stage does not know what a later one reads; start it with tensor parallelism"
+        )
+    if vllm_config.kv_transfer_config is not None:
+        return "keys and values come from elsewhere, and what was read there does not; start it without KV transfer"
     return ""
 
 

@@ -116,12 +116,12 @@ def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, 
 def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     params = to_beam_search_params(self, *args, **kwargs)
     params.emotion, _ = _resolved(self)
-    if params.emotion.reading is not None:
-        from vllm.exceptions import VLLMValidationError
+    for name, asked in (("emotion_readout", params.emotion.reading), ("emotion_target", params.emotion.target)):
+        if asked is not None:
+            from vllm.exceptions import VLLMValidationError
 
-        raise VLLMValidationError(
-            "emotion_readout cannot be combined with beam search, whose beams share tokens", parameter="emotion_readout"
-        )
+            message = f"{name} cannot be combined with beam search, whose beams share tokens"
+            raise VLLMValidationError(message, parameter=name)
     return params
 
 

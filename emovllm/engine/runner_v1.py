@@ -10,6 +10,7 @@ import numpy as np
 
 from emovllm.emotion import Wire
 from emovllm.engine.coefficients import BatchAdapters, Coefficients
+from emovllm.engine.gains import Inputs
 from emovllm.engine.lora import adapter_layout
 from emovllm.engine.patching import patches
 from emovllm.engine.readout import ReadOut
@@ -33,11 +34,25 @@ def follow_requests(update_states: Callable[..., Any], runner: Any, scheduler_ou
         if read_out is not None:
             read_out.leave(req_id)
     for new in scheduler_output.scheduled_new_reqs:
-        request = runner.requests[new.req_id]
-        runner.emotion_coefficients.join(new.req_id, Wire.of(request.sampling_params), request.num_prompt_tokens)
+        request = _join(runner, new.req_id)
         if read_out is not None:
             read_out.join(new.req_id, Wire.reading_of(request.sampling_params) is not None)
+    for req_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+        _join(runner, req_id)
     return corrections
+
+
+def _join(runner: Any, req_id: str) -> Any:
+    """Takes up a request that is new, or comes back after a preemption, with all that it had generated."""
+    request = runner.requests[req_id]
+
+    def tokens() -> list[int]:
+        # Of a prompt of embeddings there are none; nothing asks for those of a prompt.
+        prompt = request.prompt_token_ids or [0] * request.num_prompt_tokens
+        return [*prompt, *request.output_token_ids]
+
+    runner.emotion_coefficients.join(req_id, Wire.of(request.sampling_params), request.num_prompt_tokens, tokens)
+    return request
 
 
 @patches("vllm.v1.worker.gpu_model_runner.GPUModelRunner._prepare_inputs")
@@ -53,6 +68,7 @@ def set_coefficients(
         num_scheduled_tokens,
         batch.num_computed_tokens_cpu[:count],
         BatchAdapters(adapter_layout(runner), batch.request_lora_mapping[:count]) if runner.lora_config else None,
+        Inputs(runner.input_ids.gpu, runner.positions),
     )
     if runner.emotion_read_out is not None:
         sampled, drafts = prepared[:2]

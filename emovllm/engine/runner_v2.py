@@ -12,6 +12,7 @@ import torch
 
 from emovllm.emotion import Wire
 from emovllm.engine.coefficients import BatchAdapters, Coefficients
+from emovllm.engine.gains import Inputs
 from emovllm.engine.lora import adapter_layout
 from emovllm.engine.patching import patches
 from emovllm.engine.readout import ReadOut
@@ -22,8 +23,10 @@ def attach(runner: Any, coefficients: Coefficients, read_out: ReadOut | None = N
     state = runner.model_state
     state.emotion_runner, state.emotion_coefficients = runner, coefficients
     state.emotion_read_out = read_out
+    state.emotion_preempted = set()
     for patch in (join, leave, set_coefficients):
         patch.install(on=state)
+    keep_preempted.install(on=runner)
 
 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.add_request")
@@ -31,7 +34,9 @@ def join(add_request: Callable[..., Any], state: Any, req_index: int, new: Any) 
     add_request(state, req_index, new)
     # A preempted request comes back as a new one, whose prefill holds what it had generated; its prompt does not.
     prompt = new.prompt_token_ids if new.prompt_token_ids is not None else new.prompt_embeds
-    state.emotion_coefficients.join(new.req_id, Wire.of(new.sampling_params), len(prompt))
+    wire = Wire.of(new.sampling_params)
+    state.emotion_coefficients.join(new.req_id, wire, len(prompt), lambda: new.prefill_token_ids)
+    state.emotion_preempted.discard(new.req_id)
     if state.emotion_read_out is not None:
         state.emotion_read_out.join(new.req_id, Wire.reading_of(new.sampling_params) is not None)
 
@@ -39,9 +44,21 @@ def join(add_request: Callable[..., Any], state: Any, req_index: int, new: Any) 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.remove_request")
 def leave(remove_request: Callable[..., Any], state: Any, req_id: str) -> None:
     remove_request(state, req_id)
+    if req_id in state.emotion_preempted:
+        # It comes back, and what was read for it is wanted then.
+        return
     state.emotion_coefficients.leave(req_id)
     if state.emotion_read_out is not None:
         state.emotion_read_out.leave(req_id)
+
+
+@patches("vllm.v1.worker.gpu.model_runner.GPUModelRunner.finish_requests")
+def keep_preempted(finish_requests: Callable[..., Any], runner: Any, scheduler_output: Any) -> None:
+    """Tells requests that end from those that will come back: the model state is told alike of both."""
+    preempted = runner.model_state.emotion_preempted
+    preempted |= scheduler_output.preempted_req_ids or set()
+    preempted -= scheduler_output.finished_req_ids
+    finish_requests(runner, scheduler_output)
 
 
 @patches("vllm.v1.worker.gpu.model_states.interface.ModelState.prepare_inputs")
@@ -55,6 +72,7 @@ def set_coefficients(prepare_inputs: Callable[..., Any], state: Any, input_batch
         input_batch.num_scheduled_tokens,
         input_batch.num_computed_tokens_np,
         adapters,
+        Inputs(input_batch.input_ids, input_batch.positions),
     )
     if state.emotion_read_out is not None:
         counts = np.diff(input_batch.cu_num_logits_np[: len(input_batch.req_ids) + 1])

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from emovllm.catalogue import CircuitName, Policy
+from emovllm.catalogue import CircuitName
 from emovllm.emotion import KEY
 from emovllm.errors import Unsupported
+from emovllm.policy import Policy
 from emovllm.readout import Reading
 
 if TYPE_CHECKING:

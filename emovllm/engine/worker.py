@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from vllm.config import CompilationMode
 from vllm.logger import init_logger
 from vllm.v1.worker.gpu_worker import Worker
@@ -15,7 +16,9 @@ from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients, rows_for
 from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.form import form_of
+from emovllm.engine.gains import Gains, Reads
 from emovllm.engine.live import LiveCheckMixin
+from emovllm.engine.markers import automaton_of
 from emovllm.engine.readout import ReadOut
 from emovllm.engine.settings import Settings, settings_of
 from emovllm.errors import CircuitError, Unsupported
@@ -83,6 +86,7 @@ class EmotionWorkerMixin(LiveCheckMixin):
             max_requests=scheduler.max_num_seqs,
             adapters=adapters_of(config),
             steering=settings.steering,
+            gains=self._make_gains(settings, runner.device),
         )
         if settings.reading is not None:
             trained, rows = _load_probe(settings), len(coefficients.buffer)
@@ -122,12 +126,20 @@ class EmotionWorkerMixin(LiveCheckMixin):
                 settings.digests[name],
             )
 
+    def _make_gains(self, settings: Settings, device: torch.device) -> Gains:
+        config = self.vllm_config  # type: ignore[attr-defined]
+        drafts = config.speculative_config.num_speculative_tokens if config.speculative_config is not None else 0
+        reads = None
+        if settings.reading is not None:
+            reads = Reads(len(settings.reading.labels), config.model_config.max_model_len)
+        return Gains(config.scheduler_config.max_num_seqs, device, 1 + drafts, automaton_of(config), reads)
+
     def _count_memory(self, runner: Any) -> None:
         """Adds ours to the memory of the weights, by which some versions know what is left for keys and values."""
         tensors = [self.emotion_coefficients.buffer, *(place.layer.emotion_vectors for place in self._places())]
         tensors += [site.delta for site in self.emotion_sites if site.delta is not None]
         tensors += [self.read_out.buffer] if self.read_out is not None else []
-        size = sum(tensor.nbytes for tensor in tensors)
+        size = sum(tensor.nbytes for tensor in tensors) + self.emotion_coefficients.gains.nbytes
         runner.model_memory_usage = getattr(runner, "model_memory_usage", 0) + size
 
     def _place(self, circuit: Circuit, first: int) -> None:
@@ -218,7 +230,10 @@ class EmotionWorkerMixin(LiveCheckMixin):
         return times
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        pending = self.read_out.take() if self.read_out is not None else None
+        pending = None
+        if self.read_out is not None:
+            self.emotion_coefficients.gains.take(self.read_out.buffer)
+            pending = self.read_out.take()
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         return pending.attach(output) if pending is not None else output
 

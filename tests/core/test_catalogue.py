@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from emovllm.catalogue import Applied, Catalogue, Policy, Served
+from emovllm.catalogue import Applied, Catalogue, Served
 from emovllm.emotion import Wire
 from emovllm.errors import EmotionError
+from emovllm.policy import Policy
 from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, EmotionSpec
 from support.specs import ANY_MODEL

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from emovllm.circuit_files import load_circuit
-from emovllm.emotion import METHODS
+from emovllm.emotion import METHODS, Emotion
 from emovllm.fields import resolve
+from emovllm.phases import BITS, Automaton
 from emovllm.probe import NAME as PROBE
 from emovllm.probe import load_probe
 from emovllm_offline.model.control import Control
@@ -29,6 +30,9 @@ class Oracle:
         self._known: dict[str, Reply] = {}
         self._probes = load_probe(circuit) if (circuit / PROBE).is_file() else None
         self.probe = self._probes.at() if self._probes is not None else None
+        # Of engines that know where a reply's phases begin and end; and how many tokens they verify at once.
+        self.automaton: Automaton | None = None
+        self.span = 1
 
     def generate(
         self, asks: list[Ask], max_tokens: int, drafts: list[Reply] | None = None, layer: int | None = None
@@ -46,16 +50,65 @@ class Oracle:
         return [self._one(ask, max_tokens, guess) for ask, guess in zip(asks, guesses, strict=True)]
 
     def _one(self, ask: Ask, max_tokens: int, guess: list[int]) -> Reply:
-        key = f"{ask} {max_tokens} {self.probe and self.probe.layer}"
+        key = f"{ask} {max_tokens} {self.probe and self.probe.layer} {self.span}"
         if key not in self._known:
-            reply = self._verified(ask, max_tokens, guess) or self._decoded(ask, max_tokens)
-            reply.read = self.read(ask, reply.tokens) if "emotion_readout" in ask.fields else []
+            emotion = resolve(ask.fields, self.circuit.spec, METHODS)
+            if emotion is not None and (emotion.muted or emotion.target is not None):
+                reply = self._in_time(ask, emotion, max_tokens)
+            else:
+                reply = self._verified(ask, max_tokens, guess) or self._decoded(ask, max_tokens)
+                reply.read = self.read(ask, reply.tokens) if "emotion_readout" in ask.fields else []
+            if "emotion_readout" not in ask.fields:
+                reply.read = []
             self._known[key] = reply
         return self._known[key]
 
     def _decoded(self, ask: Ask, max_tokens: int) -> Reply:
         emotion = resolve(ask.fields, self.circuit.spec, METHODS)
         return Reply(*self._control.generate(ask.prompt, emotion, max_tokens))
+
+    @torch.inference_mode()
+    def _in_time(self, ask: Ask, emotion: Emotion, max_tokens: int) -> Reply:
+        """The reply where an emotion's gain depends on what was written and read: a token at a time."""
+        prompt, reply, first = ask.prompt, Reply([], []), len(ask.prompt) - 1
+        muted = sum(BITS[phase] for phase in emotion.muted)
+        within = BITS["thinking"] & muted
+        gains = [1.0]
+
+        def steered() -> bool:
+            if self.automaton is None:
+                return True
+            states = [self.automaton.start(within), *self.automaton.advance(self.automaton.start(within), reply.tokens)]
+            return not self.automaton.spared[states[-1]] & muted
+
+        def gain(position: int) -> float:
+            place = position - first
+            if place < 0 or not steered():
+                gains.extend(gains[-1:] * (place + 1 - len(gains)))
+                return 0.0 if place >= 0 else 1.0
+            if emotion.target is not None and place >= self.span and len(gains) <= place:
+                assert self.probe is not None
+                chances = torch.tensor(reply.read[place - self.span]).softmax(-1)
+                read = sum(float(chances[self.probe.labels.index(name)]) for name, _ in emotion.weights)
+                moved = gains[-1] + emotion.target.rate * (emotion.target.level - read)
+                gains.append(min(max(moved, 0.0), emotion.target.cap))
+            gains.extend(gains[-1:] * (place + 1 - len(gains)))
+            return gains[place]
+
+        states: list[Tensor] = []
+        hooks = [after(self._control.layer(self.probe.layer), states.append)] if self.probe is not None else []
+        cache, ids = None, prompt
+        with self._control.emotion(emotion, len(prompt), gain), hooked(hooks):
+            while len(reply.tokens) < max_tokens:
+                output = self._control.model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                scores = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
+                reply.tokens.append(int(scores.argmax()))
+                reply.logprobs.append(float(scores.max()))
+                if self.probe is not None:
+                    reply.read.append(self.probe.logits(states[-1][0, -1:].numpy())[0].tolist())
+                ids = reply.tokens[-1:]
+        return reply
 
     def _verified(self, ask: Ask, max_tokens: int, guess: list[int]) -> Reply | None:
         """The reply, where each token of a guess is the likeliest after those before it."""

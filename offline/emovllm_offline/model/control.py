@@ -66,13 +66,20 @@ class Control:
         return self._trunk.get_submodule(names[number] or "")
 
     @contextmanager
-    def emotion(self, emotion: Emotion | Sequence[Emotion] | None, prompt_len: int) -> Iterator[None]:
+    def emotion(
+        self,
+        emotion: Emotion | Sequence[Emotion] | None,
+        prompt_len: int,
+        gain: Callable[[int], float] | None = None,
+    ) -> Iterator[None]:
         """Injects into every forward of one sequence, or of several that are padded on the left to one length, whose
         first forward begins at position 0.
 
         Args:
             emotion: what to inject; one for each sequence, of one scope and method, or one for all; None for nothing.
             prompt_len: prompt tokens, padding included; the scopes count from it.
+            gain: what the emotion at a position is multiplied by, asked when its forward comes: where it depends on
+                what was written or read.
         Raises: ValueError for the method `steering` where the circuit has no directions.
         """
         if emotion is None:
@@ -99,6 +106,8 @@ class Control:
         def mask(device: torch.device) -> Tensor:
             positions = torch.arange(position, position + tokens)
             inside = injected(positions, scope, prompt_len).float()
+            if gain is not None:
+                inside = inside * torch.tensor([gain(position) for position in positions.tolist()])
             in_reply = (positions - (prompt_len - 1)).numpy()
             # [sequences, tokens, 1]
             shares = [

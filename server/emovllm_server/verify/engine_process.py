@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from emovllm.answering import Answer, answer_lines
-from emovllm.catalogue import Policy
 from emovllm.emotion import KEY
+from emovllm.policy import Policy
 from emovllm_server.arguments import parse
 from emovllm_server.bench.engine_process import describe, generate, prefix_counters, settle
 from emovllm_server.serve import fill_in

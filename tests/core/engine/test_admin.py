@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from emovllm.catalogue import Catalogue, Policy
+from emovllm.catalogue import Catalogue
 from emovllm.emotion import KEY
 from emovllm.engine.admin import Admin
 from emovllm.errors import AdminError
+from emovllm.policy import Policy
 
 
 @pytest.mark.parametrize("method", ["load", "unload"])

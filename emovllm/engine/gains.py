@@ -1,0 +1,206 @@
+"""How strong a request's emotion is at a token, where that depends on what was written before it (`emovllm.phases`) or
+read (`emovllm.emotion.Target`).
+
+A token's gain depends on the request's tokens up to it, and on what was read at least `span` tokens before it, `span`
+being as many as a forward may verify of a request. So it is the same in chunks, after a preemption and with drafts,
+whichever are accepted. With asynchronous scheduling, the device alone knows the last token: what a gain goes by is kept
+there, and the buffer of coefficients is multiplied there, with no synchronisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emovllm.emotion import Wire
+from emovllm.phases import Automaton
+
+
+class Inputs(NamedTuple):
+    """What the next forward computes, on the device: each token's number and its position in its request, int
+    [tokens]."""
+
+    tokens: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What targets go by. labels: of the probe. tokens: the longest reply."""
+
+    labels: int
+    tokens: int
+
+
+class _Known(NamedTuple):
+    """The gains of the positions from `first` on whose tokens were known when the request came, float32 [n]."""
+
+    first: int
+    gains: np.ndarray
+
+
+class Gains:
+    """Of requests, by slot.
+
+    span: the most tokens of a request that is beyond its prompt in one forward: one, and the drafts.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        device: torch.device,
+        span: int = 1,
+        automaton: Automaton | None = None,
+        reads: Reads | None = None,
+    ) -> None:
+        self._device, self._span, self._automaton, self._reading = device, span, automaton, reads
+        # By slot and position, the latest: a forward needs the one before its first token, rejected ones included.
+        self._ring = 1 << span.bit_length()
+        self._states = self._zeros((slots, self._ring), torch.int64)
+        self._muted = self._zeros((slots,), torch.uint8)
+        if automaton is not None:
+            self._classes = torch.from_numpy(automaton.classes).long().to(device)
+            self._table = torch.from_numpy(automaton.table).long().to(device)
+            self._spared = torch.from_numpy(automaton.spared).to(device)
+        if reads is not None:
+            self._gains = self._zeros((slots, self._ring))
+            self._first = self._zeros((slots,), torch.int64)
+            # A target's level, rate and cap; 1, 0 and 1 for none, whose gain stays.
+            self._targets = self._zeros((slots, 3))
+            self._labels = self._zeros((slots, reads.labels))
+            self._read = self._zeros((slots, reads.tokens))
+        self._known: dict[int, _Known] = {}
+        self._targeted: set[int] = set()
+        self._noted: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._known
+
+    @property
+    def nbytes(self) -> int:
+        """On the device."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    def join(self, slot: int, wire: Wire, prompt_len: int, replied: Sequence[int]) -> None:
+        """Takes a request up, or again after a preemption, with the tokens of its reply so far.
+
+        Raises: RuntimeError where the engine does not know phases or reads nothing, and the request needs it.
+        """
+        if (wire.muted and self._automaton is None) or (wire.target is not None and self._reading is None):
+            raise RuntimeError("this engine does not know what the gain of this emotion goes by")
+        live = np.ones(len(replied) + 1, bool)
+        if self._automaton is not None and wire.muted:
+            start = self._automaton.start(wire.within)
+            states = np.array([start, *self._automaton.advance(start, replied)])
+            live = (self._automaton.spared[states] & wire.muted) == 0
+            self._states[slot] = self._latest(states, prompt_len - 1)
+        self._muted[slot] = wire.muted
+        gains = np.ones(len(replied) + 1, np.float32)
+        self._targeted.discard(slot)
+        if wire.target is not None:
+            self._targeted.add(slot)
+            read = self._read[slot, : len(replied)].cpu().numpy()
+            gains = wire.target.gains(read, live, self._span)
+            self._labels[slot] = 0
+            self._labels[slot, list(wire.target.labels)] = 1
+        if self._reading is not None:
+            level, rate, cap = wire.target[:2] + wire.target[3:] if wire.target is not None else (1.0, 0.0, 1.0)
+            self._targets[slot] = torch.tensor([level, rate, cap])
+            self._first[slot] = prompt_len - 1
+            self._gains[slot] = self._latest(gains, prompt_len - 1)
+        self._known[slot] = _Known(prompt_len - 1, gains * live)
+
+    def leave(self, slot: int) -> None:
+        """Forgets the request in a slot, if there is one."""
+        self._known.pop(slot, None)
+        self._targeted.discard(slot)
+
+    def grow(self) -> None:
+        """Twice the slots."""
+        for name in ("_states", "_muted", "_gains", "_first", "_targets", "_labels", "_read"):
+            if (old := getattr(self, name, None)) is not None:
+                setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
+
+    def until(self, slot: int) -> int:
+        """The position from which on the device alone knows a request's gains."""
+        known = self._known[slot]
+        return known.first + len(known.gains)
+
+    def known(self, slot: int, positions: np.ndarray) -> np.ndarray:
+        """The gains at positions before `until`; what lies before the reply is as its first token. int [n] to float32
+        [n]."""
+        first, gains = self._known[slot]
+        return gains[np.maximum(positions - first, 0)]
+
+    def note(self, rows: np.ndarray, slots: np.ndarray, inputs: Inputs) -> None:
+        """The rows of the next forward whose read-outs will count, of those of targets. rows, slots: int [n]."""
+        targeted = np.isin(slots, list(self._targeted))
+        self._noted = None
+        if targeted.any():
+            at = self._moved(rows[targeted])
+            self._noted = at, self._moved(slots[targeted]), inputs.positions[at].long()
+
+    def take(self, logits: Tensor) -> None:
+        """After a forward: what was read in it, [rows, labels]."""
+        noted, self._noted = self._noted, None
+        if noted is not None:
+            rows, slots, positions = noted
+            read = (logits[rows].softmax(-1) * self._labels[slots]).sum(-1)
+            self._read[slots, positions - self._first[slots]] = read
+
+    def apply(self, buffer: Tensor, rows: np.ndarray, slots: np.ndarray, places: np.ndarray, inputs: Inputs) -> None:
+        """Multiplies rows of the coefficients by their gains.
+
+        Args:
+            buffer: [tokens, columns].
+            rows, slots: int [n], of tokens that `known` does not know. places: int [n], which token of its request's in
+                this forward each is: one comes after the other.
+        """
+        for place in range(int(places.max(initial=-1)) + 1):
+            here = places == place
+            at = self._moved(rows[here])
+            buffer[at] *= self._gain(self._moved(slots[here]), inputs.tokens[at], inputs.positions[at].long())[:, None]
+
+    def _gain(self, slots: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Of one token each. int [n], int [n], int [n] to float32 [n]."""
+        before, here = (positions - 1) % self._ring, positions % self._ring
+        live: Tensor | None = None
+        if self._automaton is not None:
+            # Of padding, and of what a padded vocabulary has more, the class is that of the first.
+            known = (tokens >= 0) & (tokens < len(self._classes))
+            classes = torch.where(known, self._classes[torch.where(known, tokens, 0).long()], 0)
+            states = self._table[self._states[slots, before], classes]
+            self._states[slots, here] = states
+            live = (self._spared[states] & self._muted[slots]) == 0
+        if self._reading is None or not self._targeted:
+            return torch.ones_like(slots, dtype=torch.float32) if live is None else live.float()
+        old = self._gains[slots, before]
+        level, rate, cap = self._targets[slots].unbind(1)
+        place = positions - self._first[slots] - self._span
+        new = (old + rate * (level - self._read[slots, place.clamp(min=0)])).clamp(min=torch.zeros_like(cap), max=cap)
+        moves = (place >= 0) & (rate > 0) if live is None else (place >= 0) & (rate > 0) & live
+        gains = torch.where(moves, new, old)
+        self._gains[slots, here] = gains
+        return gains if live is None else gains * live
+
+    def _latest(self, values: np.ndarray, first: int) -> Tensor:
+        """The last of values by position, from `first` on, in their places of a ring."""
+        ring = np.zeros(self._ring, values.dtype)
+        positions = first + np.arange(len(values))[-self._ring :]
+        ring[positions % self._ring] = values[-self._ring :]
+        return self._moved(ring)
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda":
+            # From pageable memory a copy would wait for the device.
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
