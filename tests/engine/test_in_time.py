@@ -1,22 +1,25 @@
-"""Emotions whose strength depends on what was written and read, against Hugging Face: on both runners, in every order of
-work. What a gain is, by itself, is in tests/core/engine/test_gains.py."""
+"""Emotions whose strength depends on what was written and read, against Hugging Face: on both runners, in every order
+of work. What a gain is, by itself, is in tests/core/engine/test_gains.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emovllm.emotion import KEY
 from support.circuits import random_circuit
 from support.engine import Ask, Engine, assert_same
 from support.models import tiny_model
 from support.oracle import Oracle
-from support.series import Series, mixed_batch, reading
+from support.series import Series, config_of, mixed_batch, reading, settings
 
 pytestmark = pytest.mark.engine
 
 TOKENS = 16
+EMOTIONS = ["anger", "fear", "happiness", "disgust", "sadness"]
 DRAFTS = 3
 
 
@@ -48,9 +51,7 @@ def asks() -> list[Ask]:
     mixed = mixed_batch()
     changing = [
         Ask(ask.prompt[: 30 + number], {"emotion": emotion, "emotion_strength": 1.5, **in_time[number % len(in_time)]})
-        for number, (ask, emotion) in enumerate(
-            zip(mixed, ["anger", "fear", "happiness", "disgust", "sadness"] * 2, strict=False)
-        )
+        for number, (ask, emotion) in enumerate(zip(mixed, EMOTIONS * 2, strict=False))
     ]
     return reading(mixed[:10] + changing)
 
@@ -92,6 +93,39 @@ def test_chunks_and_preemption(
 def test_drafts(runner: Series, model: str, circuit: Path, oracle: Oracle, asks: list[Ask]) -> None:
     ngram = {"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     engine = runner.start(model, circuit, speculative_config=ngram, num_gpu_blocks_override=10)
+    check(engine, oracle, asks, 1 + DRAFTS)
+    assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
+    assert engine.metric("vllm:num_preemptions") > 0
+
+
+@pytest.fixture(scope="module")
+def begin(model: str, circuit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """`begin(**config)`: an engine with asynchronous scheduling, which is told a token when the next is under way."""
+    folder = tmp_path_factory.mktemp("async")
+    caches = {"VLLM_CACHE_ROOT": str(folder / "cache")}
+    with Engine(folder / "log", caches, hook="async_scheduling") as engine:
+
+        def start(**config: Any) -> Engine:
+            engine.restart(**config_of(model, {KEY: settings(circuit)}, **config))
+            return engine
+
+        yield start
+
+
+def test_asynchronous_scheduling(begin: Callable[..., Engine], oracle: Oracle, asks: list[Ask]) -> None:
+    engine = begin(max_num_batched_tokens=32, num_gpu_blocks_override=8)
+    check(engine, oracle, asks)
+    assert engine.metric("vllm:num_preemptions") > 0
+    assert "emovllm.engine.scheduler.EmotionAsyncScheduler" in engine.log()
+
+
+def test_asynchronous_scheduling_with_drafts(
+    begin: Callable[..., Engine], model: str, oracle: Oracle, asks: list[Ask]
+) -> None:
+    # A schedule goes by the token's place, which the host does not know then: it is refused.
+    asks = [ask for ask in asks if "emotion_schedule" not in ask.fields]
+    draft = {"method": "draft_model", "model": model, "num_speculative_tokens": DRAFTS}
+    engine = begin(speculative_config=draft, max_num_batched_tokens=64, num_gpu_blocks_override=14)
     check(engine, oracle, asks, 1 + DRAFTS)
     assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
     assert engine.metric("vllm:num_preemptions") > 0

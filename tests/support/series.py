@@ -24,6 +24,24 @@ def settings(circuit: Path) -> dict[str, Any]:
     return {"circuit": str(circuit), **({"readout": True} if (circuit / PROBE).is_file() else {})}
 
 
+def config_of(model: str, additional: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Of a tiny engine."""
+    return {
+        "model": model,
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "max_model_len": 128,
+        "block_size": 32,
+        "max_num_seqs": 16,
+        "enforce_eager": True,
+        "disable_log_stats": False,
+        # To clear more takes as long as all else of a tiny engine.
+        "kv_cache_memory_bytes": 2**27,
+        "additional_config": additional,
+        **changes,
+    }
+
+
 class Series:
     """One process, in which each engine replaces the one before: vLLM is imported once."""
 
@@ -35,20 +53,8 @@ class Series:
 
     def start(self, model: str, circuit: Path | None, env: dict[str, str] | None = None, **changes: Any) -> Engine:
         """Raises: EngineError; the next start may succeed."""
-        config: dict[str, Any] = {
-            "model": model,
-            "skip_tokenizer_init": True,
-            "dtype": "float32",
-            "max_model_len": 128,
-            "block_size": 32,
-            "max_num_seqs": 16,
-            "enforce_eager": True,
-            "disable_log_stats": False,
-            # To clear more takes as long as all else of a tiny engine.
-            "kv_cache_memory_bytes": 2**27,
-            "additional_config": {KEY: settings(circuit)} if circuit else {},
-            **changes,
-        }
+        additional = {KEY: settings(circuit)} if circuit else {}
+        config = config_of(model, additional, **changes)
         if self._engine is None:
             self._engine = Engine(self._folder / "engines.log", {"VLLM_CACHE_ROOT": str(self._folder), **self._env})
         self._engine.restart(env, **config)
