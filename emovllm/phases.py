@@ -52,8 +52,7 @@ class Automaton:
         self._prefixes = ["", *sorted({text[:end] for text in self._texts for end in range(1, len(text) + 1)})]
         self._numbers = {prefix: number for number, prefix in enumerate(self._prefixes)}
         self.spared = np.array([self._spared(state) for state in range(self.states)], np.uint8)
-        self.classes, columns = self._classified(pieces)
-        self.table = np.array(columns, np.int32).T.copy()
+        self.classes, self.table = self._classified(pieces)
 
     def _add(self, text: str, begins: int, ends: int) -> None:
         if not text:
@@ -91,30 +90,41 @@ class Automaton:
         call = any(begins & _TOOLS and begun and text.startswith(begun) for text, (begins, _) in self._texts.items())
         return within | (_TOOLS if call or (opening and self._calls) else 0)
 
-    def _after(self, state: int, text: str) -> int:
-        """The state after a text, character by character."""
+    def _after(self, state: int, character: str) -> int:
+        """The state after a character."""
         prefix, within, opening = self._parts(state)
-        begun = self._prefixes[prefix]
-        for character in text:
-            begun += character
-            while begun not in self._numbers:
-                begun = begun[1:]
-            opening = opening and (character.isspace() or bool(begun))
-            if (marker := self._texts.get(begun)) is not None:
-                begins, ends = marker
-                opening = bool(ends)
-                within = within & ~ends | begins
-                begun = ""
+        begun = self._prefixes[prefix] + character
+        while begun not in self._numbers:
+            begun = begun[1:]
+        opening = opening and (character.isspace() or bool(begun))
+        if (marker := self._texts.get(begun)) is not None:
+            begins, ends = marker
+            opening = bool(ends)
+            # Phases do not nest: of a call that is written down while the model thinks, vLLM knows nothing.
+            within = within & ~ends or begins
+            begun = ""
         return self._state(self._numbers[begun], within, opening)
 
-    def _classified(self, pieces: Sequence[str]) -> tuple[np.ndarray, list[list[int]]]:
-        columns: dict[tuple[int, ...], int] = {}
+    def _classified(self, pieces: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`classes` and `table`."""
+        columns: dict[bytes, int] = {}
         known: dict[str, int] = {}
+        # The state after each character, from each state; all that are in no marker do the same, but for white space.
+        steps: dict[str, np.ndarray] = {}
+        spelt = set("".join(self._texts))
+
+        def step(character: str) -> np.ndarray:
+            alike = character if character in spelt else " " if character.isspace() else "\0"
+            if alike not in steps:
+                steps[alike] = np.array([self._after(state, alike) for state in range(self.states)], np.int32)
+            return steps[alike]
 
         def number(text: str) -> int:
             if text not in known:
-                column = tuple(self._after(state, text) for state in range(self.states))
-                known[text] = columns.setdefault(column, len(columns))
+                column = np.arange(self.states, dtype=np.int32)
+                for character in text:
+                    column = step(character)[column]
+                known[text] = columns.setdefault(column.tobytes(), len(columns))
             return known[text]
 
         # The class of what the tokenizer does not know, and of most tokens: they only end what had begun.
@@ -127,7 +137,8 @@ class Automaton:
             return blank if not piece or piece.isspace() else other
 
         classes = np.array([classified(piece) for piece in pieces], np.int32)
-        return classes, [list(column) for column in columns]
+        table = np.array([np.frombuffer(column, np.int32) for column in columns], np.int32).T.copy()
+        return classes, table
 
 
 def _touching(texts: Sequence[str]) -> Callable[[str], object]:

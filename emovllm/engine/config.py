@@ -15,7 +15,7 @@ from emovllm import __version__, probe
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.emotion import KEY
-from emovllm.engine import connectors
+from emovllm.engine import connectors, markers
 from emovllm.engine.arithmetic import MAX_FUSED
 from emovllm.engine.settings import DEFAULT_NAME, MAX_EMOTIONS, Carried, Settings, settings_of
 from emovllm.errors import Unsupported
@@ -71,6 +71,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
             "graph": graph_tag(circuits.values(), capacity, adapters_of(vllm_config), settings.steering, reading),
             "probe": str(probe_path) if probe_path is not None else None,
             "reading": reading,
+            "markers": markers.configured(vllm_config, settings.tool_parser),
         }
     )
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: Carried(filled)}

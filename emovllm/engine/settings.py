@@ -13,6 +13,7 @@ from emovllm.catalogue import CircuitName
 from emovllm.emotion import KEY
 from emovllm.errors import Unsupported
 from emovllm.policy import Policy
+from emovllm.phases import Markers, Phase
 from emovllm.readout import Reading
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Settings(Policy):
     readout: whether requests may ask what a probe reads (`emovllm.readout`): the one in the circuit's folder.
     probe: another probe's folder or file; with it there may be no circuit.
     readout_layer: the layer that is read after; by default the probe's best.
+    tool_parser: vLLM's parser of tool calls, by its name, so that calls can be spared; `emovllm serve` gives that of
+        --tool-call-parser.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,12 +59,15 @@ class Settings(Policy):
     readout: bool = False
     probe: _Source | None = None
     readout_layer: Annotated[int, Field(ge=0)] | None = None
+    tool_parser: _Source | None = None
     # Filled in: each circuit's digest.
     digests: Annotated[dict[str, str], Field(default_factory=dict)]
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.
     graph: str = ""
     # What is read; None where nothing is.
     reading: Reading | None = None
+    # What begins and ends the phases of a reply; of those that the engine's parsers tell.
+    markers: Annotated[dict[Phase, Markers], Field(default_factory=dict)]
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> Settings:
