@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from emovllm.catalogue import CircuitName
 from emovllm.emotion import KEY
 from emovllm.errors import Unsupported
-from emovllm.policy import Policy
 from emovllm.phases import Markers, Phase
+from emovllm.policy import Policy
 from emovllm.readout import Reading
 
 if TYPE_CHECKING:
