@@ -93,10 +93,11 @@ class Automaton:
     def _after(self, state: int, character: str) -> int:
         """The state after a character."""
         prefix, within, opening = self._parts(state)
-        begun = self._prefixes[prefix] + character
+        begun = text = self._prefixes[prefix] + character
         while begun not in self._numbers:
             begun = begun[1:]
-        opening = opening and (character.isspace() or bool(begun))
+        # What turned out to be in no marker.
+        opening = opening and not text.removesuffix(begun).strip()
         if (marker := self._texts.get(begun)) is not None:
             begins, ends = marker
             opening = bool(ends)

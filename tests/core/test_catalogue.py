@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from emovllm.catalogue import Applied, Catalogue, Served
-from emovllm.emotion import Wire
+from emovllm.emotion import Target, Wire
 from emovllm.errors import EmotionError
 from emovllm.policy import Policy
+from emovllm.readout import Reading
 from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec, EmotionSpec
 from support.specs import ANY_MODEL
@@ -128,6 +129,38 @@ def test_a_default_schedule_is_for_replies_that_have_none() -> None:
     for wrong in ("soon", {"hold": 3}, [[0, 2]]):
         with pytest.raises(ValidationError, match=r"default_schedule\n.* must "):
             Policy(default_schedule=wrong)
+
+
+def test_a_target_goes_by_what_is_read_here_within_the_operators_limit() -> None:
+    reading = Reading("probe", 3, ("neutral", "fear", "anger"))
+    offer = replace(catalogue(), reading=reading)
+    applied = resolved(offer, emotion={"a/anger": 0.5, "fear": 1.0}, emotion_target=0.6, emotion_scope="generation")
+    wire = applied.wire()
+    assert wire is not None
+    assert wire.target == Target(0.6, 0.5, (2, 1), 2.0)
+    assert applied.body()["target"] == {"level": 0.6, "rate": 0.5}
+    assert "; target=0.6" in applied.header()
+    limited = replace(offer, policy=Policy(max_strength=1.5))
+    wire = resolved(limited, emotion="fear", emotion_target=0.6).wire()
+    assert wire is not None
+    assert wire.target is not None
+    assert wire.target.cap == 1.5
+
+
+def test_a_target_that_cannot_be_followed_is_refused() -> None:
+    reading = Reading("probe", 3, ("neutral", "anger"))
+    asked = {"emotion": "fear", "emotion_target": 0.6}
+    for offer, message in (
+        (catalogue(), "needs a read-out, and this server reads nothing: start it with --readout"),
+        (replace(catalogue(), reading=reading), "needs a probe that reads fear; this one reads neutral, anger"),
+        (
+            replace(catalogue(), reading=reading, untargeted="with pipelines"),
+            "follows no emotion_target: with pipelines",
+        ),
+    ):
+        refused = refusal(offer, **asked)
+        assert refused.parameter == "emotion_target"
+        assert message in str(refused)
 
 
 def test_an_engine_that_can_keep_no_schedule_refuses_them_and_serves_the_rest() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from emovllm.emotion import KEY, METHODS, SCOPES, Emotion, Wire
+from emovllm.emotion import KEY, METHODS, SCOPES, Emotion, Target, Wire
 from emovllm.errors import EmotionError
 from emovllm.fields import FIELDS, json_schema, resolve
 from emovllm.spec import CircuitSpec, EmotionSpec
@@ -107,6 +108,26 @@ def test_steering_is_refused_where_it_is_not_served() -> None:
             "emotion_schedule",
             "it needs a scope that goes on, such as generation, not all",
         ),
+        ({"emotion": "fear", "emotion_scope": "prompt_tail:0"}, "emotion_scope", "answer, prompt_tail:N, got"),
+        ({"emotion": "fear", "emotion_scope": "prompt_tail:513"}, "emotion_scope", "up to 512 tokens"),
+        ({"emotion_mute": ["tools"]}, "emotion_mute", "emotion_mute needs `emotion`"),
+        ({"emotion": "fear", "emotion_mute": "tools"}, "emotion_mute", 'must be a list, such as ["tools"]'),
+        ({"emotion": "fear", "emotion_mute": ["tool"]}, "emotion_mute", "one of tools, guided"),
+        ({"emotion": "fear", "emotion_target": "high"}, "emotion_target", "a probability from 0 to 1"),
+        ({"emotion": "fear", "emotion_target": 1.5}, "emotion_target", "a probability from 0 to 1, got 1.5"),
+        ({"emotion": "fear", "emotion_target": {"rate": 1}}, "emotion_target", 'or {"level": 0.6'),
+        ({"emotion": "fear", "emotion_target": {"level": 0.5, "rate": 0}}, "emotion_target", "rate must be above 0"),
+        ({"emotion": "fear", "emotion_target": {"level": 0.5, "rate": 1e9}}, "emotion_target", "at most 100"),
+        (
+            {"emotion": "fear", "emotion_target": 0.5, "emotion_scope": "prompt_last"},
+            "emotion_target",
+            "it needs a scope that goes on",
+        ),
+        (
+            {"emotion": {"fear": 1, "anger": -1}, "emotion_target": 0.5},
+            "emotion_target",
+            "needs emotions of a strength above 0",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_field(fields: dict[str, Any], parameter: str, message: str) -> None:
@@ -146,12 +167,51 @@ def test_a_schedule_crosses_with_its_emotion_and_tells_cached_blocks_apart() -> 
     assert len({wire.cache_key() for wire in wires}) == len(asked) + 1
 
 
+def test_what_changes_in_time_crosses_with_its_emotion_and_tells_cached_blocks_apart() -> None:
+    asked: list[dict[str, Any]] = [
+        {},
+        {"emotion_scope": "answer"},
+        {"emotion_mute": ["tools"]},
+        {"emotion_scope": "answer", "emotion_mute": ["tools"]},
+        {"emotion_scope": "prompt_tail:4"},
+        {"emotion_target": 0.6},
+        {"emotion_target": {"level": 0.6, "rate": 0.25}},
+        {"emotion_target": {"level": 0.5}},
+        {"emotion_target": 0.6, "emotion_strength": 0.5},
+    ]
+    wires = [resolve({"emotion": "anger", **fields}, SPEC).wire("digest") for fields in asked]  # type: ignore[union-attr]
+    wires += [wires[1]._replace(within=1), wires[5]._replace(target=wires[5].target._replace(labels=(2,)))]  # type: ignore[union-attr]
+    for wire in wires:
+        crossed = msgspec.msgpack.decode(msgspec.msgpack.encode({KEY: wire}))
+        for extra_args in (crossed, json.loads(json.dumps({KEY: wire}))):
+            assert Wire.of(SimpleNamespace(extra_args=extra_args)) == wire
+    assert len({wire.cache_key() for wire in wires}) == len(wires)
+    assert [wire.muted for wire in wires[:4]] == [0, 1, 2, 3]
+
+
+def test_a_targets_gain_stays_below_the_cap_of_the_emotion_that_reaches_it_first() -> None:
+    # Their maxima are twice the recommended strength.
+    for strength, cap in ((1.0, 2.0), (0.5, 4.0), (2.0, 1.0)):
+        emotion = resolve({"emotion": "anger", "emotion_strength": strength, "emotion_target": 0.5}, SPEC)
+        assert emotion is not None
+        assert emotion.target == Target(0.5, 0.5, (), cap)
+    blend = resolve({"emotion": {"anger": 0.5, "fear": 1.6}, "emotion_target": 0.5}, SPEC)
+    assert blend is not None
+    assert blend.target is not None
+    assert blend.target.cap == pytest.approx(1.25)
+
+
 def test_the_json_schema_is_that_of_the_fields() -> None:
     schema = json_schema()
     assert tuple(schema) == FIELDS
     object_of_weights = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 1}
     assert schema["emotion"]["anyOf"] == [{"type": "string"}, object_of_weights, {"type": "null"}]
-    assert schema["emotion_scope"]["anyOf"][0] == {"type": "string", "enum": list(SCOPES)}
+    pattern = schema["emotion_scope"]["anyOf"][0]["pattern"]
+    for scope in (*SCOPES, "answer", "prompt_tail:1", "prompt_tail:512"):
+        assert re.search(pattern, scope)
+        assert resolve({"emotion": "anger", "emotion_scope": scope}, SPEC).scope == scope  # type: ignore[union-attr]
+    for scope in ("reply", "prompt_tail:0", "prompt_tail", "answers", "prompt_tail:-1"):
+        assert not re.search(pattern, scope)
     assert all(field["default"] is None and field["description"] for field in schema.values())
 
 
