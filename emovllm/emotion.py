@@ -112,7 +112,8 @@ class Wire(NamedTuple):
 
     circuit: its digest. prompt_len: of the request's prompt, where that is shorter than vLLM's for it: each step of a
     beam is a request whose prompt holds generated tokens. reading: what is read for the request, if it asked. muted:
-    the bits of the phases that are spared (`emovllm.phases`); within: of those that the prompt leaves open.
+    the bits of the phases that are spared (`emovllm.phases`); within: of those that the prompt leaves open. calm:
+    whether the engine's guards may calm it.
     """
 
     circuit: str
@@ -125,12 +126,13 @@ class Wire(NamedTuple):
     muted: int = 0
     within: int = 0
     target: Target | None = None
+    calm: bool = False
 
     @classmethod
     def of(cls, params: Any) -> Wire | None:
-        """The resolved emotion of a request's sampling parameters, or None."""
+        """The resolved emotion of a request's sampling parameters, or None where nothing can be injected."""
         wire = cls._in(params)
-        return wire if wire is not None and wire.weights else None
+        return wire if wire is not None and (wire.weights or wire.calm) else None
 
     @classmethod
     def reading_of(cls, params: Any) -> Reading | None:
@@ -161,6 +163,7 @@ class Wire(NamedTuple):
             "schedule": self.schedule.body() if self.schedule is not None else None,
             "muted": [self.muted, self.within] if self.muted else None,
             "target": self.target,
+            "calm": self.calm or None,
         }
         given = {name: value for name, value in in_time.items() if value is not None}
         return json.dumps([*key, given] if given else key)

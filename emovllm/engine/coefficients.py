@@ -136,15 +136,17 @@ class Coefficients:
         slot = self._slots[req_id] = self._free.pop()
         self._joined = True
         self._weights[slot] = 0
-        columns = self._columns[wire.circuit]
         for name, weight in wire.weights.items():
-            self._weights[slot, first_column + columns[name]] = weight
+            self._weights[slot, first_column + self._columns[wire.circuit][name]] = weight
         self._prompt[slot] = prompt_len
         self._first[slot] = first
-        self._last[slot] = prompt_len - 1 if wire.scope == "prompt_last" else _NEVER
-        if wire.schedule is not None:
-            self._schedules[slot] = wire.schedule
-        if wire.muted or wire.target is not None:
+        once = wire.scope == "prompt_last"
+        self._last[slot] = prompt_len - 1 if once and not wire.calm else _NEVER
+        # What guards may calm goes on to the reply's end.
+        schedule = Schedule(end=1) if once and wire.calm else wire.schedule
+        if schedule is not None:
+            self._schedules[slot] = schedule
+        if wire.muted or wire.target is not None or wire.calm:
             self.gains.join(slot, wire, prompt_len, tokens()[prompt_len:])
 
     def leave(self, req_id: str) -> None:
@@ -204,7 +206,10 @@ class Coefficients:
         places = tokens - starts[self._rows][which]
         positions = places + num_computed[self._rows][which]
         shares, unknown = self._shares(positions, which)
-        self._staging.write(tokens, values * shares[:, None])
+        values = values * shares[:, None]
+        if self.gains.against is not None:
+            self._calm(values, positions, which, ~unknown)
+        self._staging.write(tokens, values)
         if self._gained:
             assert inputs is not None
             slots = self._batch_slots[which]
@@ -231,6 +236,12 @@ class Coefficients:
             shares[tokens[known]] *= self.gains.known(slot, positions[tokens[known]])
             unknown[tokens] = ~known
         return shares, unknown
+
+    def _calm(self, values: np.ndarray, positions: np.ndarray, which: np.ndarray, known: np.ndarray) -> None:
+        """Adds what guards add, where the host knows it."""
+        for request in self._gained:
+            (tokens,) = np.nonzero((which == request) & known)
+            values[tokens] += self.gains.calmed(int(self._batch_slots[request]), positions[tokens])
 
     def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)

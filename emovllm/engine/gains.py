@@ -37,11 +37,38 @@ class Reads:
     tokens: int
 
 
+class Calm(NamedTuple):
+    """A guard that calms: while a label was read above `bound` for `tokens` tokens in a row, a request has none of its
+    own emotion, and `against` in its place.
+
+    label: the probe's. against: by column of the coefficients.
+    """
+
+    label: int
+    bound: float
+    tokens: int
+    against: dict[int, float]
+
+    def counts(self, read: np.ndarray, tokens: int, span: int) -> np.ndarray:
+        """How many readings in a row were above the bound, at each token of a reply.
+
+        Args:
+            read: float32 [n], the label's probability where each was written, as far as it is known.
+        Returns: int [tokens].
+        """
+        counts = np.zeros(tokens, np.int64)
+        for token in range(span, tokens):
+            counts[token] = counts[token - 1] + 1 if read[token - span] > np.float32(self.bound) else 0
+        return counts
+
+
 class _Known(NamedTuple):
-    """The gains of the positions from `first` on whose tokens were known when the request came, float32 [n]."""
+    """Of the positions from `first` on whose tokens were known when the request came: the gains, float32 [n], and
+    which guards calm it, bool [n, guards]."""
 
     first: int
     gains: np.ndarray
+    calmed: np.ndarray
 
 
 class Gains:
@@ -59,6 +86,9 @@ class Gains:
         reads: Reads | None = None,
     ) -> None:
         self._device, self._span, self._automaton, self._reading = device, span, automaton, reads
+        self._calms: Sequence[Calm] = ()
+        # What each guard that calms adds, float32 [guards, columns].
+        self.against: np.ndarray | None = None
         # By slot and position, the latest: a forward needs the one before its first token, rejected ones included.
         self._ring = 1 << span.bit_length()
         self._states = self._zeros((slots, self._ring), torch.int64)
@@ -74,9 +104,24 @@ class Gains:
             self._targets = self._zeros((slots, 3))
             self._labels = self._zeros((slots, reads.labels))
             self._read = self._zeros((slots, reads.tokens))
+        self._slots = slots
         self._known: dict[int, _Known] = {}
         self._targeted: set[int] = set()
         self._noted: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def guard(self, calms: Sequence[Calm], columns: int) -> None:
+        """Has guards calm every request, before the first one comes. columns: of the coefficients."""
+        assert self._reading is not None
+        self._calms = calms
+        self.against = np.zeros((len(calms), columns), np.float32)
+        for row, calm in zip(self.against, calms, strict=True):
+            row[list(calm.against)] = list(calm.against.values())
+        self._against = self._moved(self.against)
+        self._guarded = torch.tensor([calm.label for calm in calms], device=self._device)
+        self._bounds = torch.tensor([calm.bound for calm in calms], device=self._device)
+        self._runs = torch.tensor([calm.tokens for calm in calms], device=self._device)
+        self._counts = self._zeros((self._slots, self._ring, len(calms)), torch.int64)
+        self._watched = self._zeros((self._slots, self._reading.tokens, len(calms)))
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
@@ -116,7 +161,15 @@ class Gains:
             self._targets[slot] = torch.tensor([level, rate, cap])
             self._first[slot] = prompt_len - 1
             self._gains[slot] = self._latest(gains, prompt_len - 1)
-        self._known[slot] = _Known(prompt_len - 1, gains * live)
+        calmed = np.zeros((len(gains), len(self._calms)), bool)
+        if self._calms:
+            watched = self._watched[slot, : len(replied)].cpu().numpy()
+            counts = np.stack(
+                [calm.counts(watched[:, row], len(gains), self._span) for row, calm in enumerate(self._calms)], 1
+            )
+            calmed = counts >= [calm.tokens for calm in self._calms]
+            self._counts[slot] = self._latest(counts, prompt_len - 1)
+        self._known[slot] = _Known(prompt_len - 1, gains * live * ~calmed.any(1), calmed)
 
     def leave(self, slot: int) -> None:
         """Forgets the request in a slot, if there is one."""
@@ -125,7 +178,8 @@ class Gains:
 
     def grow(self) -> None:
         """Twice the slots."""
-        for name in ("_states", "_muted", "_gains", "_first", "_targets", "_labels", "_read"):
+        self._slots *= 2
+        for name in ("_states", "_muted", "_gains", "_first", "_targets", "_labels", "_read", "_counts", "_watched"):
             if (old := getattr(self, name, None)) is not None:
                 setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
 
@@ -137,12 +191,19 @@ class Gains:
     def known(self, slot: int, positions: np.ndarray) -> np.ndarray:
         """The gains at positions before `until`; what lies before the reply is as its first token. int [n] to float32
         [n]."""
-        first, gains = self._known[slot]
-        return gains[np.maximum(positions - first, 0)]
+        known = self._known[slot]
+        return known.gains[np.maximum(positions - known.first, 0)]
+
+    def calmed(self, slot: int, positions: np.ndarray) -> np.ndarray:
+        """What guards add at positions before `until`: int [n] to float32 [n, columns]."""
+        known = self._known[slot]
+        assert self.against is not None
+        calmed: np.ndarray = known.calmed[np.maximum(positions - known.first, 0)].astype(np.float32) @ self.against
+        return calmed
 
     def note(self, rows: np.ndarray, slots: np.ndarray, inputs: Inputs) -> None:
-        """The rows of the next forward whose read-outs will count, of those of targets. rows, slots: int [n]."""
-        targeted = np.isin(slots, list(self._targeted))
+        """The rows of the next forward whose read-outs will count, of targets and guards. rows, slots: int [n]."""
+        targeted = np.ones(len(slots), bool) if self._calms else np.isin(slots, list(self._targeted))
         self._noted = None
         if targeted.any():
             at = self._moved(rows[targeted])
@@ -153,8 +214,11 @@ class Gains:
         noted, self._noted = self._noted, None
         if noted is not None:
             rows, slots, positions = noted
-            read = (logits[rows].softmax(-1) * self._labels[slots]).sum(-1)
-            self._read[slots, positions - self._first[slots]] = read
+            read, places = logits[rows].softmax(-1), positions - self._first[slots]
+            if self._targeted:
+                self._read[slots, places] = (read * self._labels[slots]).sum(-1)
+            if self._calms:
+                self._watched[slots, places] = read[:, self._guarded]
 
     def apply(self, buffer: Tensor, rows: np.ndarray, slots: np.ndarray, places: np.ndarray, inputs: Inputs) -> None:
         """Multiplies rows of the coefficients by their gains.
@@ -166,8 +230,13 @@ class Gains:
         """
         for place in range(int(places.max(initial=-1)) + 1):
             here = places == place
-            at = self._moved(rows[here])
-            buffer[at] *= self._gain(self._moved(slots[here]), inputs.tokens[at], inputs.positions[at].long())[:, None]
+            at, of = self._moved(rows[here]), self._moved(slots[here])
+            positions = inputs.positions[at].long()
+            values = buffer[at] * self._gain(of, inputs.tokens[at], positions)[:, None]
+            if self._calms:
+                calmed = self._calm(of, positions)
+                values = torch.where(calmed.any(1, keepdim=True), calmed.float() @ self._against, values)
+            buffer[at] = values
 
     def _gain(self, slots: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         """Of one token each. int [n], int [n], int [n] to float32 [n]."""
@@ -191,9 +260,19 @@ class Gains:
         self._gains[slots, here] = gains
         return gains if live is None else gains * live
 
+    def _calm(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Which guards calm one token each: int [n], int [n] to bool [n, guards]."""
+        before, here = (positions - 1) % self._ring, positions % self._ring
+        place = positions - self._first[slots] - self._span
+        old = self._counts[slots, before]
+        over = self._watched[slots, place.clamp(min=0)] > self._bounds
+        counts = torch.where((place >= 0)[:, None], torch.where(over, old + 1, 0), old)
+        self._counts[slots, here] = counts
+        return counts >= self._runs
+
     def _latest(self, values: np.ndarray, first: int) -> Tensor:
-        """The last of values by position, from `first` on, in their places of a ring."""
-        ring = np.zeros(self._ring, values.dtype)
+        """The last of values by position, [n, ...] from `first` on, in their places of a ring."""
+        ring = np.zeros((self._ring, *values.shape[1:]), values.dtype)
         positions = first + np.arange(len(values))[-self._ring :]
         ring[positions % self._ring] = values[-self._ring :]
         return self._moved(ring)

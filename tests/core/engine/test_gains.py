@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from emovllm.emotion import Target, Wire
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.gains import Gains, Inputs, Reads
+from emovllm.engine.gains import Calm, Gains, Inputs, Reads
 from emovllm.phases import BITS, Automaton, Markers
 
 THINKING, TOOLS = BITS["thinking"], BITS["tools"]
@@ -23,8 +25,11 @@ VOCABULARY = 16
 class Requests:
     """Requests on their way through a scheduler, whose replies are known beforehand."""
 
-    def __init__(self, span: int) -> None:
+    def __init__(self, span: int, calms: Sequence[Calm] = ()) -> None:
         gains = Gains(2, torch.device("cpu"), span, AUTOMATON, Reads(LABELS, 64))
+        self.calms = calms
+        if calms:
+            gains.guard(calms, 1)
         self.coefficients = Coefficients(1, 64, torch.device("cpu"), max_requests=2, gains=gains)
         self.coefficients.place("d", ["anger"], 0)
         self.span = span
@@ -108,8 +113,19 @@ class Requests:
                 chances = np.exp(logits) / np.exp(logits).sum()
                 read = chances[list(wire.target.labels)].sum()
                 gain = min(max(gain + wire.target.rate * (wire.target.level - read), 0.0), wire.target.cap)
-            values[position] = wire.weights["anger"] * steered * gain
+            weight = wire.weights.get("anger", 0.0) * (place == 0 or wire.scope != "prompt_last")
+            values[position] = weight * steered * gain
+            calming = [calm for calm in self.calms if self.calms_at(name, calm, place)]
+            if calming:
+                values[position] = sum(calm.against[0] for calm in calming)
         return values
+
+    def calms_at(self, name: str, calm: Calm, place: int) -> bool:
+        """Whether a guard's last readings before a token of the reply were all above its bound."""
+        first = self.prompt[name] - 1
+        logits = self.read[name][first : first + max(place - self.span + 1, 0)]
+        chances = np.exp(logits)[:, calm.label] / np.exp(logits).sum(-1)
+        return len(chances) >= calm.tokens and bool((chances[-calm.tokens :] > calm.bound).all())
 
 
 def wire(muted: int = 0, within: int = 0, target: Target | None = None) -> Wire:
@@ -129,18 +145,31 @@ WIRES = {
 REPLY = [0, 1, THOUGHT, CALL, CALL2, 2, 3, ENDED, 4, 5, 0, CALL, 1, 2, 3, CALL, CALL2, 1, 2, 0, 1]
 
 
-def requests(span: int = 1) -> Requests:
-    made = Requests(span)
+CALMS = (Calm(1, 0.4, 2, {0: -0.7}), Calm(2, 0.6, 1, {0: -0.2}))
+
+
+def requests(span: int = 1, calms: Sequence[Calm] = ()) -> Requests:
+    made = Requests(span, calms)
     for number, (name, asked) in enumerate(WIRES.items()):
-        made.add(name, asked, 3 + number, REPLY)
+        made.add(name, asked._replace(calm=bool(calms)), 3 + number, REPLY)
+    if calms:
+        made.add("nothing", Wire("", {}, "generation", calm=True), 4, REPLY)
+        made.add("once", Wire("d", {"anger": 1.5}, "prompt_last", calm=True), 5, REPLY)
     return made
 
 
-def test_a_token_at_a_time() -> None:
-    made = requests()
-    made.step({name: made.prompt[name] for name in WIRES})
+guarded = pytest.mark.parametrize("calms", [(), CALMS], ids=["", "guarded"])
+
+
+@guarded
+def test_a_token_at_a_time(calms: Sequence[Calm]) -> None:
+    made = requests(calms=calms)
+    names = made.wires
+    made.step({name: made.prompt[name] for name in names})
     for _ in range(len(REPLY) - 1):
-        made.step(dict.fromkeys(WIRES, 1))
+        made.step(dict.fromkeys(names, 1))
+    calmed = [made.calms_at(name, calm, place) for name in names for calm in calms for place in range(len(REPLY))]
+    assert not calms or 0 < sum(calmed) < len(calmed)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
@@ -151,12 +180,13 @@ def test_prompts_in_chunks_beside_replies(chunk: int) -> None:
         made.step({name: min(chunk, tokens) or 1 for name, tokens in left.items()})
 
 
-def test_requests_that_come_go_and_are_preempted() -> None:
-    made = requests()
+@guarded
+def test_requests_that_come_go_and_are_preempted(calms: Sequence[Calm]) -> None:
+    made = requests(calms=calms)
     made.step({name: made.prompt[name] for name in WIRES})
     for number in range(9):
         made.step(dict.fromkeys(list(WIRES)[number % 3 :], 1))
-    for name in ("all", "tools", "target"):
+    for name in ("all", "tools", "target", *(["plain"] if calms else [])):
         made.resume(name)
         # Some of it at first; then the rest, beside others.
         made.step({name: 5, "both": 1})
@@ -166,14 +196,15 @@ def test_requests_that_come_go_and_are_preempted() -> None:
         made.step({name: 1, "plain": 1})
     # Whoever comes into its place has none of it.
     made.coefficients.leave("all")
-    made.add("other", wire(), 3, REPLY)
+    made.add("other", wire()._replace(calm=bool(calms)), 3, REPLY)
     made.step({"other": 3, "target": 1})
     made.step({"other": 1, "target": 1})
 
 
+@guarded
 @pytest.mark.parametrize("wrong", [0, 1, 3])
-def test_drafts_change_nothing_whichever_are_accepted(wrong: int) -> None:
-    made = requests(span=4)
+def test_drafts_change_nothing_whichever_are_accepted(wrong: int, calms: Sequence[Calm]) -> None:
+    made = requests(4, calms)
     made.step({name: made.prompt[name] for name in WIRES})
     while all(made.computed[name] + 4 <= len(made.tokens[name]) for name in WIRES):
         made.step(dict.fromkeys(WIRES, 4), wrong)
