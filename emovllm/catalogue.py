@@ -5,23 +5,22 @@ Needs neither torch nor vLLM.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from emovllm.baseline import layer_key, steered_layers
+from emovllm.applied import Applied, Served
 from emovllm.circuit import Circuit
-from emovllm.emotion import Emotion, Method, Target, Wire
+from emovllm.emotion import Method, Target
 from emovllm.errors import EmotionError
 from emovllm.fields import Options, over_reply, short
-from emovllm.fingerprint import site_key
+from emovllm.phases import Phase
 from emovllm.policy import Policy
 from emovllm.readout import Detail, Reading
-from emovllm.schedule import Schedule
+from emovllm.sparing import FREE, NO_PARSERS, Form, spare
 from emovllm.spec import CircuitSpec, EmotionSpec
 
 _NOTHING_READ = (
@@ -29,64 +28,6 @@ _NOTHING_READ = (
 )
 
 CircuitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A circuit that engines of this process serve; its emotions have the columns of coefficients from `first` on."""
-
-    name: str
-    spec: CircuitSpec
-    digest: str
-    sites: frozenset[str]
-    first: int
-
-    @classmethod
-    def of(cls, name: str, circuit: Circuit, first: int, methods: Sequence[Method] = ("circuit",)) -> Served:
-        sites = {site_key(kind, layer) for kind, layer in circuit.sites()}
-        if "steering" in methods:
-            sites |= {layer_key(layer) for layer in steered_layers(circuit.spec.model.num_hidden_layers)}
-        return cls(name, circuit.spec, circuit.digest(), frozenset(sites), first)
-
-    @property
-    def columns(self) -> range:
-        return range(self.first, self.first + len(self.spec.emotions))
-
-
-class Applied(NamedTuple):
-    """A request's emotion as it is served. `emotion` is None where nothing is injected, as at strength 0."""
-
-    served: Served
-    mix: Mapping[str, float]
-    strength: float
-    emotion: Emotion | None
-    scope: str
-    method: Method = "circuit"
-    schedule: Schedule | None = None
-    target: Target | None = None
-
-    def body(self) -> dict[str, Any]:
-        """For the response: `mix` and `strength` as asked, 1.0 being the recommendation, and what they apply to."""
-        circuit = {"name": self.served.name, "digest": self.served.digest}
-        told = {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
-        if self.schedule is not None:
-            told["schedule"] = self.schedule.body()
-        if self.target is not None:
-            told["target"] = self.target.body()
-        return told if self.method == "circuit" else {**told, "method": self.method}
-
-    def header(self) -> str:
-        """The same in a line: `anger=0.7, fear=0.3; strength=1; scope=generation; circuit=default/451b4aea3bfa`."""
-        mix = ", ".join(f"{name}={weight:g}" for name, weight in self.mix.items())
-        circuit = f"{self.served.name}/{self.served.digest[:12]}"
-        method = "" if self.method == "circuit" else f"; method={self.method}"
-        schedule = "" if self.schedule is None else f"; schedule={json.dumps(self.schedule.body())}"
-        target = "" if self.target is None else f"; target={self.target.level:g}"
-        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{schedule}{target}{method}"
-
-    def wire(self) -> Wire | None:
-        """For engine and workers."""
-        return self.emotion.wire(self.served.digest) if self.emotion is not None else None
 
 
 @dataclass(slots=True)
@@ -97,6 +38,7 @@ class Catalogue:
     methods: what `emotion_method` may be.
     reading: what `emotion_readout` reads; None where the engine reads nothing.
     unscheduled: why no `emotion_schedule` can be kept, if so; untargeted: why no `emotion_target`.
+    unmarked: the phases of replies that cannot be told, and why.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -106,6 +48,7 @@ class Catalogue:
     reading: Reading | None = None
     unscheduled: str = ""
     untargeted: str = ""
+    unmarked: Mapping[Phase, str] = field(default_factory=lambda: NO_PARSERS)
 
     @classmethod
     def of(
@@ -116,15 +59,23 @@ class Catalogue:
         reading: Reading | None = None,
         unscheduled: str = "",
         untargeted: str = "",
+        unmarked: Mapping[Phase, str] = NO_PARSERS,
     ) -> Catalogue:
         """Circuits side by side, in their order: as workers place them at start-up."""
-        catalogue = cls(policy, methods=methods, reading=reading, unscheduled=unscheduled, untargeted=untargeted)
+        catalogue = cls(
+            policy,
+            methods=methods,
+            reading=reading,
+            unscheduled=unscheduled,
+            untargeted=untargeted,
+            unmarked=unmarked,
+        )
         for name, circuit in circuits.items():
             first = sum(len(served.columns) for served in catalogue.circuits.values())
             catalogue.circuits[name] = Served.of(name, circuit, first, methods)
         return catalogue
 
-    def resolve(self, fields: Mapping[str, Any]) -> Applied | None:
+    def resolve(self, fields: Mapping[str, Any], form: Form = FREE) -> Applied | None:
         """Reads a request's fields (`emovllm.emotion.Options`), with the names of circuits and the policy.
 
         `emotion` may name a circuit, `a/anger`, and must where several have that emotion; a blend is of one circuit.
@@ -139,13 +90,15 @@ class Catalogue:
             return None
         served, mix = self._locate(options.weights)
         options = self._scheduled(replace(options, emotion=mix), served.spec)
+        scope = options.emotion_scope or served.spec.scope
+        options, plain = spare(options, scope, form, self.unmarked)
         emotion = options.of(served.spec, self.methods)
         self._within_limits(options)
         if emotion is not None and emotion.target is not None:
             emotion = replace(emotion, target=self._followed(emotion.target, options))
-        scope = options.emotion_scope or served.spec.scope
-        in_time = options.emotion_schedule, options.emotion_target
-        return Applied(served, mix, options.strength, emotion, scope, options.method, *in_time)
+        in_time = options.emotion_schedule, options.emotion_target, tuple(options.emotion_mute or ()), plain
+        injected = None if plain else emotion
+        return Applied(served, mix, options.strength, injected, scope, options.method, *in_time)
 
     def _scheduled(self, options: Options, circuit: CircuitSpec) -> Options:
         """With the operator's schedule, where there is none and it applies. Raises: EmotionError where one cannot be

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from emovllm.catalogue import Catalogue, CircuitName, Served
+from emovllm.applied import Served
+from emovllm.catalogue import Catalogue, CircuitName
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import Wire

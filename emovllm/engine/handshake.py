@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from emovllm import __version__
-from emovllm.catalogue import Catalogue, Served
+from emovllm.applied import Served
+from emovllm.catalogue import Catalogue
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by
 from emovllm.errors import Unsupported

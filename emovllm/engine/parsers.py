@@ -5,11 +5,12 @@ What a parser tells itself goes before what we know of it: a new version's parse
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from emovllm.errors import Unsupported
 from emovllm.phases import PHASES, Markers, Phase
+from emovllm.sparing import NO_PARSERS
 
 # What vLLM's parsers know by other means than attributes: regular expressions, another library, a module's constants.
 _HARMONY_CALLS = ("<|channel|>commentary to=functions.", "<|start|>assistant to=functions.")
@@ -90,12 +91,13 @@ def markers_of(reasoning: str | None, tools: str | None, tokenizer: Any) -> dict
     if reasoning and reasoning not in UNMARKED["thinking"]:
         cls = reasoning_parser(reasoning)
         known = _KNOWN["thinking"].get(reasoning)
-        found["thinking"] = known or _thinking(cls(tokenizer, chat_template_kwargs=dict(_THINKING_ON)))
+        found["thinking"] = known or _made(lambda: _thinking(cls(tokenizer, chat_template_kwargs=dict(_THINKING_ON))))
     if tools and tools not in UNMARKED["tools"]:
         cls = _registered(ToolParserManager.get_tool_parser, "--tool-call-parser", tools)
         known = _KNOWN["tools"].get(tools)
         # What vLLM has of Hugging Face's templates for both, its parser of thinking has read.
-        found["tools"] = known or _calls(reasoning_parser(tools)(tokenizer) if tools == "hf" else cls(tokenizer))
+        cls = reasoning_parser(tools) if tools == "hf" else cls
+        found["tools"] = known or _made(lambda: _calls(cls(tokenizer)))
     return {phase: markers for phase, markers in found.items() if markers.begins or markers.ends}
 
 
@@ -104,15 +106,14 @@ def unmarked(names: Mapping[Phase, str | None], markers: Mapping[Phase, Markers]
 
     names: the phases' parsers.
     """
-    option = {"thinking": "--reasoning-parser", "tools": "--tool-call-parser"}
     told: dict[Phase, str] = {}
     for phase in PHASES:
         name = names.get(phase)
         if not name:
-            told[phase] = f"start it with {option[phase]}"
+            told[phase] = NO_PARSERS[phase]
         elif phase not in markers:
-            why = UNMARKED[phase].get(name, "nothing tells what begins and ends it")
-            told[phase] = f"its {option[phase]} {name} has no markers ({why})"
+            why = UNMARKED[phase].get(name, "with this model's tokenizer, nothing tells them")
+            told[phase] = f"its parser {name} goes by no markers ({why})"
     return told
 
 
@@ -158,6 +159,14 @@ def _registered(get: Any, option: str, name: str) -> Any:
         return get(name)
     except KeyError:
         raise Unsupported(f"{option} {name}: vLLM knows no such parser") from None
+
+
+def _made(read: Callable[[], Markers]) -> Markers:
+    """Parsers refuse a tokenizer that lacks their tokens; vLLM does so once it needs one."""
+    try:
+        return read()
+    except (RuntimeError, ValueError):
+        return Markers(())
 
 
 def _thinking(parser: Any) -> Markers:

@@ -8,8 +8,11 @@ from typing import Any
 from emovllm.catalogue import Catalogue
 from emovllm.circuit import Circuit
 from emovllm.emotion import METHODS
+from emovllm.engine.markers import reasoning_parser_of
+from emovllm.engine.parsers import unmarked
 from emovllm.engine.settings import settings_of
 from emovllm.errors import EmotionError, Unsupported
+from emovllm.phases import Phase
 from emovllm.policy import Policy
 
 _catalogues: dict[str, Catalogue] = {}  # by their settings
@@ -25,6 +28,10 @@ def register(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
     key = settings.model_dump_json()
     catalogue = _catalogues.pop(key, None)
     if catalogue is None:
+        parsers: dict[Phase, str | None] = {
+            "thinking": reasoning_parser_of(vllm_config),
+            "tools": settings.tool_parser,
+        }
         policy = Policy(**{name: getattr(settings, name) for name in Policy.model_fields})
         catalogue = Catalogue.of(
             policy,
@@ -33,6 +40,7 @@ def register(vllm_config: Any, circuits: Mapping[str, Circuit]) -> None:
             settings.reading,
             unscheduled=_unscheduled(vllm_config),
             untargeted=_untargeted(vllm_config),
+            unmarked=unmarked(parsers, settings.markers),
         )
         try:
             catalogue.check_policy()

@@ -10,15 +10,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from emovllm.catalogue import Applied, Catalogue
-from emovllm.emotion import KEY, Wire
+from emovllm.applied import Applied
+from emovllm.catalogue import Catalogue
+from emovllm.emotion import KEY, NONE, Wire
 from emovllm.engine import transfer
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
+from emovllm.engine.spared import Beginnings, form_of, keeping_template
 from emovllm.errors import EmotionError, Reason
 from emovllm.fields import FIELDS
 from emovllm.misplaced import NESTS, refuse_misplaced
 from emovllm.readout import Detail, Readouts
+from emovllm.sparing import FREE, Form
 
 # What the plain model is asked for with, so that an operator's default does not come in.
 _PLAIN = Wire("", {}, "generation")
@@ -27,7 +30,7 @@ _PLAIN = Wire("", {}, "generation")
 def install() -> None:
     for patch in (with_emotion, with_beam_emotion, with_beams_of_prompt, keeping_prompt, keeping_fields):
         patch.install()
-    for patch in (with_emotion_models, resolving, refusing_unresolved):
+    for patch in (with_emotion_models, keeping_template, resolving, refusing_unresolved):
         patch.install()
 
 
@@ -40,6 +43,12 @@ class Asked(NamedTuple):
     def wire(self, catalogue: Catalogue) -> Wire:
         wire = (self.applied.wire() if self.applied is not None else None) or _PLAIN
         return wire if self.detail is None else wire._replace(reading=catalogue.reading)
+
+    def spared(self) -> dict[str, Any]:
+        """The fields of what is spared where an operator's default is applied, which only the request's form tells."""
+        if self.applied is None or not self.applied.mute:
+            return {}
+        return {"emotion": NONE} if self.applied.plain else {"emotion_mute": list(self.applied.mute)}
 
 
 @dataclass(slots=True)
@@ -57,7 +66,7 @@ class Record:
 current: ContextVar[Record | None] = ContextVar("emotion_record", default=None)
 
 
-def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Asked:
+def check(fields: Mapping[str, Any], catalogue: Catalogue, form: Form = FREE) -> Asked:
     """`Catalogue.resolve` and `detail`, raising vLLM's error, which its server turns into a 400 in OpenAI's shape.
 
     fields: all that a request has and vLLM does not know.
@@ -68,7 +77,7 @@ def check(fields: Mapping[str, Any], catalogue: Catalogue) -> Asked:
         raise VLLMValidationError(f"extra_args[{KEY!r}] is reserved; use emotion", parameter=KEY)
     try:
         refuse_misplaced(fields)
-        return Asked(catalogue.resolve(fields), catalogue.detail(fields))
+        return Asked(catalogue.resolve(fields, form), catalogue.detail(fields))
     except EmotionError as error:
         if (record := current.get()) is not None:
             record.refused = error.reason
@@ -85,14 +94,14 @@ def _fields(request: Any) -> dict[str, Any]:
     return {**(request.vllm_xargs or {}), **top}
 
 
-def _resolved(request: Any) -> tuple[Wire, bool]:
+def _resolved(request: Any, params: Any) -> tuple[Asked, Wire, bool]:
     """What an HTTP request asks for, noted for its answer, and whether it asks itself, or for none by its own wish."""
     fields = _fields(request)
     catalogue = served_last()
-    asked = check(fields, catalogue)
+    asked = check(fields, catalogue, form_of(params, request))
     if (record := current.get()) is not None:
         record.resolved, record.applied, record.detail = True, asked.applied, asked.detail
-    return asked.wire(catalogue), any(fields.get(name) is not None for name in FIELDS)
+    return asked, asked.wire(catalogue), any(fields.get(name) is not None for name in FIELDS)
 
 
 @patches(
@@ -102,10 +111,10 @@ def _resolved(request: Any) -> tuple[Wire, bool]:
 )
 def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     params = to_sampling_params(self, *args, **kwargs)
-    wire, own = _resolved(self)
+    asked, wire, own = _resolved(self, params)
     # An operator's default is the engine's to apply: parameters that are only rendered hold what any server reads.
-    if own:
-        params.extra_args = {**(params.extra_args or {}), KEY: wire}
+    if given := {KEY: wire} if own else asked.spared():
+        params.extra_args = {**(params.extra_args or {}), **given}
     return params
 
 
@@ -115,7 +124,7 @@ def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, 
 )
 def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     params = to_beam_search_params(self, *args, **kwargs)
-    params.emotion, _ = _resolved(self)
+    _, params.emotion, _ = _resolved(self, params)
     for name, asked in (("emotion_readout", params.emotion.reading), ("emotion_target", params.emotion.target)):
         if asked is not None:
             from vllm.exceptions import VLLMValidationError
@@ -183,6 +192,10 @@ def resolving(process_inputs: Callable[..., Any], self: Any, *args: Any, **kwarg
             raise ValueError("this engine has no circuit")
     elif params.extra_args or beam or catalogue.policy.default_emotion is not None:
         _resolve_params(params, catalogue, bool(request.resumable), beam)
+        if (wire := Wire.of(params)) is not None and wire.muted:
+            if not hasattr(self, "_emotion_beginnings"):
+                self._emotion_beginnings = Beginnings(self.vllm_config)
+            params.extra_args[KEY] = self._emotion_beginnings.placed(wire, request)
         if self.vllm_config.kv_transfer_config is not None:
             tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
             transfer.accept(params, len(tokens))
@@ -197,7 +210,7 @@ def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wi
     wire = beam or extra.get(KEY)
     # A client's can be no such thing: it is from above, or from Python.
     if not isinstance(wire, Wire):
-        wire = check(extra, catalogue).wire(catalogue)
+        wire = check(extra, catalogue, form_of(params)).wire(catalogue)
     elif wire.weights and all(wire.circuit != served.digest for served in catalogue.circuits.values()):
         raise VLLMValidationError("the circuit of this emotion was unloaded just now", parameter="emotion")
     if (wire.weights or wire.reading is not None) and resumable:

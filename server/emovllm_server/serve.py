@@ -39,6 +39,8 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
         raise OptionsError(f"the model's name is empty: name a model, or leave it out for {NAME}")
     additional = _additional_config(args.additional_config)
     ours = {**additional[KEY], **settings(options)}
+    if getattr(args, "enable_auto_tool_choice", False) and getattr(args, "tool_call_parser", None):
+        ours.setdefault("tool_parser", args.tool_call_parser)
     layer = ours.get("readout_layer")
     if layer is not None and not ours.get("readout") and ours.get("probe") is None:
         raise OptionsError(f"--readout-layer {layer}: nothing is read; add --readout, or --probe DIR")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from emovllm.catalogue import Applied, Catalogue, Served
+from emovllm.applied import Applied, Served
+from emovllm.catalogue import Catalogue
 from emovllm.emotion import Target, Wire
 from emovllm.errors import EmotionError
 from emovllm.policy import Policy

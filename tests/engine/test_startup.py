@@ -18,7 +18,7 @@ from vllm.config import CUDAGraphMode
 
 import emovllm
 from emovllm import __version__
-from emovllm.catalogue import Served
+from emovllm.applied import Served
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import KEY
 from emovllm.engine.arithmetic import MAX_FUSED

@@ -11,12 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
-from emovllm.catalogue import Catalogue, Served
+from emovllm.applied import Served
+from emovllm.catalogue import Catalogue
 from emovllm.emotion import Method
 from emovllm.engine.admin import Admin
 from emovllm.engine.registry import served_by
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import AdminError, Unsupported
+from emovllm.phases import PHASES, Phase
 from emovllm.spec import Scope
 from emovllm_server import starting
 from emovllm_server.api.middleware import EmotionMiddleware
@@ -71,11 +73,14 @@ class ReadingCard(BaseModel):
 
 
 class EmotionList(BaseModel):
+    """phases: the parts of a reply that this server can tell, and spare."""
+
     object: Literal["list"] = "list"
     data: list[EmotionCard]
     circuits: list[CircuitCard]
     methods: list[Method]
     reading: ReadingCard | None = None
+    phases: list[Phase] = []
 
 
 class CircuitList(BaseModel):
@@ -140,7 +145,8 @@ async def list_emotions(request: Request) -> EmotionList:
     ]
     circuits = [CircuitCard.of(served) for served in catalogue.circuits.values()]
     reading = ReadingCard(**catalogue.reading.body()) if catalogue.reading is not None else None
-    return EmotionList(data=cards, circuits=circuits, methods=list(catalogue.methods), reading=reading)
+    phases = [phase for phase in PHASES if phase not in catalogue.unmarked]
+    return EmotionList(data=cards, circuits=circuits, methods=list(catalogue.methods), reading=reading, phases=phases)
 
 
 async def list_circuits(request: Request) -> Response | CircuitList:

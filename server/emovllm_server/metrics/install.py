@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emovllm import __version__
-from emovllm.catalogue import Served
+from emovllm.applied import Served
 from emovllm.readout import Reading
 from emovllm_server.metrics.collectors import circuit_info, metrics
 from emovllm_server.metrics.requests import watch

@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 
-from emovllm.catalogue import Applied, Catalogue, Served
+from emovllm.applied import Applied, Served
+from emovllm.catalogue import Catalogue
 from emovllm.engine.requests import current
 from emovllm.spec import CircuitSpec, EmotionSpec
 from emovllm_server.api.middleware import EmotionMiddleware

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from emovllm import __version__
-from emovllm.catalogue import Served
+from emovllm.applied import Served
 from emovllm.emotion import Wire
 from emovllm.engine import transport
 from emovllm.readout import Reading
