@@ -30,8 +30,10 @@ class Oracle:
         self._known: dict[str, Reply] = {}
         self._probes = load_probe(circuit) if (circuit / PROBE).is_file() else None
         self.probe = self._probes.at() if self._probes is not None else None
-        # Of engines that know where a reply's phases begin and end; and how many tokens they verify at once.
+        # Of engines that know where a reply's phases begin and end: over their tokens, and the phases that a prompt
+        # leaves open. And how many tokens they verify at once.
         self.automaton: Automaton | None = None
+        self.opening: Callable[[list[int]], int] = lambda prompt: 0
         self.span = 1
 
     def generate(
@@ -72,7 +74,7 @@ class Oracle:
         """The reply where an emotion's gain depends on what was written and read: a token at a time."""
         prompt, reply, first = ask.prompt, Reply([], []), len(ask.prompt) - 1
         muted = sum(BITS[phase] for phase in emotion.muted)
-        within = BITS["thinking"] & muted
+        within = self.opening(ask.prompt)
         gains = [1.0]
 
         def steered() -> bool:
