@@ -78,6 +78,12 @@ class Automaton:
             states.append(state)
         return states
 
+    def count(self, within: int, muted: int, tokens: Sequence[int]) -> int:
+        """How many of a reply's tokens belong to a phase that is spared, by the bits of `within` and `muted`."""
+        start = self.start(within)
+        states = [start, *self.advance(start, tokens[:-1])] if tokens else []
+        return int(np.count_nonzero(self.spared[states] & muted)) if states else 0
+
     def _state(self, prefix: int, within: int, opening: bool) -> int:
         return (prefix * (_ALL + 1) + within) * 2 + opening
 

@@ -100,6 +100,15 @@ def test_tokens_that_do_alike_share_a_column() -> None:
     assert many.table.shape == AUTOMATON.table.shape
 
 
+def test_the_tokens_of_a_reply_that_are_spared_are_counted() -> None:
+    tokens = [PIECES.index(piece) for piece in ("x", "</th", "ink>", "hello", "<tool_call>", "x", "y")]
+    # Thinking up to its end marker; what may be a call after it; the call.
+    assert AUTOMATON.count(THINKING, THINKING, tokens) == 3
+    assert AUTOMATON.count(THINKING, TOOLS, tokens) == 1 + 1 + 2
+    assert AUTOMATON.count(THINKING, THINKING | TOOLS, tokens) == 3 + 1 + 2
+    assert AUTOMATON.count(0, TOOLS, []) == 0
+
+
 def test_an_empty_marker_is_refused() -> None:
     with pytest.raises(ValueError, match="a marker is empty"):
         Automaton(PIECES, {"tools": Markers(("",))})

@@ -52,7 +52,9 @@ def text_of() -> Text:
 
 @pytest.fixture(scope="module")
 def mixed(text_of: Text) -> list[Ask]:
-    return reading(mixed_batch(text_of))
+    in_time = [{"emotion_target": {"level": 0.9, "rate": 2.0}}, {"emotion_scope": "prompt_tail:5"}]
+    changing = [Ask(text_of(80, 40), {"emotion": "fear", **fields}) for fields in in_time]
+    return reading(mixed_batch(text_of) + changing)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,7 @@ def test_drafts_by_ngrams_equal_the_oracle(runner: Runner, oracle: Oracle, mixed
     repeating = [Ask((ask.prompt * 8)[:40], ask.fields) for ask in mixed]
     speculation = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
     engine = runner.start(compiled=False, speculative_config=speculation)
+    oracle.span = 4
     replies = engine.generate(repeating, 24)
     accepted = engine.metric("vllm:spec_decode_num_accepted_tokens")
     assert 0 < accepted < engine.metric("vllm:spec_decode_num_draft_tokens")

@@ -46,6 +46,13 @@ class Metrics:
             ("emotion", "finish_reason"),
             registry=registry,
         )
+        self.spared = Counter(
+            "emovllm_spared_tokens",
+            "Tokens of requests that ended which were not steered, though their request has an emotion: of its "
+            "thinking and its tool calls.",
+            ("emotion",),
+            registry=registry,
+        )
         self.running = Gauge(
             "emovllm_running_requests",
             "Requests accepted and not ended, those that wait included.",
@@ -126,7 +133,7 @@ class Metrics:
             self._expect(emotion)
 
     def _expect(self, emotion: str) -> None:
-        for collector in (self.running, self.ttft, self.tpot, self.e2e):
+        for collector in (self.running, self.spared, self.ttft, self.tpot, self.e2e):
             collector.labels(emotion)
         for reason in FINISH_REASONS:
             self.requests.labels(emotion, reason)

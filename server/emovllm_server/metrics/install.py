@@ -7,6 +7,7 @@ from typing import Any
 
 from emovllm import __version__
 from emovllm.applied import Served
+from emovllm.engine.markers import automaton_of
 from emovllm.readout import Reading
 from emovllm_server.metrics.collectors import circuit_info, metrics
 from emovllm_server.metrics.requests import watch
@@ -27,4 +28,4 @@ def install(engine_client: Any, circuits: Mapping[str, Served], reading: Reading
     for name, served in circuits.items():
         circuit_info(name, served.digest, served.spec)
     if engine_client is not None:
-        watch(engine_client.log_stats)
+        watch(engine_client.log_stats, automaton_of(engine_client.vllm_config))

@@ -13,6 +13,7 @@ from typing import Any
 from emovllm.emotion import Wire
 from emovllm.engine.patching import patches
 from emovllm.engine.transport import reply_readout
+from emovllm.phases import Automaton
 from emovllm_server.metrics.collectors import metrics
 
 
@@ -20,17 +21,22 @@ from emovllm_server.metrics.collectors import metrics
 class _Request:
     state: Any  # vLLM's RequestState
     emotion: str
+    wire: Wire | None
     arrival: float  # seconds since the epoch
 
 
+# Over the engine's tokens, where its replies may be spared in part.
+_automaton: Automaton | None = None
 # This process's requests that have not ended, by vLLM's internal id; each of n choices has one.
 _running: dict[str, _Request] = {}
 
 
-def watch(log_stats: bool) -> None:
-    """Wraps vLLM's `OutputProcessor`. Idempotent."""
+def watch(log_stats: bool, automaton: Automaton | None = None) -> None:
+    """Wraps vLLM's `OutputProcessor`. Idempotent. automaton: over the engine's tokens, if it knows phases."""
     from vllm.logger import init_logger
 
+    global _automaton
+    _automaton = automaton
     for patch in (count_start, count_aborts, count_end):
         patch.install()
     if not log_stats:
@@ -48,8 +54,8 @@ def count_start(add_request: Callable[..., Any], self: Any, request: Any, *args:
         # The last message of a resumable session, whose engine had ended before.
         _end(request.request_id, "stop")
     elif request.request_id not in _running and request.sampling_params is not None:
-        emotion = metrics().started(Wire.of(request.sampling_params))
-        _running[request.request_id] = _Request(state, emotion, request.arrival_time)
+        wire = Wire.of(request.sampling_params)
+        _running[request.request_id] = _Request(state, metrics().started(wire), wire, request.arrival_time)
     return result
 
 
@@ -86,6 +92,10 @@ def _end(request_id: str, reason: str) -> None:
         tokens = stats.num_generation_tokens
         metrics().timed(request.emotion, stats.first_token_latency, stats.last_token_ts - stats.first_token_ts, tokens)
     metrics().ended(request.emotion, reason, tokens, time.time() - request.arrival)
+    wire = request.wire
+    if wire is not None and wire.muted and _automaton is not None:
+        written = request.state.detokenizer.output_token_ids
+        metrics().spared.labels(request.emotion).inc(_automaton.count(wire.within, wire.muted, written))
     # A reply that was given up is none that anybody got whole.
     if reason != "abort" and (readout := reply_readout(request.state)) is not None:
         metrics().read(request.emotion, readout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from copy import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from emovllm import __version__
 from emovllm.applied import Served
 from emovllm.emotion import Wire
 from emovllm.engine import transport
+from emovllm.phases import BITS, Automaton, Markers
 from emovllm.readout import Reading
 from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
 from emovllm_server.metrics import collectors, requests
@@ -81,7 +83,8 @@ class Engine:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        wire = Wire(DIGEST, weights or {}, "generation", reading=READING if reads else None)
+        changes = fields.pop("wire", {})
+        wire = Wire(DIGEST, weights or {}, "generation", reading=READING if reads else None, **changes)
         params = SamplingParams(detokenize=False, extra_args={"emovllm": wire} if weights or reads else None)
         given: dict[str, Any] = {"sampling_params": params, "pooling_params": None, "external_req_id": name, **fields}
         return EngineCoreRequest(
@@ -135,6 +138,22 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     transport.taking.install()
     yield Engine()
     assert requests._running == {}
+
+
+def test_tokens_that_are_spared_are_counted(counted: Counted, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = ["a", "b", "c", "</think>", "d", "e"]
+    monkeypatch.setattr(requests, "_automaton", Automaton(pieces, {"thinking": Markers((), ("</think>",))}))
+    thinks = {"muted": BITS["thinking"], "within": BITS["thinking"]}
+    engine.add("thinks", {"anger": 1.0}, wire=thinks)
+    engine.add("answers", {"anger": 1.0}, wire={**thinks, "within": 0})
+    engine.add("steered", {"fear": 1.0})
+    engine.add("gone", {"anger": 1.0}, wire=thinks)
+    counted.deltas()
+    # Each token is number 5, which ends nothing.
+    engine.step(10.0, ("thinks", 3, None), ("answers", 3, None), ("steered", 3, None), ("gone", 2, None))
+    engine.step(10.5, ("thinks", 1, "stop"), ("answers", 1, "stop"), ("steered", 1, "stop"))
+    engine.processor.abort_requests(["gone"], internal=True)
+    assert {key[1]: value for key, value in counted.deltas().items() if key[0] == "spared_tokens_total"} == {"anger": 6}
 
 
 def test_requests_and_tokens_are_counted_by_emotion_and_finish_reason(counted: Counted, engine: Engine) -> None:
@@ -348,6 +367,7 @@ def test_circuits_and_versions_are_told(counted: Counted, engine: Engine) -> Non
 
     class Client:
         log_stats = True
+        vllm_config = SimpleNamespace(additional_config={})
 
     install(Client(), {"first": Served("first", SPEC, DIGEST, frozenset(), 0)})
     install(None, {})
