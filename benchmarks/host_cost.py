@@ -12,22 +12,35 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from emovllm.emotion import Wire
+from emovllm.emotion import Target, Wire
 from emovllm.engine.coefficients import Coefficients
+from emovllm.engine.gains import Gains, Inputs, Reads
+from emovllm.phases import BITS, Automaton, Markers
+from emovllm.schedule import Schedule
 
 NAMES = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 PROMPT = 512
+VOCABULARY = 1000
+LABELS = 7
 
 
 class Steps:
-    """A batch of `requests`, all but the plain ones steered, past its prompts."""
+    """A batch of `requests`, all but the plain ones steered, past its prompts. in_time: what changes in their time."""
 
-    def __init__(self, requests: int, steered: bool = True) -> None:
-        self.coefficients = Coefficients(len(NAMES), 8192, torch.device("cpu"), max_requests=requests)
+    def __init__(self, requests: int, steered: bool = True, **in_time: Any) -> None:
+        device = torch.device("cpu")
+        pieces = [f"word{number}" for number in range(VOCABULARY)]
+        automaton = Automaton(pieces, {"thinking": Markers(("<think>",), ("</think>",))})
+        gains = Gains(requests, device, automaton=automaton, reads=Reads(LABELS, 8192))
+        self.coefficients = Coefficients(len(NAMES), 8192, device, max_requests=requests, gains=gains)
+        self.in_time = in_time
+        self.inputs = Inputs(torch.ones(8192, dtype=torch.int64), torch.full((8192,), PROMPT))
+        self.read = torch.zeros(8192, LABELS)
         self.coefficients.place("circuit", NAMES, 0)
         self.req_ids = [f"request-{number}" for number in range(requests)]
         self.scheduled = np.ones(requests, np.int32)
@@ -40,13 +53,15 @@ class Steps:
 
     def join(self, req_id: str) -> None:
         weights = {NAMES[self.number % 6]: 0.5, NAMES[(self.number + 1) % 6]: 0.25}
-        wire = Wire("circuit", weights, "generation") if self.steered else None
+        wire = Wire("circuit", weights, "generation", **self.in_time) if self.steered else None
         self.coefficients.join(req_id, wire, PROMPT)
 
     def decode(self) -> None:
         """One more token for each request."""
         self.computed += 1
-        self.coefficients.update(self.req_ids, self.scheduled, self.computed)
+        self.inputs.positions[: self.number] += 1
+        self.coefficients.update(self.req_ids, self.scheduled, self.computed, inputs=self.inputs)
+        self.coefficients.gains.take(self.read)
 
     def change(self) -> None:
         """The first request ends, and another joins, whose prompt is computed in this step."""
@@ -55,7 +70,7 @@ class Steps:
         self.req_ids = [*self.req_ids[1:], f"request-{self.number}"]
         self.join(self.req_ids[-1])
         self.scheduled[-1], self.computed[-1] = PROMPT, 0
-        self.coefficients.update(self.req_ids, self.scheduled, self.computed)
+        self.coefficients.update(self.req_ids, self.scheduled, self.computed, inputs=self.inputs)
         self.scheduled[-1], self.computed[-1] = 1, PROMPT
 
 
@@ -74,6 +89,9 @@ def measure(requests: int) -> dict[str, float]:
         "no request is steered": microseconds(Steps(requests, steered=False).decode),
         "all are steered, steady decode": microseconds(Steps(requests).decode),
         "all are steered, one leaves and one joins": microseconds(Steps(requests).change),
+        "all have a schedule": microseconds(Steps(requests, schedule=Schedule(hold=20, half_life=40)).decode),
+        "all spare their thinking": microseconds(Steps(requests, muted=BITS["thinking"]).decode),
+        "all have a target": microseconds(Steps(requests, target=Target(0.6, 0.5, (1,), 2.0)).decode),
     }
 
 

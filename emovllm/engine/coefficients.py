@@ -9,14 +9,14 @@ recomputation after preemption and speculative decoding all give the same result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from emovllm.emotion import Wire
-from emovllm.engine.gains import Gains, Inputs
+from emovllm.engine.gains import FAR, Gains, Inputs
 from emovllm.engine.staging import Staging
 from emovllm.schedule import Schedule
 
@@ -94,7 +94,7 @@ class Coefficients:
         self._values = np.zeros((0, columns), np.float32)
         # Those of the batch's steered requests that have a schedule, each with their places among them.
         self._scheduled: list[tuple[Schedule, np.ndarray]] = []
-        self._gained: list[int] = []  # those whose gain depends on what is written or read
+        self._gained = False  # whether the gain of any depends on what is written or read
         self._decoding = False
         # Why no emotion can be applied any more, if so.
         self.broken: str | None = None
@@ -223,25 +223,26 @@ class Coefficients:
         Args: int [tokens]: its position in its request; which of the batch's steered requests that is.
         Returns: float32 [tokens]; and bool [tokens], whether the device has to multiply it by a gain.
         """
-        unknown = np.zeros(len(which), bool)
         shares = np.ones(len(which), np.float32)
         in_reply = positions - (self._prompt[self._batch_slots] - 1)[which]
         for schedule, requests in self._scheduled:
             (tokens,) = np.nonzero(np.isin(which, requests))
             shares[tokens] = schedule.shares(in_reply[tokens])
-        for request in self._gained:
-            (tokens,) = np.nonzero(which == request)
-            slot = int(self._batch_slots[request])
-            known = positions[tokens] < self.gains.until(slot)
-            shares[tokens[known]] *= self.gains.known(slot, positions[tokens[known]])
-            unknown[tokens] = ~known
+        until = self.gains.until[self._batch_slots[which]]
+        unknown = positions >= until
+        for slot, tokens in self._known(which, (until < FAR) & ~unknown):
+            shares[tokens] *= self.gains.known(slot, positions[tokens])
         return shares, unknown
+
+    def _known(self, which: np.ndarray, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The slots of the requests that some injected tokens are of, each with its own; tokens: bool [n]."""
+        for request in np.unique(which[tokens]).tolist():
+            yield int(self._batch_slots[request]), np.flatnonzero(tokens & (which == request))
 
     def _calm(self, values: np.ndarray, positions: np.ndarray, which: np.ndarray, known: np.ndarray) -> None:
         """Adds what guards add, where the host knows it."""
-        for request in self._gained:
-            (tokens,) = np.nonzero((which == request) & known)
-            values[tokens] += self.gains.calmed(int(self._batch_slots[request]), positions[tokens])
+        for slot, tokens in self._known(which, known & (self.gains.until[self._batch_slots[which]] < FAR)):
+            values[tokens] += self.gains.calmed(slot, positions[tokens])
 
     def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)
@@ -256,7 +257,7 @@ class Coefficients:
                 by_schedule.setdefault(schedule, []).append(place)
         # Most have one of a few: so many are computed at once.
         self._scheduled = [(schedule, np.array(places)) for schedule, places in by_schedule.items()]
-        self._gained = [place for place, slot in enumerate(self._batch_slots.tolist()) if slot in self.gains]
+        self._gained = bool((self.gains.until[self._batch_slots] < FAR).any())
         weights = self._weights[self._batch_slots]
         self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
         emotions = self._capacity

@@ -20,6 +20,9 @@ from torch import Tensor
 from emovllm.emotion import Wire
 from emovllm.phases import Automaton
 
+# Beyond any position.
+FAR = np.iinfo(np.int64).max
+
 
 class Inputs(NamedTuple):
     """What the next forward computes, on the device: each token's number and its position in its request, int
@@ -104,9 +107,10 @@ class Gains:
             self._targets = self._zeros((slots, 3))
             self._labels = self._zeros((slots, reads.labels))
             self._read = self._zeros((slots, reads.tokens))
-        self._slots = slots
         self._known: dict[int, _Known] = {}
-        self._targeted: set[int] = set()
+        # By slot: the position from which on the device alone knows a request's gains; whether it has a target.
+        self.until = np.full(slots, FAR)
+        self._targeted = np.zeros(slots, bool)
         self._noted: tuple[Tensor, Tensor, Tensor] | None = None
 
     def guard(self, calms: Sequence[Calm], columns: int) -> None:
@@ -120,14 +124,12 @@ class Gains:
         self._guarded = torch.tensor([calm.label for calm in calms], device=self._device)
         self._bounds = torch.tensor([calm.bound for calm in calms], device=self._device)
         self._runs = torch.tensor([calm.tokens for calm in calms], device=self._device)
-        self._counts = self._zeros((self._slots, self._ring, len(calms)), torch.int64)
-        self._watched = self._zeros((self._slots, self._reading.tokens, len(calms)))
+        slots = len(self.until)
+        self._counts = self._zeros((slots, self._ring, len(calms)), torch.int64)
+        self._watched = self._zeros((slots, self._reading.tokens, len(calms)))
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
-
-    def __contains__(self, slot: int) -> bool:
-        return slot in self._known
 
     @property
     def nbytes(self) -> int:
@@ -149,9 +151,8 @@ class Gains:
             self._states[slot] = self._latest(states, prompt_len - 1)
         self._muted[slot] = wire.muted
         gains = np.ones(len(replied) + 1, np.float32)
-        self._targeted.discard(slot)
+        self._targeted[slot] = wire.target is not None
         if wire.target is not None:
-            self._targeted.add(slot)
             read = self._read[slot, : len(replied)].cpu().numpy()
             gains = wire.target.gains(read, live, self._span)
             self._labels[slot] = 0
@@ -170,23 +171,20 @@ class Gains:
             calmed = counts >= [calm.tokens for calm in self._calms]
             self._counts[slot] = self._latest(counts, prompt_len - 1)
         self._known[slot] = _Known(prompt_len - 1, gains * live * ~calmed.any(1), calmed)
+        self.until[slot] = prompt_len + len(replied)
 
     def leave(self, slot: int) -> None:
         """Forgets the request in a slot, if there is one."""
         self._known.pop(slot, None)
-        self._targeted.discard(slot)
+        self.until[slot], self._targeted[slot] = FAR, False
 
     def grow(self) -> None:
         """Twice the slots."""
-        self._slots *= 2
+        self.until = np.concatenate([self.until, np.full_like(self.until, FAR)])
+        self._targeted = np.concatenate([self._targeted, np.zeros_like(self._targeted)])
         for name in ("_states", "_muted", "_gains", "_first", "_targets", "_labels", "_read", "_counts", "_watched"):
             if (old := getattr(self, name, None)) is not None:
                 setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
-
-    def until(self, slot: int) -> int:
-        """The position from which on the device alone knows a request's gains."""
-        known = self._known[slot]
-        return known.first + len(known.gains)
 
     def known(self, slot: int, positions: np.ndarray) -> np.ndarray:
         """The gains at positions before `until`; what lies before the reply is as its first token. int [n] to float32
@@ -203,7 +201,7 @@ class Gains:
 
     def note(self, rows: np.ndarray, slots: np.ndarray, inputs: Inputs) -> None:
         """The rows of the next forward whose read-outs will count, of targets and guards. rows, slots: int [n]."""
-        targeted = np.ones(len(slots), bool) if self._calms else np.isin(slots, list(self._targeted))
+        targeted = self.until[slots] < FAR if self._calms else self._targeted[slots]
         self._noted = None
         if targeted.any():
             at = self._moved(rows[targeted])
@@ -215,7 +213,7 @@ class Gains:
         if noted is not None:
             rows, slots, positions = noted
             read, places = logits[rows].softmax(-1), positions - self._first[slots]
-            if self._targeted:
+            if self._targeted.any():
                 self._read[slots, places] = (read * self._labels[slots]).sum(-1)
             if self._calms:
                 self._watched[slots, places] = read[:, self._guarded]
@@ -249,7 +247,7 @@ class Gains:
             states = self._table[self._states[slots, before], classes]
             self._states[slots, here] = states
             live = (self._spared[states] & self._muted[slots]) == 0
-        if self._reading is None or not self._targeted:
+        if self._reading is None or not self._targeted.any():
             return torch.ones_like(slots, dtype=torch.float32) if live is None else live.float()
         old = self._gains[slots, before]
         level, rate, cap = self._targets[slots].unbind(1)

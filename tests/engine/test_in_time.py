@@ -120,9 +120,8 @@ def asks() -> list[Ask]:
 
 
 def check(engine: Engine, oracle: Oracle, asks: list[Ask], span: int = 1) -> None:
-    oracle.span = span
     replies = engine.generate(asks, TOKENS)
-    assert_same(replies, oracle.generate(asks, TOKENS, replies))
+    assert_same(replies, oracle.generate(asks, TOKENS, replies, span=span))
 
 
 def test_what_changes_in_time_moves_the_oracle(oracle: Oracle, asks: list[Ask]) -> None:

@@ -203,8 +203,7 @@ def test_drafts_by_ngrams_equal_the_oracle(runner: Runner, oracle: Oracle, mixed
     repeating = [Ask((ask.prompt * 8)[:40], ask.fields) for ask in mixed]
     speculation = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
     engine = runner.start(compiled=False, speculative_config=speculation)
-    oracle.span = 4
     replies = engine.generate(repeating, 24)
     accepted = engine.metric("vllm:spec_decode_num_accepted_tokens")
     assert 0 < accepted < engine.metric("vllm:spec_decode_num_draft_tokens")
-    assert_same(replies, oracle.generate(repeating, 24, replies))
+    assert_same(replies, oracle.generate(repeating, 24, replies, span=4))

@@ -31,20 +31,27 @@ class Oracle:
         self._probes = load_probe(circuit) if (circuit / PROBE).is_file() else None
         self.probe = self._probes.at() if self._probes is not None else None
         # Of engines that know where a reply's phases begin and end: over their tokens, and the phases that a prompt
-        # leaves open. And how many tokens they verify at once.
+        # leaves open.
         self.automaton: Automaton | None = None
         self.opening: Callable[[list[int]], int] = lambda prompt: 0
-        self.span = 1
+        self._span = 1
 
     def generate(
-        self, asks: list[Ask], max_tokens: int, drafts: list[Reply] | None = None, layer: int | None = None
+        self,
+        asks: list[Ask],
+        max_tokens: int,
+        drafts: list[Reply] | None = None,
+        layer: int | None = None,
+        span: int = 1,
     ) -> list[Reply]:
         """Greedy replies.
 
         Args:
             drafts: what they are expected to be, which spares forwards where it is right.
             layer: that is read after; the probe's best by default.
+            span: how many tokens of a request the engine verifies at once.
         """
+        self._span = span
         if layer is not None:
             assert self._probes is not None
             self.probe = self._probes.at(layer)
@@ -52,7 +59,7 @@ class Oracle:
         return [self._one(ask, max_tokens, guess) for ask, guess in zip(asks, guesses, strict=True)]
 
     def _one(self, ask: Ask, max_tokens: int, guess: list[int]) -> Reply:
-        key = f"{ask} {max_tokens} {self.probe and self.probe.layer} {self.span}"
+        key = f"{ask} {max_tokens} {self.probe and self.probe.layer} {self._span}"
         if key not in self._known:
             emotion = resolve(ask.fields, self.circuit.spec, METHODS)
             if emotion is not None and (emotion.muted or emotion.target is not None):
@@ -88,9 +95,9 @@ class Oracle:
             if place < 0 or not steered():
                 gains.extend(gains[-1:] * (place + 1 - len(gains)))
                 return 0.0 if place >= 0 else 1.0
-            if emotion.target is not None and place >= self.span and len(gains) <= place:
+            if emotion.target is not None and place >= self._span and len(gains) <= place:
                 assert self.probe is not None
-                chances = torch.tensor(reply.read[place - self.span]).softmax(-1)
+                chances = torch.tensor(reply.read[place - self._span]).softmax(-1)
                 read = sum(float(chances[self.probe.labels.index(name)]) for name, _ in emotion.weights)
                 moved = gains[-1] + emotion.target.rate * (emotion.target.level - read)
                 gains.append(min(max(moved, 0.0), emotion.target.cap))
