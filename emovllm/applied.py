@@ -12,6 +12,7 @@ from emovllm.circuit import Circuit
 from emovllm.emotion import Emotion, Method, Target, Wire
 from emovllm.fields import Mute
 from emovllm.fingerprint import site_key
+from emovllm.instructions import Instruction
 from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec
 
@@ -52,30 +53,39 @@ class Applied(NamedTuple):
     target: Target | None = None
     mute: tuple[Mute, ...] = ()
     plain: bool = False
+    start: int | None = None
+    instruction: Instruction | None = None
 
     def body(self) -> dict[str, Any]:
         """For the response: `mix` and `strength` as asked, 1.0 being the recommendation, and what they apply to."""
         circuit = {"name": self.served.name, "digest": self.served.digest}
         told = {"mix": dict(self.mix), "strength": self.strength, "scope": self.scope, "circuit": circuit}
-        if self.schedule is not None:
-            told["schedule"] = self.schedule.body()
-        if self.target is not None:
-            told["target"] = self.target.body()
-        told |= ({"mute": list(self.mute)} if self.mute else {}) | ({"steered": False} if self.plain else {})
-        return told if self.method == "circuit" else {**told, "method": self.method}
+        return told | self._further()
 
     def header(self) -> str:
         """The same in a line: `anger=0.7, fear=0.3; strength=1; scope=generation; circuit=default/451b4aea3bfa`."""
         mix = ", ".join(f"{name}={weight:g}" for name, weight in self.mix.items())
         circuit = f"{self.served.name}/{self.served.digest[:12]}"
-        method = "" if self.method == "circuit" else f"; method={self.method}"
-        schedule = "" if self.schedule is None else f"; schedule={json.dumps(self.schedule.body())}"
-        target = "" if self.target is None else f"; target={self.target.level:g}"
-        mute = (f"; mute={','.join(self.mute)}" if self.mute else "") + ("; steered=no" if self.plain else "")
-        return (
-            f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{schedule}{target}{method}{mute}"
-        )
+        told = "".join(f"; {name}={_in_line(value)}" for name, value in self._further().items())
+        return f"{mix}; strength={self.strength:g}; scope={self.scope}; circuit={circuit}{told}"
+
+    def _further(self) -> dict[str, Any]:
+        """What not every reply tells."""
+        further = {
+            "schedule": self.schedule.body() if self.schedule is not None else None,
+            "target": self.target.body() if self.target is not None else None,
+            "mute": list(self.mute) or None,
+            "steered": False if self.plain else None,
+            "from": self.start,
+            "prompt": self.instruction.style if self.instruction is not None else None,
+            "method": self.method if self.method != "circuit" else None,
+        }
+        return {name: value for name, value in further.items() if value is not None}
 
     def wire(self) -> Wire | None:
         """For engine and workers."""
         return self.emotion.wire(self.served.digest) if self.emotion is not None else None
+
+
+def _in_line(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

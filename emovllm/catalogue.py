@@ -16,12 +16,14 @@ from emovllm.applied import Applied, Served
 from emovllm.circuit import Circuit
 from emovllm.emotion import Method, Target
 from emovllm.errors import EmotionError
-from emovllm.fields import Options, over_reply, short
+from emovllm.fields import Options, over_reply
+from emovllm.instructions import instruct
 from emovllm.phases import Phase
 from emovllm.policy import Policy
 from emovllm.readout import Detail, Reading
 from emovllm.sparing import FREE, NO_PARSERS, Form, spare
 from emovllm.spec import CircuitSpec, EmotionSpec
+from emovllm.values import short
 
 _NOTHING_READ = (
     "this server reads nothing: start it with --readout, where the circuit's folder holds a probe, or with --probe DIR"
@@ -96,9 +98,20 @@ class Catalogue:
         self._within_limits(options)
         if emotion is not None and emotion.target is not None:
             emotion = replace(emotion, target=self._followed(emotion.target, options))
-        in_time = options.emotion_schedule, options.emotion_target, tuple(options.emotion_mute or ()), plain
-        injected = None if plain else emotion
-        return Applied(served, mix, options.strength, injected, scope, options.method, *in_time)
+        return Applied(
+            served,
+            mix,
+            options.strength,
+            None if plain else emotion,
+            scope,
+            options.method,
+            schedule=options.emotion_schedule,
+            target=options.emotion_target,
+            mute=tuple(options.emotion_mute or ()),
+            plain=plain,
+            start=options.emotion_from,
+            instruction=instruct(options, served.spec),
+        )
 
     def _scheduled(self, options: Options, circuit: CircuitSpec) -> Options:
         """With the operator's schedule, where there is none and it applies. Raises: EmotionError where one cannot be

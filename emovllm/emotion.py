@@ -90,7 +90,8 @@ class Emotion:
 
     `weights` are the lambdas of method section 8, (emotion, lambda) sorted by name, none of them 0. With the method
     `steering`, the baseline that evaluations compare with, they count in `emovllm.baseline.RATIO`. `muted` are the
-    phases of the reply that are spared.
+    phases of the reply that are spared. `start` is where the prompt ends that the scope counts from, where that is not
+    vLLM's: `emotion_from`, negative from the end.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -99,11 +100,14 @@ class Emotion:
     schedule: Schedule | None = None
     muted: tuple[Phase, ...] = ()
     target: Target | None = None
+    start: int | None = None
 
     def wire(self, circuit_digest: str) -> Wire:
         muted = sum(BITS[phase] for phase in self.muted)
         weights = dict(self.weights)
-        return Wire(circuit_digest, weights, self.scope, self.method, None, None, self.schedule, muted, 0, self.target)
+        return Wire(
+            circuit_digest, weights, self.scope, self.method, self.start, None, self.schedule, muted, 0, self.target
+        )
 
 
 class Wire(NamedTuple):
@@ -111,9 +115,10 @@ class Wire(NamedTuple):
     has crossed to another process.
 
     circuit: its digest. prompt_len: of the request's prompt, where that is shorter than vLLM's for it: each step of a
-    beam is a request whose prompt holds generated tokens. reading: what is read for the request, if it asked. muted:
-    the bits of the phases that are spared (`emovllm.phases`); within: of those that the prompt leaves open. calm:
-    whether the engine's guards may calm it.
+    beam is a request whose prompt holds generated tokens, and a prompt may hold a reply that is to be scored
+    (`emotion_from`; negative from its end until the prompt is known). reading: what is read for the request, if it
+    asked. muted: the bits of the phases that are spared (`emovllm.phases`); within: of those that the prompt leaves
+    open. calm: whether the engine's guards may calm it.
     """
 
     circuit: str

@@ -7,31 +7,23 @@ the server, the engine and offline callers share it.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, WithJsonSchema
 
-from emovllm.emotion import ANSWER, MAX_TAIL, METHODS, NONE, SCOPES, TAIL, Emotion, Method, Target
+from emovllm.emotion import ANSWER, NONE, Emotion, Method, Target
 from emovllm.errors import EmotionError
 from emovllm.phases import Phase
-from emovllm.readout import DETAILS, Detail
+from emovllm.readout import Detail
 from emovllm.schedule import Schedule
 from emovllm.spec import CircuitSpec
+from emovllm.styles import PromptStyle
+from emovllm.values import READERS, SCOPE, Mute, short
 
-# What of a reply can be spared.
-Mute = Literal["tools", "guided"]
-MUTES: tuple[Mute, ...] = get_args(Mute)
 # The largest strength of steering, whose 1.0 is the paper's: beyond, a model only stammers.
 MAX_STEERING = 4.0
-# How fast a strength follows what is read, by token.
-DEFAULT_RATE = 0.5
-MAX_RATE = 100.0
-
-_SCOPE = rf"^(?:{'|'.join(SCOPES)}|{ANSWER}|{TAIL}[1-9][0-9]{{0,2}})$"
 _NUMBERS = {"type": "object", "additionalProperties": {"type": "number"}}
 _SCHEDULE = {
     "anyOf": [
@@ -64,7 +56,7 @@ class Options:
     ] = None
     emotion_scope: Annotated[
         str | None,
-        WithJsonSchema({"anyOf": [{"type": "string", "pattern": _SCOPE}, {"type": "null"}]}),
+        WithJsonSchema({"anyOf": [{"type": "string", "pattern": SCOPE}, {"type": "null"}]}),
         Field(
             description="What is steered: the prompt's last token and the reply (`generation`), the former alone "
             "(`prompt_last`), all of both (`all`), the reply but for its thinking (`answer`), or the prompt's last N "
@@ -102,6 +94,22 @@ class Options:
             examples=[0.6, {"level": 0.6, "rate": 0.5}],
         ),
     ] = None
+    emotion_from: Annotated[
+        int | None,
+        Field(
+            description="How many tokens of the prompt are its context: the others are scored and steered as a reply "
+            "to them would be. Negative counts from the end: -5 has the last five for the reply.",
+            examples=[24, -5],
+        ),
+    ] = None
+    emotion_prompt: Annotated[
+        bool | PromptStyle | None,
+        Field(
+            description="Puts the emotion's instruction into the system turn too: of the style that the circuit was "
+            "discovered with (`true`), or of another. Of chats and responses.",
+            examples=[True, "paper"],
+        ),
+    ] = None
     emotion_readout: Annotated[
         Detail | None,
         Field(
@@ -126,7 +134,7 @@ class Options:
                     raise EmotionError(name, f"{name} needs `emotion`: {accepted()}")
                 raise EmotionError(name, f"{name} has no meaning with emotion {NONE!r}")
             given.pop("emotion", None)
-        read = {name: _READERS[name](value, accepted) for name, value in given.items()}
+        read = {name: READERS[name](value, accepted) for name, value in given.items()}
         return cls(**({"emotion": emotion} | read))
 
     @property
@@ -171,7 +179,23 @@ class Options:
         if "tools" in (self.emotion_mute or ()):
             muted += ("tools",)
         target = self._target(lambdas, circuit)
-        return Emotion(weights, scope, self.method, self.emotion_schedule, muted, target) if weights else None
+        self._check_from(scope, bool(muted))
+        start = self.emotion_from
+        return Emotion(weights, scope, self.method, self.emotion_schedule, muted, target, start) if weights else None
+
+    def _check_from(self, scope: str, muted: bool) -> None:
+        """Raises: EmotionError where the rest of a prompt cannot be steered as the reply that it stands for would."""
+        if self.emotion_from is None:
+            return
+        if scope == "all":
+            message = "emotion_from has no meaning with the scope all, which begins at the prompt's first token"
+        elif muted:
+            message = "emotion_from cannot be combined with emotion_mute or the scope answer: the prompt is not parsed"
+        elif self.emotion_target is not None:
+            message = "emotion_from cannot be combined with emotion_target, which follows what is read token by token"
+        else:
+            return
+        raise EmotionError("emotion_from", message)
 
     def _target(self, lambdas: Mapping[str, float], circuit: CircuitSpec) -> Target | None:
         """With the gain at which an emotion is at its maximum. Raises: EmotionError."""
@@ -225,92 +249,5 @@ def resolve(
     return Options.read(fields, lambda: accepted_by(circuit)).of(circuit, methods)
 
 
-def _read_weights(emotion: Any, accepted: Callable[[], str]) -> dict[str, float]:
-    if isinstance(emotion, str):
-        return {emotion: 1.0}
-    if not isinstance(emotion, Mapping):
-        message = f"emotion must be a name or an object of weights, got {short(emotion)}; {accepted()}"
-        raise EmotionError("emotion", message)
-    if not emotion:
-        raise EmotionError("emotion", f"emotion is empty; {accepted()}")
-    return {name: _read_weight(name, weight) for name, weight in emotion.items()}
-
-
-def _read_weight(name: Any, weight: Any) -> float:
-    return _read_number("emotion", weight, f'a finite number for each emotion, such as {{"{str(name)[:60]}": 0.5}}')
-
-
-def _read_number(parameter: str, value: Any, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise EmotionError(parameter, f"{parameter} must be {expected}, got {short(value)}")
-    return number
-
-
-def _read_choice(parameter: str, value: Any, choices: Sequence[str]) -> Any:
-    if value not in choices:
-        raise EmotionError(parameter, f"{parameter} must be one of {', '.join(choices)}, got {short(value)}")
-    return value
-
-
-def _read_scope(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(_SCOPE, value):
-        choices = ", ".join((*SCOPES, ANSWER, f"{TAIL}N"))
-        raise EmotionError("emotion_scope", f"emotion_scope must be one of {choices}, got {short(value)}")
-    if value.startswith(TAIL) and int(value.removeprefix(TAIL)) > MAX_TAIL:
-        raise EmotionError("emotion_scope", f"emotion_scope {TAIL}N goes up to {MAX_TAIL} tokens, got {short(value)}")
-    return value
-
-
-def _read_mute(value: Any) -> list[Mute]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise EmotionError("emotion_mute", f'emotion_mute must be a list, such as ["tools"], got {short(value)}')
-    return [_read_choice("emotion_mute", what, MUTES) for what in value]
-
-
-def _read_target(value: Any) -> Target:
-    fields = value if isinstance(value, Mapping) else {"level": value}
-    if "level" not in fields or not fields.keys() <= {"level", "rate"}:
-        message = f'emotion_target must be a number from 0 to 1, or {{"level": 0.6, "rate": {DEFAULT_RATE}}}'
-        raise EmotionError("emotion_target", message)
-    level = _read_number("emotion_target", fields["level"], "a probability from 0 to 1")
-    rate = _read_number("emotion_target", fields.get("rate", DEFAULT_RATE), "a rate above 0")
-    if not 0 <= level <= 1:
-        raise EmotionError("emotion_target", f"emotion_target must be a probability from 0 to 1, got {level:g}")
-    if not 0 < rate <= MAX_RATE:
-        raise EmotionError("emotion_target", f"emotion_target's rate must be above 0 and at most {MAX_RATE:g}")
-    return Target(level, rate)
-
-
-def _read_schedule(value: Any) -> Schedule:
-    try:
-        return Schedule.read(value)
-    except ValueError as error:
-        raise EmotionError("emotion_schedule", f"emotion_schedule {error}") from None
-
-
-_READERS: dict[str, Callable[[Any, Callable[[], str]], Any]] = {
-    "emotion": _read_weights,
-    "emotion_strength": lambda value, _: _read_number("emotion_strength", value, "a finite number, such as 1.0"),
-    "emotion_scope": lambda value, _: _read_scope(value),
-    "emotion_method": lambda value, _: _read_choice("emotion_method", value, METHODS),
-    "emotion_schedule": lambda value, _: _read_schedule(value),
-    "emotion_mute": lambda value, _: _read_mute(value),
-    "emotion_target": lambda value, _: _read_target(value),
-    "emotion_readout": lambda value, _: _read_choice("emotion_readout", value, DETAILS),
-}
-
-
 def accepted_by(circuit: CircuitSpec) -> str:
     return f"this circuit has {', '.join(spec.name for spec in circuit.emotions)}"
-
-
-def short(value: Any) -> str:
-    """A client's value as an error message may repeat it: what it is, and no more than 60 characters of it."""
-    text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else str(value)
-    return repr(text[:60] + "..." if len(text) > 60 else text)

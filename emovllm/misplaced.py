@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emovllm.errors import EmotionError
-from emovllm.fields import FIELDS, short
+from emovllm.fields import FIELDS
+from emovllm.values import short
 
 # Objects that clients put fields into, and that no server takes a field from.
 NESTS = ("extra_body", "custom_params", "metadata")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from emovllm.applied import Applied
 from emovllm.catalogue import Catalogue
 from emovllm.emotion import KEY, NONE, Wire
-from emovllm.engine import transfer
+from emovllm.engine import prompting, scoring, transfer
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
 from emovllm.engine.spared import Beginnings, form_of, keeping_template
@@ -30,7 +30,7 @@ _PLAIN = Wire("", {}, "generation")
 def install() -> None:
     for patch in (with_emotion, with_beam_emotion, with_beams_of_prompt, keeping_prompt, keeping_fields):
         patch.install()
-    for patch in (with_emotion_models, keeping_template, resolving, refusing_unresolved):
+    for patch in (with_emotion_models, keeping_template, resolving, refusing_unresolved, instructing):
         patch.install()
 
 
@@ -42,6 +42,8 @@ class Asked(NamedTuple):
 
     def wire(self, catalogue: Catalogue) -> Wire:
         wire = (self.applied.wire() if self.applied is not None else None) or _PLAIN
+        if self.applied is not None:
+            wire = wire._replace(prompt_len=self.applied.start)
         return wire if self.detail is None else wire._replace(reading=catalogue.reading)
 
     def spared(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class Record:
     refused: Reason | None = None
     detail: Detail | None = None
     readouts: Readouts = field(default_factory=Readouts)
+    instructed: str | None = None  # the style of the instruction that its chats were rendered with
 
 
 # Set around each HTTP request by the server's middleware; the handler runs in a copy of its context.
@@ -99,7 +102,12 @@ def _resolved(request: Any, params: Any) -> tuple[Asked, Wire, bool]:
     fields = _fields(request)
     catalogue = served_last()
     asked = check(fields, catalogue, form_of(params, request))
-    if (record := current.get()) is not None:
+    record = current.get()
+    if asked.applied is not None:
+        prompting.require_rendered(
+            request, asked.applied.instruction, record.instructed if record is not None else None
+        )
+    if record is not None:
         record.resolved, record.applied, record.detail = True, asked.applied, asked.detail
     return asked, asked.wire(catalogue), any(fields.get(name) is not None for name in FIELDS)
 
@@ -112,6 +120,7 @@ def _resolved(request: Any, params: Any) -> tuple[Asked, Wire, bool]:
 def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     params = to_sampling_params(self, *args, **kwargs)
     asked, wire, own = _resolved(self, params)
+    scoring.refuse_plain_scores(wire, params)
     # An operator's default is the engine's to apply: parameters that are only rendered hold what any server reads.
     if given := {KEY: wire} if own else asked.spared():
         params.extra_args = {**(params.extra_args or {}), **given}
@@ -125,6 +134,7 @@ def with_emotion(to_sampling_params: Callable[..., Any], self: Any, *args: Any, 
 def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     params = to_beam_search_params(self, *args, **kwargs)
     _, params.emotion, _ = _resolved(self, params)
+    scoring.refuse_beams(params.emotion)
     for name, asked in (("emotion_readout", params.emotion.reading), ("emotion_target", params.emotion.target)):
         if asked is not None:
             from vllm.exceptions import VLLMValidationError
@@ -161,6 +171,26 @@ def keeping_fields(to_chat_completion_request: Callable[..., Any], self: Any, *a
     return single
 
 
+# Of chats, their batches and responses, but for models whose chats vLLM renders in another way.
+@patches("vllm.renderers.online_renderer.OnlineRenderer.preprocess_chat")
+async def instructing(
+    preprocess_chat: Callable[..., Any], self: Any, request: Any, messages: Any, *args: Any, **kwargs: Any
+) -> Any:
+    record = current.get()
+    fields = _fields(request) if record is not None and hasattr(request, "to_sampling_params") else {}
+    applied = check(fields, served_last()).applied if fields.get("emotion_prompt") is not None else None
+    if record is None or applied is None or applied.instruction is None:
+        return await preprocess_chat(self, request, messages, *args, **kwargs)
+
+    async def render(chat: prompting.Chat) -> tuple[Any, Any]:
+        rendered: tuple[Any, Any] = await preprocess_chat(self, request, chat, *args, **kwargs)
+        return rendered
+
+    rendered = await prompting.rendered(render, self.renderer, request, messages, applied.instruction)
+    record.instructed = applied.instruction.style
+    return rendered
+
+
 @patches("vllm.entrypoints.openai.models.serving.OpenAIServingModels.show_available_models")
 async def with_emotion_models(show_available_models: Callable[..., Any], self: Any) -> Any:
     """Lists `MODEL:anger` and the like, for clients that can choose a model and send no other field."""
@@ -191,18 +221,18 @@ def resolving(process_inputs: Callable[..., Any], self: Any, *args: Any, **kwarg
         if beam or Wire.of(params):
             raise ValueError("this engine has no circuit")
     elif params.extra_args or beam or catalogue.policy.default_emotion is not None:
-        _resolve_params(params, catalogue, bool(request.resumable), beam)
+        tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+        _resolve_params(params, catalogue, bool(request.resumable), beam, len(tokens))
         if (wire := Wire.of(params)) is not None and wire.muted:
             if not hasattr(self, "_emotion_beginnings"):
                 self._emotion_beginnings = Beginnings(self.vllm_config)
             params.extra_args[KEY] = self._emotion_beginnings.placed(wire, request)
         if self.vllm_config.kv_transfer_config is not None:
-            tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
             transfer.accept(params, len(tokens))
     return request
 
 
-def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wire | None) -> None:
+def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wire | None, prompt_len: int) -> None:
     """Replaces what is asked in `extra_args` by what it resolves to: engine and workers read that alone."""
     from vllm.exceptions import VLLMValidationError
 
@@ -210,13 +240,18 @@ def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wi
     wire = beam or extra.get(KEY)
     # A client's can be no such thing: it is from above, or from Python.
     if not isinstance(wire, Wire):
-        wire = check(extra, catalogue, form_of(params)).wire(catalogue)
+        asked = check(extra, catalogue, form_of(params))
+        prompting.require_rendered(None, asked.applied and asked.applied.instruction, None)
+        wire = asked.wire(catalogue)
     elif wire.weights and all(wire.circuit != served.digest for served in catalogue.circuits.values()):
         raise VLLMValidationError("the circuit of this emotion was unloaded just now", parameter="emotion")
     if (wire.weights or wire.reading is not None) and resumable:
         raise VLLMValidationError(
             "an emotion or a read-out cannot be combined with a resumable session", parameter="emotion"
         )
+    if beam is None:
+        scoring.refuse_plain_scores(wire, params)
+        wire = scoring.begun(wire, params, prompt_len)
     rest = {name: value for name, value in extra.items() if name not in FIELDS and name != KEY}
     if wire.weights or wire.reading is not None:
         rest[KEY] = wire

@@ -55,6 +55,18 @@ def test_an_emotion_finds_its_circuit() -> None:
     assert resolved(offer, emotion={"a/anger": 1.0, "fear": 0.5}).mix == {"anger": 1.0, "fear": 0.5}
 
 
+def test_what_was_asked_of_the_prompt_is_told() -> None:
+    offer = catalogue()
+    applied = resolved(offer, emotion="fear", emotion_from=-5, emotion_prompt="paper")
+    assert applied.wire() == Wire("digest-a", {"fear": 0.5}, "generation", prompt_len=-5)
+    assert (applied.body()["from"], applied.body()["prompt"]) == (-5, "paper")
+    assert applied.header() == "fear=1; strength=1; scope=generation; circuit=a/digest-a; from=-5; prompt=paper"
+    by_default = resolved(catalogue(default_emotion="fear"), emotion_prompt=True)
+    assert by_default.instruction is not None
+    assert by_default.instruction.style == "fewshot"
+    assert resolved(offer, emotion="fear", emotion_prompt=False).instruction is None
+
+
 def test_an_ambiguous_emotion_names_the_choices() -> None:
     assert "choose one of a/anger, b/anger" in str(refusal(catalogue(), emotion="anger"))
 

@@ -99,6 +99,29 @@ def test_steering_is_refused_where_it_is_not_served() -> None:
         ({"emotion": "anger", "emotion_scope": "reply"}, "emotion_scope", "generation, prompt_last, all"),
         ({"emotion": "anger", "emotion_scope": ["all"]}, "emotion_scope", "generation, prompt_last, all"),
         ({"emotion_strength": 1.0}, "emotion_strength", "emotion_strength needs `emotion`"),
+        ({"emotion_from": 4}, "emotion_from", "emotion_from needs `emotion`"),
+        ({"emotion": "none", "emotion_from": 4}, "emotion_from", "emotion_from has no meaning with emotion 'none'"),
+        ({"emotion": "fear", "emotion_from": 0}, "emotion_from", "a whole number of tokens other than 0, got '0'"),
+        ({"emotion": "fear", "emotion_from": 1.5}, "emotion_from", "a whole number of tokens other than 0, got '1.5'"),
+        ({"emotion": "fear", "emotion_from": 2**40}, "emotion_from", "a whole number of tokens other than 0"),
+        ({"emotion": "fear", "emotion_from": True}, "emotion_from", "a number of tokens: the prompt's first ones"),
+        ({"emotion": "fear", "emotion_from": "4"}, "emotion_from", "a number of tokens: the prompt's first ones"),
+        (
+            {"emotion": "fear", "emotion_from": 4, "emotion_scope": "all"},
+            "emotion_from",
+            "no meaning with the scope all",
+        ),
+        ({"emotion": "fear", "emotion_from": 4, "emotion_scope": "answer"}, "emotion_from", "or the scope answer"),
+        ({"emotion": "fear", "emotion_from": 4, "emotion_mute": ["tools"]}, "emotion_from", "with emotion_mute"),
+        ({"emotion": "fear", "emotion_from": 4, "emotion_target": 0.5}, "emotion_from", "with emotion_target"),
+        ({"emotion_prompt": True}, "emotion_prompt", "emotion_prompt needs `emotion`"),
+        (
+            {"emotion": "fear", "emotion_prompt": "replies"},
+            "emotion_prompt",
+            "must be true, or a style: fewshot, paper, role, twenty; got 'replies'",
+        ),
+        ({"emotion": "fear", "emotion_prompt": 1}, "emotion_prompt", "must be true, or a style: fewshot, paper, role"),
+        ({"emotion": "fear", "emotion_prompt": ["paper"]}, "emotion_prompt", "must be true, or a style"),
         ({"emotion_scope": "all"}, "emotion_scope", "emotion_scope needs `emotion`"),
         ({"emotion_schedule": {"to": 8}}, "emotion_schedule", "emotion_schedule needs `emotion`"),
         ({"emotion": "fear", "emotion_schedule": "soon"}, "emotion_schedule", "emotion_schedule must be one of {"),
@@ -154,6 +177,13 @@ def test_the_prompt_of_a_beam_is_shorter_than_its_step_says() -> None:
     assert wire.prompt_length(9) == 9
     assert wire._replace(prompt_len=4).prompt_length(9) == 4
     assert wire._replace(prompt_len=4).cache_key() == wire.cache_key()
+
+
+def test_where_a_prompts_reply_begins_crosses_with_its_emotion() -> None:
+    for given, start in ((12, 12), (-5, -5), (3.0, 3)):
+        emotion = resolve({"emotion": "anger", "emotion_from": given}, SPEC)
+        assert emotion == Emotion((("anger", 0.5),), "generation", start=start)
+        assert emotion.wire("digest") == Wire("digest", {"anger": 0.5}, "generation", prompt_len=start)
 
 
 def test_a_schedule_crosses_with_its_emotion_and_tells_cached_blocks_apart() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from emovllm.emotion import first_position
 from support.circuits import random_circuit
 from support.engine import Ask, Engine, EngineError, assert_exact, assert_same
 from support.models import tiny_model
@@ -272,16 +273,91 @@ def test_prompt_logprobs_equal_the_oracles(
     steered_eager: Engine, oracle: Oracle, text_of: Callable[[int, int], list[int]]
 ) -> None:
     prompt = text_of(6, 45)
-    fields: list[dict[str, Any]] = [{"emotion": "anger", "emotion_scope": scope} for scope in ("generation", "all")]
-    asks = [Ask(prompt, asked, {"prompt_logprobs": 0}) for asked in [{}, *fields]]
-    (plain,), (generation,), (everywhere,) = (steered_eager.generate([ask], 4) for ask in asks)
-    # The last token of the prompt is injected, and the logprobs after it are the reply's.
-    assert generation.prompt_logprobs == plain.prompt_logprobs
-    assert generation.logprobs != plain.logprobs
-    for ask, reply in ((asks[1], generation), (asks[2], everywhere)):
-        expected = oracle.scores(ask, [])[:-1][range(len(prompt) - 1), prompt[1:]]
-        assert reply.prompt_logprobs == pytest.approx(expected.tolist(), abs=1e-3)
+    asks = [Ask(prompt, asked, {"prompt_logprobs": 0}) for asked in ({}, {"emotion": "anger", "emotion_scope": "all"})]
+    (plain,), (everywhere,) = (steered_eager.generate([ask], 4) for ask in asks)
+    expected = oracle.scores(asks[1], [])[:-1][range(len(prompt) - 1), prompt[1:]]
+    assert everywhere.prompt_logprobs == pytest.approx(expected.tolist(), abs=1e-3)
     assert everywhere.prompt_logprobs != pytest.approx(plain.prompt_logprobs, abs=0.1)
+
+
+CONTINUED: list[dict[str, Any]] = [
+    {"emotion": "anger"},
+    {"emotion": {"fear": 0.8, "anger": -0.4}, "emotion_strength": 1.5},
+    {"emotion": "sadness", "emotion_scope": "prompt_last", "emotion_strength": 2.0},
+    {"emotion": "fear", "emotion_scope": "prompt_tail:4"},
+    {"emotion": "anger", "emotion_schedule": {"hold": 3, "half_life": 2}},
+    {"emotion": "disgust", "emotion_schedule": [[0, 0.2], [12, 1], [30, 0.4]]},
+]
+
+
+def assert_continuations_are_scored(
+    engine: Engine, oracle: Oracle, prompts: list[list[int]], starts: list[int], tokens: int
+) -> None:
+    """As the oracle scores them as a reply to what stands before; and what is written then goes on from them."""
+    scored = {"prompt_logprobs": 0}
+    asks = [
+        Ask(prompt, {**fields, "emotion_from": start}, scored)
+        for prompt, start, fields in zip(prompts, starts, CONTINUED, strict=True)
+    ]
+    replies = engine.generate(asks, tokens)
+    for number, (ask, reply) in enumerate(zip(asks, replies, strict=True)):
+        start = ask.fields["emotion_from"] % len(ask.prompt)
+        context = Ask(ask.prompt[:start], CONTINUED[number])
+        rest = [*ask.prompt[start:], *reply.tokens]
+        expected = oracle.scores(context, rest)
+        known = expected[range(len(ask.prompt) - 1), ask.prompt[1:]]
+        assert reply.prompt_logprobs == pytest.approx(known.tolist(), abs=1e-3), f"request {number}"
+        written = expected[len(ask.prompt) - 1 : -1]
+        assert reply.tokens == written.argmax(-1).tolist(), f"request {number}"
+        assert reply.logprobs == pytest.approx(written.max(-1).values.tolist(), abs=1e-3), f"request {number}"
+        plain = oracle.scores(Ask(ask.prompt), [])[range(len(ask.prompt) - 1), ask.prompt[1:]]
+        # The first position that is injected, and so the first whose score of the next token changes.
+        first = first_position(ask.fields.get("emotion_scope", "generation"), start)
+        assert reply.prompt_logprobs[:first] == pytest.approx(plain[:first].tolist(), abs=1e-3)
+        assert reply.prompt_logprobs[first:] != pytest.approx(plain[first:].tolist(), abs=0.01)
+
+
+def test_a_continuation_is_scored_as_the_oracle_scores_a_reply(
+    steered_eager: Engine, oracle: Oracle, text_of: Callable[[int, int], list[int]]
+) -> None:
+    lengths = [45, 64, 33, 97, 150, 80]
+    starts = [20, 32, -7, 64, -100, 1]
+    prompts = [text_of(number, length) for number, length in enumerate(lengths)]
+    assert_continuations_are_scored(steered_eager, oracle, prompts, starts, 8)
+    # Cached blocks of others' prompts and replies are not theirs.
+    assert_continuations_are_scored(steered_eager, oracle, prompts, [start - 1 or 2 for start in starts], 8)
+
+
+def test_continuations_in_chunks_and_after_preemption_are_scored_as_the_oracle_scores_them(
+    begin: Callable[..., Engine], tiny: Tiny
+) -> None:
+    engine = begin(max_num_batched_tokens=24, max_num_seqs=6, num_gpu_blocks_override=11, enable_prefix_caching=True)
+    prompts = [ask.prompt[:40] + ask.prompt for ask in tiny.asks[: len(CONTINUED)]]
+    for starts in ([20, 32, -7, 30, -25, 1], [31, 33, -1, 32, -8, 9]):
+        assert_continuations_are_scored(engine, tiny.oracle, prompts, starts, 40)
+    assert engine.metric("vllm:num_preemptions") > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "params", "message"),
+    [
+        (
+            {"emotion": "anger", "emotion_from": 41},
+            {},
+            "which has 40 tokens: it may be from 1 to 40, or from -39 to -1",
+        ),
+        ({"emotion": "anger", "emotion_from": -40}, {}, "emotion_from -40 is not within the prompt"),
+        ({"emotion": "anger", "emotion_strength": 0, "emotion_from": 41}, {}, "which has 40 tokens"),
+        ({"emotion": "anger"}, {"prompt_logprobs": 0}, "would be the plain model's, .* give emotion_from"),
+        ({"emotion": "anger", "emotion_prompt": True}, {}, "emotion_prompt is of chats .* 'You are an extremely angry"),
+    ],
+)
+def test_what_cannot_be_scored_or_said_is_refused(
+    steered_eager: Engine, fields: dict[str, Any], params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        steered_eager.generate([Ask(list(range(100, 140)), fields, params)], 4)
+    assert steered_eager.generate([Ask([5, 6, 7])], 1)
 
 
 MOOD: dict[str, Any] = {

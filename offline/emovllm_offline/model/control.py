@@ -77,7 +77,7 @@ class Control:
 
         Args:
             emotion: what to inject; one for each sequence, of one scope and method, or one for all; None for nothing.
-            prompt_len: prompt tokens, padding included; the scopes count from it.
+            prompt_len: prompt tokens, padding included; the scopes count from it, but where an emotion says from where.
             gain: what the emotion at a position is multiplied by, asked when its forward comes: where it depends on
                 what was written or read.
         Raises: ValueError for the method `steering` where the circuit has no directions.
@@ -89,6 +89,10 @@ class Control:
         if len({(one.scope, one.method) for one in emotions}) != 1:
             raise ValueError("the sequences have emotions of several scopes or methods")
         scope, method = emotions[0].scope, emotions[0].method
+        if (start := emotions[0].start) is not None:
+            if len(emotions) > 1:
+                raise ValueError("emotion_from is of one sequence")
+            prompt_len = start if start > 0 else prompt_len + start
         if method == "steering" and not self._layers:
             raise ValueError("the circuit has no directions to steer with")
         weights = torch.zeros(len(emotions), 1, len(self.circuit.names))

@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse
 from emovllm.catalogue import Catalogue
 from emovllm.engine.requests import Record, current
 from emovllm.errors import EmotionError, Reason
-from emovllm.fields import FIELDS, short
+from emovllm.fields import FIELDS
 from emovllm.misplaced import NESTS, looks_ours, nested_field
+from emovllm.values import short
 from emovllm_server.api.headers import is_stream, with_length
 from emovllm_server.api.readouts import ReadoutAnswer
 from emovllm_server.metrics.collectors import count_refusal

@@ -64,6 +64,145 @@ def test_a_schedule_is_what_the_reply_was_steered_by(server: Server) -> None:
     assert refused.json()["error"]["param"] == "emotion_schedule"
 
 
+ANGER = {"emotion": "anger", "emotion_strength": 1.5}
+
+
+def test_a_continuation_is_scored_as_the_reply_that_it_is(client: openai.OpenAI, model: str) -> None:
+    context = "The neighbour came to the door and said that"
+    fields: dict[str, Any] = {**ANGER, "emotion_schedule": {"hold": 2, "half_life": 4}}
+    asked: dict[str, Any] = {"model": model, "temperature": 0, "logprobs": 1}
+    written = client.completions.create(
+        prompt=context, max_tokens=8, extra_body={**fields, "return_token_ids": True}, **asked
+    ).choices[0]
+    assert written.model_extra is not None
+    prompt, reply = written.model_extra["prompt_token_ids"], written.model_extra["token_ids"]
+    assert written.logprobs is not None
+
+    def scores(whole: Any, **more: Any) -> list[float]:
+        scored = client.completions.create(prompt=whole, max_tokens=1, echo=True, extra_body=more, **asked)
+        if "emotion" in more:
+            assert scored.model_extra is not None
+            assert scored.model_extra["emotion"].get("from") == more.get("emotion_from")
+        assert scored.choices[0].logprobs is not None
+        return scored.choices[0].logprobs.token_logprobs[1 : len(prompt) + len(reply)]  # type: ignore[return-value]
+
+    begun = len(prompt) - 1
+    plain = scores(prompt + reply)
+    for start in (len(prompt), -len(reply)):
+        for whole in (prompt + reply, context + written.text):
+            under = scores(whole, **fields, emotion_from=start)
+            assert under[begun:] == pytest.approx(written.logprobs.token_logprobs, abs=1e-3)
+            assert under[:begun] == pytest.approx(plain[:begun], abs=1e-3)
+            assert under[begun:] != pytest.approx(plain[begun:], abs=0.05)
+    # All of it, by the scope.
+    assert scores(prompt + reply, **ANGER, emotion_scope="all")[:begun] != pytest.approx(plain[:begun], abs=0.05)
+
+
+def test_a_chats_own_scores_are_the_emotions(server: Server) -> None:
+    def scores(**fields: Any) -> list[float]:
+        reply = ask(server, "/v1/chat/completions", prompt_logprobs=0, **fields)
+        assert reply.status_code == 200, reply.text
+        assert ("; from=-6" in reply.headers["x-emotion"]) == bool(fields)
+        steps = reply.json()["prompt_logprobs"][1:]
+        return [next(iter(step.values()))["logprob"] for step in steps]
+
+    plain, under = scores(), scores(**ANGER, emotion_from=-6)
+    assert under[:-6] == pytest.approx(plain[:-6], abs=1e-3)
+    assert under[-6:] != pytest.approx(plain[-6:], abs=0.05)
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_scores_that_would_be_the_plain_models_are_refused(server: Server, more: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {**ANGER, "echo": True, "logprobs": 1, **more}
+    for fields in (asked, {**asked, "emotion_scope": "prompt_last"}):
+        refused = ask(server, "/v1/completions", **fields)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["param"] == "emotion_from"
+        assert 'or emotion_scope "all"' in refused.json()["error"]["message"]
+    assert ask(server, "/v1/completions", **{**asked, "logprobs": None}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"emotion_from": 4000}, "emotion_from 4000 is not within the prompt, which has"),
+        ({"emotion_from": -4000}, "emotion_from -4000 is not within the prompt, which has"),
+        ({"emotion_from": 2, "use_beam_search": True, "n": 2}, "emotion_from cannot be combined with beam search"),
+        ({"emotion_from": 2, "kv_transfer_params": {"do_remote_prefill": True}}, "combined with kv_transfer_params"),
+    ],
+)
+def test_where_no_reply_can_begin_is_refused(server: Server, fields: dict[str, Any], message: str) -> None:
+    for route in ("/v1/chat/completions", "/v1/completions"):
+        refused = ask(server, route, **ANGER, **fields)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["param"] == "emotion_from"
+        assert message in refused.json()["error"]["message"]
+
+
+PAPER = "Always reply in anger.\nKeep the reply to at most two sentences."
+
+
+def prompt_of(server: Server, **fields: Any) -> Any:
+    reply = ask(server, "/v1/chat/completions", return_token_ids=True, **fields)
+    assert reply.status_code == 200, reply.text
+    assert ("prompt=" in reply.headers["x-emotion"]) == ("emotion_prompt" in fields)
+    return reply.json()["prompt_token_ids"], text_of(reply.json())
+
+
+def test_an_instruction_is_the_system_turn_or_follows_it(server: Server) -> None:
+    said = prompt_of(server, **ANGER, messages=[{"role": "system", "content": PAPER}, *MESSAGE])
+    assert prompt_of(server, **ANGER, emotion_prompt="paper") == said != prompt_of(server, **ANGER)
+    own = [{"role": "system", "content": "You are a pirate."}, *MESSAGE]
+    both = [{"role": "system", "content": f"You are a pirate.\n\n{PAPER}"}, *MESSAGE]
+    assert prompt_of(server, **ANGER, emotion_prompt="paper", messages=own) == prompt_of(server, **ANGER, messages=both)
+
+
+def test_an_instruction_is_told_on_each_route_and_by_a_name_too(server: Server, model: str) -> None:
+    reply = ask(server, "/v1/responses", **ANGER, emotion_prompt="paper", instructions="Be brief.")
+    said = ask(server, "/v1/responses", **ANGER, instructions=f"Be brief.\n\n{PAPER}")
+    assert text_of(reply.json()) == text_of(said.json())
+    assert reply.json()["instructions"] == "Be brief."
+    assert reply.json()["emotion"]["prompt"] == "paper"
+    named = ask(server, "/v1/chat/completions", model=f"{model}:anger+fear", emotion_prompt=True, stream=True)
+    assert named.headers["x-emotion"].endswith("; prompt=fewshot")
+    first = next(line for line in named.text.splitlines() if line.startswith("data: {"))
+    assert json.loads(first.removeprefix("data: "))["emotion"]["prompt"] == "fewshot"
+    request: dict[str, Any] = {"model": model, "max_tokens": 8, "temperature": 0, **ANGER}
+    chats = [[{"role": "system", "content": "Be brief."}, *MESSAGE], MESSAGE]
+    route = f"{server.url}/v1/chat/completions/batch"
+    batch = httpx.post(route, json={**request, "messages": chats, "emotion_prompt": "paper"}, timeout=60).json()
+    instructed = [
+        [{"role": "system", "content": f"Be brief.\n\n{PAPER}"}, *MESSAGE],
+        [{"role": "system", "content": PAPER}, *MESSAGE],
+    ]
+    expected = httpx.post(route, json={**request, "messages": instructed}, timeout=60).json()
+    texts = [[choice["message"]["content"] for choice in reply["choices"]] for reply in (batch, expected)]
+    assert texts[0] == texts[1]
+    assert batch["emotion"]["prompt"] == "paper"
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "message"),
+    [
+        (
+            "/v1/completions",
+            {"emotion_prompt": "paper"},
+            "write the instruction into the prompt, 'Always reply in anger",
+        ),
+        ("/v1/completions", {"emotion_prompt": True, "use_beam_search": True, "n": 2}, "emotion_prompt is of chats"),
+        ("/v1/chat/completions", {"emotion_prompt": "papre"}, "a style: fewshot, paper, role, twenty; got 'papre'"),
+        ("/v1/chat/completions", {"emotion_prompt": True, "emotion_strength": -1}, "no words for a negative strength"),
+        ("/v1/responses", {"emotion_prompt": 1}, "emotion_prompt must be true, or a style"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(server: Server, route: str, fields: dict[str, Any], message: str) -> None:
+    refused = ask(server, route, **{**ANGER, **fields})
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"] == "emotion_prompt"
+    assert message in refused.json()["error"]["message"]
+    assert "x-emotion" not in refused.headers
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_plain_reply_is_vllms_own(server: Server, route: str) -> None:
     for fields in ({}, {"emotion": None}, {"emotion": "none"}):
