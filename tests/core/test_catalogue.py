@@ -152,7 +152,7 @@ def test_a_target_goes_by_what_is_read_here_within_the_operators_limit() -> None
     assert wire is not None
     assert wire.target == Target(0.6, 0.5, (2, 1), 2.0)
     assert applied.body()["target"] == {"level": 0.6, "rate": 0.5}
-    assert "; target=0.6" in applied.header()
+    assert '; target={"level": 0.6, "rate": 0.5}' in applied.header()
     limited = replace(offer, policy=Policy(max_strength=1.5))
     wire = resolved(limited, emotion="fear", emotion_target=0.6).wire()
     assert wire is not None
