@@ -165,7 +165,7 @@ def _made(read: Callable[[], Markers]) -> Markers:
     """Parsers refuse a tokenizer that lacks their tokens; vLLM does so once it needs one."""
     try:
         return read()
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, KeyError):
         return Markers(())
 
 

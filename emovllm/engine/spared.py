@@ -10,6 +10,7 @@ from emovllm.emotion import Wire
 from emovllm.engine.markers import reasoning_parser_of, tokenizer_of
 from emovllm.engine.parsers import Opening
 from emovllm.engine.patching import patches
+from emovllm.engine.settings import settings_of
 from emovllm.phases import BITS
 from emovllm.sparing import Form
 
@@ -48,8 +49,9 @@ class Beginnings:
     """Which phases the prompts of one engine leave open."""
 
     def __init__(self, vllm_config: Any) -> None:
-        name = reasoning_parser_of(vllm_config)
-        self._opening = Opening(name, tokenizer_of(vllm_config)) if name else None
+        settings, name = settings_of(vllm_config), reasoning_parser_of(vllm_config)
+        thinks = settings is not None and "thinking" in settings.markers
+        self._opening = Opening(name, tokenizer_of(vllm_config)) if name and thinks else None
 
     def placed(self, wire: Wire, request: Any) -> Wire:
         """The emotion of a request, with what its prompt leaves open. Raises: VLLMValidationError."""

@@ -43,7 +43,8 @@ def tiny_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_server(serve: Callable[..., Server], tiny_command: list[str]) -> Server:
-    return serve(tiny_command).wait()
+    # A parser that takes a reply without its markers for an answer.
+    return serve([*tiny_command, "--reasoning-parser", "granite"]).wait()
 
 
 @pytest.fixture(scope="session")
