@@ -17,7 +17,7 @@ from emovllm.circuit import Circuit, Components
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.probe import load_probe, save_probe
 from support.circuits import SIX, random_circuit
-from support.engine import Ask, AsyncEngine, Engine, assert_exact, assert_same
+from support.engine import Ask, AsyncEngine, Engine, EngineError, assert_exact, assert_same
 from support.families import family_model
 from support.models import tiny_model
 from support.oracle import Oracle
@@ -134,10 +134,13 @@ def test_two_tensor_parallel_ranks_equal_the_oracle_also_chunked_preempted_and_s
         "enable_prefix_caching": False,
     }
     engine = ranks.start(split_model, circuit, tensor_parallel_size=2, **config)
-    replies = engine.generate(mixed, MAX_TOKENS)
+    # Each rank follows what it reads itself.
+    targets = [Ask(ask.prompt, {"emotion": "fear", "emotion_target": {"level": 0.9, "rate": 2}}) for ask in mixed[:4]]
+    asks = [*mixed, *targets]
+    replies = engine.generate(asks, MAX_TOKENS)
     assert engine.metric("vllm:num_preemptions") > 0
     assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
-    assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies))
+    assert_same(replies, oracle.generate(asks, MAX_TOKENS, replies, span=4))
 
 
 def test_ranks_that_share_a_kv_head_and_hold_units_on_one_of_them_equal_the_oracle_compiled_and_by_both_methods(
@@ -185,6 +188,8 @@ def test_two_pipeline_stages_equal_the_oracle(
         engine = ranks.start(split_model, circuit, additional_config={"emovllm": settings}, **config)
         replies = engine.generate(mixed, MAX_TOKENS)
         assert_same(replies, oracle.generate(mixed, MAX_TOKENS, replies, layer))
+    with pytest.raises(EngineError, match="with pipeline parallelism a stage does not know"):
+        engine.generate([Ask([3, 4, 5], {"emotion": "fear", "emotion_target": 0.9})], 1)
 
 
 @pytest.fixture(scope="module")
