@@ -30,6 +30,7 @@ WRAPPING = (
     "emovllm.engine.runner_v2",
     "emovllm.engine.scheduler",
     "emovllm.engine.shutdown",
+    "emovllm.engine.spared",
     "emovllm.engine.transport",
     "emovllm.plugin",
     "emovllm_server.metrics.requests",
