@@ -88,4 +88,8 @@ class Applied(NamedTuple):
 
 
 def _in_line(value: Any) -> str:
+    if value is False:
+        return "no"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
     return value if isinstance(value, str) else json.dumps(value)

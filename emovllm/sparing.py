@@ -47,7 +47,9 @@ def spare(options: Options, scope: str, form: Form, unmarked: Mapping[Phase, str
         raise EmotionError("emotion_scope", message)
     mute = options.emotion_mute
     if mute is None:
-        mute = [] if not form.tools or "tools" in unmarked or scope == "prompt_last" else ["tools"]
+        # A reply that is given is steered whole.
+        free = not form.tools or "tools" in unmarked or scope == "prompt_last" or options.emotion_from is not None
+        mute = [] if free else ["tools"]
     elif "tools" in mute and "tools" in unmarked:
         message = f"emotion_mute of tools needs a server that can tell calls: {unmarked['tools']}"
         raise EmotionError("emotion_mute", message)

@@ -54,8 +54,6 @@ def begun(wire: Wire, params: Any, prompt_len: int) -> Wire:
             f"emotion_from {wire.prompt_len} is not within the prompt, which has {prompt_len} tokens: it may be from 1 "
             f"to {prompt_len}, or from {1 - prompt_len} to -1, which counts from the end"
         )
-    if wire.target is not None:
-        raise _refused("emotion_from cannot be combined with emotion_target: nothing is read in a reply that is given")
     return wire._replace(prompt_len=start if wire.weights else None)
 
 

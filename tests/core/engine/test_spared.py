@@ -102,7 +102,7 @@ def test_a_default_emotion_is_told_of_the_requests_form_in_fields(monkeypatch: p
     fields = asked(monkeypatch, offer, chat(tools=[TOOL]))
     assert fields == {"emotion_mute": ["tools"]}
     params = SamplingParams(extra_args=fields)
-    requests._resolve_params(params, offer, False, None)
+    requests._resolve_params(params, offer, False, None, 4)
     wire = Wire.of(params)
     assert wire is not None
     assert wire.muted == BITS["tools"]
