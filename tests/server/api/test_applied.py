@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -304,7 +305,8 @@ def test_the_description_has_the_fields_with_their_types(server: Server) -> None
         fields = described["components"]["schemas"][name]["properties"]
         assert {"type": "string"} in fields["emotion"]["anyOf"]
         assert {"type": "number"} in fields["emotion_strength"]["anyOf"]
-        assert fields["emotion_scope"]["anyOf"][0]["enum"] == ["generation", "prompt_last", "all"]
+        assert re.fullmatch(fields["emotion_scope"]["anyOf"][0]["pattern"], "prompt_tail:8")
+        assert fields["emotion_mute"]["anyOf"][0]["items"]["enum"] == ["tools", "guided"]
         assert fields["emotion_readout"]["anyOf"][0]["enum"] == ["reply", "tokens"]
     listed = described["paths"]["/v1/emotions"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert listed["$ref"].endswith("/EmotionList")
