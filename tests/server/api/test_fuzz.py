@@ -98,6 +98,9 @@ FIELDS = {
     "emotion": st.sampled_from(list(SIX)).map(json.dumps) | written_names | good_weights | weights | odd | huge,
     "emotion_strength": numbers | odd,
     "emotion_scope": st.sampled_from(['"generation"', '"prompt_last"', '"all"', "null", '"ALL"', '"al\u200bl"']) | odd,
+    # No prompt here is as short as 5 tokens, or as long as 1000.
+    "emotion_from": st.sampled_from(["1", "2", "-1", "3.0", "1E0", "-4", "0", "1000", "-1000", "1.5", '"1"']) | odd,
+    "emotion_prompt": st.sampled_from(["true", "false", '"paper"', '"role"', '"replies"', '"Paper"', "1"]) | odd,
 }
 SPELLED = {name: st.sampled_from([f'"{name}"', f'"\\u0065{name[1:]}"']) for name in FIELDS}
 
@@ -124,12 +127,29 @@ def number(value: Any) -> float:
         raise Refused from None
 
 
-def reading(text: str) -> dict[str, Any] | None:
+def told(fields: dict[str, Any], route: str) -> dict[str, Any]:
+    """What is asked of the prompt. Raises: Refused."""
+    start, style = fields.get("emotion_from"), fields.get("emotion_prompt")
+    asked: dict[str, Any] = {}
+    if start is not None:
+        if not 1 <= abs(number(start)) <= 4 or start != int(start) or fields.get("emotion_scope") == "all":
+            raise Refused
+        asked["emotion_from"] = int(start)
+    if style is not None and style is not False:
+        if style is not True and style not in ("fewshot", "paper", "role", "twenty"):
+            raise Refused
+        if route == "/v1/completions":
+            raise Refused
+        asked["emotion_prompt"] = "fewshot" if style is True else style
+    return asked
+
+
+def reading(text: str, route: str) -> dict[str, Any] | None:
     """What the fields ask for, in one way of saying it: weights, and a scope; None for nothing. Raises: Refused."""
     fields = json.loads("{" + text + "}")
-    emotion, strength, scope = (fields.get(name) for name in FIELDS)
+    emotion, strength, scope, *rest = (fields.get(name) for name in FIELDS)
     if emotion is None or emotion == "none":
-        if strength is not None or scope is not None:
+        if any(value is not None for value in (strength, scope, *rest)):
             raise Refused
         return None
     factor = 1.0 if strength is None else number(strength)
@@ -142,8 +162,14 @@ def reading(text: str) -> dict[str, Any] | None:
     lambdas = {name: number(weight) * factor for name, weight in emotion.items()}
     if any(abs(value) > MAXIMUM * (1 + 1e-9) for value in lambdas.values()):
         raise Refused
+    asked = told(fields, route)
+    if "emotion_prompt" in asked:
+        if factor < 0 or min(emotion.values()) < 0 or max(emotion.values()) == 0:
+            raise Refused
+        if not any(lambdas.values()):
+            return {"emotion": emotion, "emotion_strength": 0, "emotion_prompt": asked["emotion_prompt"]}
     lambdas = {name: value for name, value in lambdas.items() if value != 0}
-    return {"emotion": lambdas, "emotion_scope": scope or "generation"} if lambdas else None
+    return {"emotion": lambdas, "emotion_scope": scope or "generation", **asked} if lambdas else None
 
 
 class Asking:
@@ -169,7 +195,7 @@ class Asking:
 
     def check(self, route: str, fields: str) -> None:
         try:
-            meant = reading(fields)
+            meant = reading(fields, route)
         except Refused:
             reply = self.ask(route, fields)
             assert 400 <= reply.status_code < 500, (reply.status_code, reply.text[:500])
@@ -212,6 +238,13 @@ def test_whatever_the_fields_hold(asking: Asking, route: str) -> None:
     @example('"emotion": "anger", "emotion_strength": 1e-320')
     @example('"emotion": {"anger": 1e308, "fear": 1}, "emotion_strength": 0')
     @example('"emotion": {"anger": 2}, "emotion_strength": 1.5')
+    @example('"emotion": "anger", "emotion_prompt": true')
+    @example('"emotion": {"fear": 0.2, "anger": 0.5, "surprise": 0.1}, "emotion_prompt": "paper"')
+    @example('"emotion": {"fear": 0.2, "anger": 0.5}, "emotion_prompt": "role", "emotion_from": -2')
+    @example('"emotion": "anger", "emotion_strength": 0, "emotion_prompt": true')
+    @example('"emotion": "anger", "emotion_from": 3.0, "emotion_scope": "prompt_last"')
+    @example('"emotion": "anger", "emotion_from": -1000')
+    @example('"emotion": "anger", "emotion_strength": 0, "emotion_from": 1000')
     @example('"emotion": "\\ud83d"')
     @example('"emotion": {"\\ud83d": 1}')
     def fuzz(fields: str) -> None:
