@@ -81,5 +81,9 @@ def _request_key(request: Any) -> _Key | None:
             request._emotion_key = None
         else:
             first = wire.first(request.num_prompt_tokens)
-            request._emotion_key = _Key(f"{wire.cache_key()} from {first}", first)
+            text = f"{wire.cache_key()} from {first}"
+            # Where a tail is longer than the prompt, the first position does not tell where the reply begins.
+            if wire.schedule is not None and first == 0:
+                text += f" of {wire.prompt_length(request.num_prompt_tokens)}"
+            request._emotion_key = _Key(text, first)
         return request._emotion_key
