@@ -161,6 +161,11 @@ class Wire(NamedTuple):
         """The first position that is injected. prompt_len: as vLLM takes it."""
         return first_position(self.scope, self.prompt_length(prompt_len))
 
+    @property
+    def changes(self) -> bool:
+        """Whether what is injected changes over the reply."""
+        return bool(self.schedule is not None or self.muted or self.target is not None or self.calm)
+
     def cache_key(self) -> str:
         """A stable text for the prefix cache: equal exactly when the injected vectors and positions are."""
         key = [self.circuit, sorted(self.weights.items()), self.scope, self.method]

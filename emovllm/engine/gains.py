@@ -187,10 +187,9 @@ class Gains:
                 setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
 
     def known(self, slot: int, positions: np.ndarray) -> np.ndarray:
-        """The gains at positions before `until`; what lies before the reply is as its first token. int [n] to float32
-        [n]."""
-        known = self._known[slot]
-        return known.gains[np.maximum(positions - known.first, 0)]
+        """The gains at positions before `until`, 1 before the reply: int [n] to float32 [n]."""
+        first, gains, _ = self._known[slot]
+        return np.where(positions < first, np.float32(1), gains[np.maximum(positions - first, 0)])
 
     def calmed(self, slot: int, positions: np.ndarray) -> np.ndarray:
         """What guards add at positions before `until`: int [n] to float32 [n, columns]."""

@@ -82,8 +82,8 @@ def _request_key(request: Any) -> _Key | None:
         else:
             first = wire.first(request.num_prompt_tokens)
             text = f"{wire.cache_key()} from {first}"
-            # Where a tail is longer than the prompt, the first position does not tell where the reply begins.
-            if wire.schedule is not None and first == 0:
+            # Where all of the prompt is injected, the first position does not tell where the reply begins.
+            if first == 0 and wire.changes:
                 text += f" of {wire.prompt_length(request.num_prompt_tokens)}"
             request._emotion_key = _Key(text, first)
         return request._emotion_key

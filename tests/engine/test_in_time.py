@@ -110,11 +110,12 @@ def asks() -> list[Ask]:
         {**both, "emotion_target": {"level": 0.9, "rate": 2.0}},
         {"emotion_scope": "prompt_tail:7"},
         {"emotion_scope": "answer", "emotion_schedule": [[0, 1], [12, 0.5]]},
+        {"emotion_scope": "all", "emotion_mute": ["tools"]},
     ]
     mixed = mixed_batch()
     changing = [
         Ask(ask.prompt[: 30 + number], {"emotion": emotion, "emotion_strength": 1.5, **fields})
-        for number, (ask, emotion, fields) in enumerate(zip(mixed, EMOTIONS * 2, in_time, strict=False))
+        for number, (ask, emotion, fields) in enumerate(zip(mixed, EMOTIONS * 3, in_time, strict=False))
     ]
     return reading(mixed[:10] + changing)
 
