@@ -17,6 +17,7 @@ from emovllm.circuit import Circuit
 from emovllm.emotion import Method, Target
 from emovllm.errors import EmotionError
 from emovllm.fields import Options, over_reply
+from emovllm.guards import check_guards
 from emovllm.instructions import instruct
 from emovllm.phases import Phase
 from emovllm.policy import Policy
@@ -160,7 +161,8 @@ class Catalogue:
         return min(own, self.policy.max_strength or own)
 
     def check_policy(self) -> None:
-        """Raises: EmotionError where the policy names what no circuit has."""
+        """Raises: EmotionError where the policy names what no circuit, or for guards the probe, has."""
+        check_guards(self.policy.guards, self.reading.labels if self.reading is not None else None)
         for name in self.policy.emotions or ():
             try:
                 self._parse(name)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from emovllm.guards import Guard
 from emovllm.phases import BITS, Phase
 from emovllm.readout import Reading
 from emovllm.schedule import Schedule
@@ -118,7 +119,7 @@ class Wire(NamedTuple):
     beam is a request whose prompt holds generated tokens, and a prompt may hold a reply that is to be scored
     (`emotion_from`; negative from its end until the prompt is known). reading: what is read for the request, if it
     asked. muted: the bits of the phases that are spared (`emovllm.phases`); within: of those that the prompt leaves
-    open. calm: whether the engine's guards may calm it.
+    open. guards: the operator's, for which a request is read although it did not ask: `untold`.
     """
 
     circuit: str
@@ -131,7 +132,8 @@ class Wire(NamedTuple):
     muted: int = 0
     within: int = 0
     target: Target | None = None
-    calm: bool = False
+    guards: tuple[Guard, ...] = ()
+    untold: bool = False
 
     @classmethod
     def of(cls, params: Any) -> Wire | None:
@@ -146,12 +148,21 @@ class Wire(NamedTuple):
         return wire.reading if wire is not None else None
 
     @classmethod
+    def read_for(cls, params: Any) -> Wire | None:
+        """The same, with all that it is read for, or None."""
+        wire = cls._in(params)
+        return wire if wire is not None and wire.reading is not None else None
+
+    @classmethod
     def _in(cls, params: Any) -> Wire | None:
         value = (params.extra_args or {}).get(KEY) if params is not None else None
         if value is None or isinstance(value, cls):
             return value
         wire = cls(*value)
-        return wire._replace(schedule=Schedule.carried(wire.schedule), target=Target.carried(wire.target))
+        guards = tuple(Guard(*guard) for guard in wire.guards)
+        return wire._replace(
+            schedule=Schedule.carried(wire.schedule), target=Target.carried(wire.target), guards=guards
+        )
 
     def prompt_length(self, prompt_len: int) -> int:
         """The length of the request's prompt, which vLLM takes for `prompt_len`."""
@@ -160,6 +171,11 @@ class Wire(NamedTuple):
     def first(self, prompt_len: int) -> int:
         """The first position that is injected. prompt_len: as vLLM takes it."""
         return first_position(self.scope, self.prompt_length(prompt_len))
+
+    @property
+    def calm(self) -> bool:
+        """Whether a guard may calm it, plain or not."""
+        return any(guard.action == "calm" for guard in self.guards)
 
     @property
     def changes(self) -> bool:

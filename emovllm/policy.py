@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from emovllm.guards import GuardList
 from emovllm.schedule import Schedule
 
 
@@ -23,6 +24,7 @@ class Policy(BaseModel):
     default_emotion: for requests that name none: as `emotion` in a request.
     default_schedule: for requests with an emotion, a scope that ends with the reply, and no schedule of their own: as
         `emotion_schedule` in a request.
+    guards: what is done to replies that read as a label above a bound (`emovllm.guards`), whatever requests ask for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,3 +37,4 @@ class Policy(BaseModel):
         BeforeValidator(_schedule),
         PlainSerializer(lambda schedule: schedule and schedule.body()),
     ] = None
+    guards: GuardList = ()

@@ -55,6 +55,7 @@ def configure(vllm_config: VllmConfig) -> dict[str, Circuit] | None:
         check_model(vllm_config, circuit_called(name), circuit.spec.model)
         check_directions(settings, name, circuit)
     probe_path, reading = _reading(vllm_config, settings, folders)
+    _check_calm(vllm_config, settings, circuits.values())
     capacity = _capacity(settings, circuits.values())
     _check_modes(vllm_config, settings)
     _check_kernel(settings, vllm_config)
@@ -179,6 +180,26 @@ def _reading(
     trained = probe.load_probe(path)
     check_model(vllm_config, "the probe", trained.spec.model)
     return path, Reading.of(trained.digest, trained.at(settings.readout_layer))
+
+
+def _check_calm(vllm_config: VllmConfig, settings: Settings, circuits: Iterable[Circuit]) -> None:
+    """Raises: Unsupported where a guard that calms could not do so exactly."""
+    calming = [guard for guard in settings.guards if guard.action == "calm"]
+    if not calming:
+        return
+    known = {name for circuit in circuits for name in circuit.names}
+    if missing := [guard.label for guard in calming if guard.label not in known]:
+        raise Unsupported(f"a guard calms {', '.join(missing)}, and no circuit has that emotion: flag or stop instead")
+    refusals = {
+        "pipeline parallelism, where a stage does not know what a later one reads": _above_one(
+            vllm_config.parallel_config, "pipeline_parallel_size"
+        ),
+        "LoRA adapters": adapters_of(vllm_config) > 0,
+        "circuits that are loaded later (circuit_root)": settings.circuit_root is not None,
+        "KV transfer, where what was read elsewhere is not known": vllm_config.kv_transfer_config is not None,
+    }
+    if refused := [what for what, present in refusals.items() if present]:
+        raise Unsupported(f"a guard cannot calm with {'; nor with '.join(refused)}: flag or stop instead")
 
 
 def check_model(vllm_config: VllmConfig, which: str, spec: ModelSpec) -> None:

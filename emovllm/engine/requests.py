@@ -14,17 +14,22 @@ from emovllm.applied import Applied
 from emovllm.catalogue import Catalogue
 from emovllm.emotion import KEY, NONE, Wire
 from emovllm.engine import prompting, scoring, transfer
+from emovllm.engine.guarding import guarded, refuse_guarded
 from emovllm.engine.patching import patches
 from emovllm.engine.registry import served_by, served_last
 from emovllm.engine.spared import Beginnings, form_of, keeping_template
 from emovllm.errors import EmotionError, Reason
 from emovllm.fields import FIELDS
+from emovllm.guards import Acted
 from emovllm.misplaced import NESTS, refuse_misplaced
 from emovllm.readout import Detail, Readouts
 from emovllm.sparing import FREE, Form
 
 # What the plain model is asked for with, so that an operator's default does not come in.
 _PLAIN = Wire("", {}, "generation")
+# Marks the prompts of a beam's steps.
+_BEAM = f"{KEY}_beam"
+_BEAMS = "a beam search, whose beams share tokens; ask for n replies instead"
 
 
 def install() -> None:
@@ -63,6 +68,8 @@ class Record:
     detail: Detail | None = None
     readouts: Readouts = field(default_factory=Readouts)
     instructed: str | None = None  # the style of the instruction that its chats were rendered with
+    # What guards did to each choice.
+    acted: dict[int, list[Acted]] = field(default_factory=dict)
 
 
 # Set around each HTTP request by the server's middleware; the handler runs in a copy of its context.
@@ -135,6 +142,7 @@ def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *arg
     params = to_beam_search_params(self, *args, **kwargs)
     _, params.emotion, _ = _resolved(self, params)
     scoring.refuse_beams(params.emotion)
+    refuse_guarded(served_last().policy.guards, _BEAMS)
     for name, asked in (("emotion_readout", params.emotion.reading), ("emotion_target", params.emotion.target)):
         if asked is not None:
             from vllm.exceptions import VLLMValidationError
@@ -161,7 +169,7 @@ def keeping_prompt(get_prompt: Callable[..., Any], self: Any) -> Any:
     prompt = get_prompt(self)
     if KEY in self.orig_prompt:
         prompt[KEY] = self.orig_prompt[KEY]
-    return prompt
+    return {**prompt, _BEAM: True}
 
 
 @patches("vllm.entrypoints.openai.chat_completion.protocol.BatchChatCompletionRequest.to_chat_completion_request")
@@ -220,7 +228,9 @@ def resolving(process_inputs: Callable[..., Any], self: Any, *args: Any, **kwarg
         # In a process that has another engine with a circuit.
         if beam or Wire.of(params):
             raise ValueError("this engine has no circuit")
-    elif params.extra_args or beam or catalogue.policy.default_emotion is not None:
+    elif params.extra_args or beam or catalogue.policy.default_emotion is not None or catalogue.policy.guards:
+        if isinstance(prompt, dict) and _BEAM in prompt:
+            refuse_guarded(catalogue.policy.guards, _BEAMS)
         tokens = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
         _resolve_params(params, catalogue, bool(request.resumable), beam, len(tokens))
         if (wire := Wire.of(params)) is not None and wire.muted:
@@ -245,6 +255,8 @@ def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wi
         wire = asked.wire(catalogue)
     elif wire.weights and all(wire.circuit != served.digest for served in catalogue.circuits.values()):
         raise VLLMValidationError("the circuit of this emotion was unloaded just now", parameter="emotion")
+    if resumable:
+        refuse_guarded(catalogue.policy.guards, "a resumable session, whose replies are taken up again")
     if (wire.weights or wire.reading is not None) and resumable:
         raise VLLMValidationError(
             "an emotion or a read-out cannot be combined with a resumable session", parameter="emotion"
@@ -252,6 +264,9 @@ def _resolve_params(params: Any, catalogue: Catalogue, resumable: bool, beam: Wi
     if beam is None:
         scoring.refuse_plain_scores(wire, params)
         wire = scoring.begun(wire, params, prompt_len)
+    wire = guarded(wire, catalogue)
+    if wire.calm and wire.prompt_len is not None:
+        refuse_guarded(wire.guards, "a reply that is given (emotion_from), in which nothing is read")
     rest = {name: value for name, value in extra.items() if name not in FIELDS and name != KEY}
     if wire.weights or wire.reading is not None:
         rest[KEY] = wire

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from emovllm.emotion import KEY, Wire
+from emovllm.engine import guarding
 from emovllm.engine.patching import patches
 from emovllm.engine.readout import rows_of
+from emovllm.engine.registry import served_last
 from emovllm.engine.requests import Record, current
 from emovllm.readout import Reading, Readout
 
@@ -71,9 +73,12 @@ def reply_readout(state: Any) -> Readout | None:
 @patches("vllm.v1.engine.output_processor.OutputProcessor.add_request")
 def remembering(add_request: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = add_request(self, request, *args, **kwargs)
-    reading = Wire.reading_of(request.sampling_params)
-    if reading is not None:
-        self.request_states[request.request_id].emotion_collected = _Collected(reading)
+    wire = Wire.read_for(request.sampling_params)
+    if wire is not None and wire.reading is not None:
+        state = self.request_states[request.request_id]
+        guarding.watch(state, wire)
+        if not wire.untold:
+            state.emotion_collected = _Collected(wire.reading)
     return result
 
 
@@ -88,6 +93,7 @@ def taking(
             state = self.request_states.get(output.request_id)
             if (collected := getattr(state, "emotion_collected", None)) is not None:
                 collected.add(params[_ROWS])
+            guarding.see(state, output, params[_ROWS])
     return process_outputs(self, engine_core_outputs, *args, **kwargs)
 
 
@@ -99,6 +105,7 @@ def telling(_new_completion_output: Callable[..., Any], self: Any, *args: Any, *
         # Tokens after a stop string are dropped; a stream's output holds the last ones alone.
         end = self.detokenizer.num_output_tokens()
         output.emotion_readout = collected.part(end - len(output.token_ids), end)
+    guarding.tell(self, output)
     return output
 
 
@@ -111,18 +118,22 @@ def merging(add: Callable[..., Any], self: Any, next_output: Any, aggregate: boo
             read, more = readout_of(completion), readout_of(following)
             if completion.index == following.index and read is not None and more is not None:
                 merged[completion.index] = read + more
+    ended = [completion for completion in next_output.outputs if guarding.told(completion)]
+    acted = {completion.index: guarding.guards_of(completion) for completion in ended}
     add(self, next_output, aggregate)
     for completion in self.outputs:
         if completion.index in merged:
             completion.emotion_readout = merged[completion.index]
+        if completion.index in acted:
+            completion.emotion_guard = acted[completion.index]
 
 
 @patches("vllm.v1.engine.async_llm.AsyncLLM.generate")
 def noting(generate: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Notes, for whoever answers an HTTP request, what was read for it."""
+    """Notes, for whoever answers an HTTP request, what was read for it, and what guards did."""
     outputs = generate(self, *args, **kwargs)
     record = current.get()
-    if record is None or record.detail is None:
+    if record is None or (record.detail is None and not served_last().policy.guards):
         return outputs
     params = kwargs["sampling_params"] if "sampling_params" in kwargs else args[1]
     # As vLLM numbers the choices of several prompts.
@@ -138,4 +149,6 @@ async def _noted(outputs: AsyncGenerator[Any, None], record: Record, first: int)
             for completion in output.outputs:
                 if (read := readout_of(completion)) is not None:
                     record.readouts.add(first + completion.index, read)
+                if acted := guarding.guards_of(completion):
+                    record.acted[first + completion.index] = acted
             yield output

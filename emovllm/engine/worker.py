@@ -16,7 +16,7 @@ from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
 from emovllm.engine.coefficients import Coefficients, rows_for
 from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.form import form_of
-from emovllm.engine.gains import Gains, Reads
+from emovllm.engine.gains import Calm, Gains, Reads
 from emovllm.engine.live import LiveCheckMixin
 from emovllm.engine.markers import automaton_of
 from emovllm.engine.readout import ReadOut
@@ -111,6 +111,7 @@ class EmotionWorkerMixin(LiveCheckMixin):
         for circuit in circuits.values():
             self._place(circuit, first)
             first += len(circuit.names)
+        self._calm(settings)
         attach = runner_v2.attach if hasattr(runner, "model_state") else runner_v1.attach
         attach(runner, self.emotion_coefficients, self.read_out)
         if self.read_out is not None:
@@ -133,6 +134,25 @@ class EmotionWorkerMixin(LiveCheckMixin):
         if settings.reading is not None:
             reads = Reads(len(settings.reading.labels), config.model_config.max_model_len)
         return Gains(config.scheduler_config.max_num_seqs, device, 1 + drafts, automaton_of(config), reads)
+
+    def _calm(self, settings: Settings) -> None:
+        """Has the guards that calm take away the emotion that they watch, by the first circuit that has it."""
+        calms = []
+        for guard in settings.guards:
+            if guard.action == "calm":
+                assert settings.reading is not None
+                label = settings.reading.labels.index(guard.label)
+                calms.append(Calm(label, guard.bound, guard.tokens, self._against(guard.label)))
+        if calms:
+            self.emotion_coefficients.gains.guard(calms, self.emotion_coefficients.buffer.shape[1])
+
+    def _against(self, emotion: str) -> dict[int, float]:
+        """Of an emotion, its column and what takes its recommended strength away."""
+        for placed in self.emotion_circuits.values():
+            if emotion in placed.circuit.names:
+                column = placed.first + placed.circuit.names.index(emotion)
+                return {column: -placed.circuit.spec.emotion(emotion).recommended}
+        raise Unsupported(f"no circuit has {emotion}, which a guard is to calm")
 
     def _count_memory(self, runner: Any) -> None:
         """Adds ours to the memory of the weights, by which some versions know what is left for keys and values."""

@@ -166,8 +166,8 @@ def _write_yaml(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _as_arguments(ours: Mapping[str, Any]) -> list[str]:
-    """Our options of a file as a command line gives them. Several circuits are a list of NAME=DIR, or a map; emotions
-    may be a list, a default emotion a map of weights, and a default schedule either."""
+    """Our options of a file as a command line gives them. Several circuits are a list of NAME=DIR, or a map, several
+    guards a list; emotions may be a list, a default emotion a map of weights, and a default schedule either."""
     arguments: list[str] = []
     for key, value in ours.items():
         flag = f"--{key.replace('_', '-')}"
@@ -178,7 +178,7 @@ def _as_arguments(ours: Mapping[str, Any]) -> list[str]:
             arguments += [flag]
         elif flag == "--circuit" and isinstance(value, dict):
             arguments += [f"{flag}={name}={source}" for name, source in value.items()]
-        elif flag == "--circuit" and isinstance(value, list):
+        elif flag in ("--circuit", "--guard") and isinstance(value, list):
             arguments += [f"{flag}={source}" for source in value]
         elif flag == "--emotions" and isinstance(value, list):
             arguments += [f"{flag}={','.join(map(str, value))}"]

@@ -13,7 +13,8 @@ from typing import Any, get_args
 from emovllm.circuit_files import resolve_circuit
 from emovllm.engine.settings import DEFAULT_NAME, Kernel
 from emovllm.environment import ADMIN_KEY
-from emovllm.errors import CircuitError
+from emovllm.errors import CircuitError, OptionsError
+from emovllm.guards import ACTIONS, TOKENS, Guard
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
 
@@ -60,6 +61,13 @@ def add_options(parser: Any) -> None:
         help="The form in which emotions are added (default: auto, what fits the device and the number of emotions).",
     )
     add_readout_options(parser)
+    parser.add_argument(
+        "--guard",
+        action="append",
+        metavar="LABEL>BOUND[xTOKENS]:ACTION",
+        help="What is done to replies, of all requests, that read as a label with more than a bound, some tokens in a "
+        f"row (default: {TOKENS}): {' or '.join(ACTIONS)}. May be given several times; needs --readout or --probe.",
+    )
 
 
 def add_readout_options(parser: Any) -> None:
@@ -83,7 +91,7 @@ def add_readout_options(parser: Any) -> None:
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the options add to `additional_config["emovllm"]`. Sets the admin key in the environment.
 
-    Raises: CircuitError.
+    Raises: CircuitError, OptionsError.
     """
     found: dict[str, Any] = {
         "emotions": _names(options.emotions),
@@ -97,6 +105,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "readout": options.readout,
         "probe": str(Path(options.probe).expanduser().resolve()) if options.probe is not None else None,
         "readout_layer": options.readout_layer,
+        "guards": _guards(options.guard),
     }
     if options.admin_key is not None:
         os.environ[ADMIN_KEY] = options.admin_key
@@ -117,6 +126,13 @@ def _circuits(given: Sequence[str]) -> dict[str, str] | None:
         # Absolute, for workers may run elsewhere in the file system.
         circuits[name] = str(resolve_circuit(source))
     return circuits or None
+
+
+def _guards(given: Sequence[str] | None) -> list[str] | None:
+    try:
+        return [str(Guard.parse(text)) for text in given] if given else None
+    except ValueError as error:
+        raise OptionsError(f"--guard: {error}") from None
 
 
 def _names(text: str | None) -> list[str] | None:

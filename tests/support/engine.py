@@ -35,6 +35,9 @@ class Reply:
     read: list[list[float]] = field(default_factory=list)
     # What a prefill engine tells a router.
     transfer: dict[str, Any] | None = None
+    # Of an engine with guards: finish_reason and stop_reason, and what they did.
+    ended: list[Any] | None = None
+    acted: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass

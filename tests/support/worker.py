@@ -201,7 +201,16 @@ def completion(output: Any) -> dict[str, Any]:
             if len(step) > 1
         ],
         "read": read.logits.tolist() if (read := getattr(output, "emotion_readout", None)) is not None else [],
+        **guarded(output),
     }
+
+
+def guarded(output: Any) -> dict[str, Any]:
+    """Of an engine with guards: how a reply ended, and what they did."""
+    if not hasattr(output, "emotion_guard"):
+        return {}
+    ended = [output.finish_reason, output.stop_reason]
+    return {"ended": ended, "acted": [acted.body() for acted in output.emotion_guard]}
 
 
 def prompt_logprobs(output: Any) -> list[float]:

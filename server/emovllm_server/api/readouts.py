@@ -1,7 +1,8 @@
-"""What was read for a request, in its answer: in each choice, and in a stream's chunks as their tokens come.
+"""What was read for a request, and what guards did to it, in its answer: in each choice, and in a stream's chunks as
+their tokens come.
 
 The engine's outputs are noted in the request's record (`emovllm.engine.transport`). Answers to requests that did not
-ask pass unchanged.
+ask, and in which no guard acted, pass unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from emovllm.engine.requests import Record
 from emovllm_server.api.headers import is_stream, with_length
 
 FIELD = "emotion_readout"
+GUARD = "emotion_guard"
 
 Message = Any
 Send = Callable[[Message], Any]
@@ -30,10 +32,11 @@ class ReadoutAnswer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if self._record.detail is None or message["status"] != 200:
+            self._stream = is_stream(message["headers"])
+            # Where it is no stream, all was generated before its start.
+            if message["status"] != 200 or not (self._stream or self._tells()):
                 await self._send(message)
                 return
-            self._stream = is_stream(message["headers"])
             if self._stream:
                 await self._send(message)
             # Otherwise its length is known with the body.
@@ -46,6 +49,9 @@ class ReadoutAnswer:
             self._body += message.get("body", b"")
             if not message.get("more_body"):
                 await self._whole()
+
+    def _tells(self) -> bool:
+        return self._record.detail is not None or bool(self._record.acted)
 
     async def _whole(self) -> None:
         assert self._start is not None
@@ -60,6 +66,8 @@ class ReadoutAnswer:
         await self._send({"type": "http.response.body", "body": body})
 
     def _events(self, body: bytes) -> bytes:
+        if not self._tells():
+            return body
         opening = b"data: "
         lines = body.split(b"\n")
         for number, line in enumerate(lines):
@@ -81,6 +89,12 @@ class ReadoutAnswer:
 
     def _tell(self, into: dict[str, Any], choice: int | None, whole: bool = False) -> None:
         """whole: at a stream's end, of whose tokens only those are told that were not."""
+        acted = self._record.acted
+        if told := [each.body() for index in sorted(acted) if choice in (None, index) for each in acted[index]]:
+            into[GUARD] = told
+        self._tell_readout(into, choice, whole)
+
+    def _tell_readout(self, into: dict[str, Any], choice: int | None, whole: bool) -> None:
         readout, rest = self._record.readouts.whole(choice), self._record.readouts.untold(choice)
         if readout is None or self._record.detail is None:
             return

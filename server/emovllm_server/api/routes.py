@@ -18,6 +18,7 @@ from emovllm.engine.admin import Admin
 from emovllm.engine.registry import served_by
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import AdminError, Unsupported
+from emovllm.guards import Action, Guard
 from emovllm.phases import PHASES, Phase
 from emovllm.spec import Scope
 from emovllm_server import starting
@@ -72,6 +73,20 @@ class ReadingCard(BaseModel):
     labels: list[str]
 
 
+class GuardCard(BaseModel):
+    """What is done to every reply that reads as a label with more than a bound, so many tokens in a row."""
+
+    guard: str
+    label: str
+    bound: float
+    tokens: int
+    action: Action
+
+    @classmethod
+    def of(cls, guard: Guard) -> GuardCard:
+        return cls(guard=guard.name, **guard._asdict())
+
+
 class EmotionList(BaseModel):
     """phases: the parts of a reply that this server can tell, and spare."""
 
@@ -81,6 +96,7 @@ class EmotionList(BaseModel):
     methods: list[Method]
     reading: ReadingCard | None = None
     phases: list[Phase] = []
+    guards: list[GuardCard] = []
 
 
 class CircuitList(BaseModel):
@@ -122,7 +138,7 @@ class EmotionRoutes:
             raise Unsupported("a circuit is configured, but this server's engine has none")
         state.emotions = served
         if served is not None:
-            install(engine_client, served.circuits, served.reading)
+            install(engine_client, served.circuits, served.reading, served.policy.guards)
         else:
             install(engine_client, {})
         state.emotion_admin_key = os.environ.get(ADMIN_KEY) or None
@@ -133,7 +149,8 @@ class EmotionRoutes:
 
 
 async def list_emotions(request: Request) -> EmotionList:
-    """The emotions that requests may ask for, with their largest strengths and the scores of their calibration."""
+    """The emotions that requests may ask for, with their largest strengths and the scores of their calibration; what is
+    read, and the operator's guards."""
     catalogue: Catalogue | None = request.app.state.emotions
     if catalogue is None:
         return EmotionList(data=[], circuits=[], methods=[])
@@ -145,8 +162,14 @@ async def list_emotions(request: Request) -> EmotionList:
     ]
     circuits = [CircuitCard.of(served) for served in catalogue.circuits.values()]
     reading = ReadingCard(**catalogue.reading.body()) if catalogue.reading is not None else None
-    phases = [phase for phase in PHASES if phase not in catalogue.unmarked]
-    return EmotionList(data=cards, circuits=circuits, methods=list(catalogue.methods), reading=reading, phases=phases)
+    return EmotionList(
+        data=cards,
+        circuits=circuits,
+        methods=list(catalogue.methods),
+        reading=reading,
+        phases=[phase for phase in PHASES if phase not in catalogue.unmarked],
+        guards=[GuardCard.of(guard) for guard in catalogue.policy.guards],
+    )
 
 
 async def list_circuits(request: Request) -> Response | CircuitList:

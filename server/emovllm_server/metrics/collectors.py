@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from emovllm.emotion import NONE, Wire
 from emovllm.errors import Reason
+from emovllm.guards import Acted, Guard
 from emovllm.readout import Readout, leads
 from emovllm.spec import CircuitSpec
 
@@ -109,6 +110,9 @@ class Metrics:
             ("emotion",),
             registry=registry,
         )
+        self.guard = Counter(
+            "emovllm_guard", "Times that a guard acted, once a reply at most.", ("guard", "action"), registry=registry
+        )
         # An Info does not work with several processes.
         self.circuit = Gauge(
             "emovllm_circuit_info",
@@ -157,6 +161,16 @@ class Metrics:
         self._labels = tuple(labels)
         for emotion in (NONE, MIX):
             self._expect_readouts(emotion)
+
+    def watched(self, guards: Sequence[Guard]) -> None:
+        """Replies are watched by these guards."""
+        for guard in guards:
+            self.guard.labels(guard.name, guard.action)
+
+    def guarded(self, acted: Sequence[Acted]) -> None:
+        """What guards did to a reply that ended."""
+        for each in acted:
+            self.guard.labels(each.guard.name, each.guard.action).inc()
 
     def circuit_info(self, name: str, digest: str, spec: CircuitSpec, *, loaded: bool = True) -> None:
         """A circuit's requests are counted from here on; `loaded=False` says that it serves no longer."""

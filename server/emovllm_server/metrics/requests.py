@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emovllm.emotion import Wire
+from emovllm.engine.guarding import acts_of
 from emovllm.engine.patching import patches
 from emovllm.engine.transport import reply_readout
 from emovllm.phases import Automaton
@@ -96,6 +97,7 @@ def _end(request_id: str, reason: str) -> None:
     if wire is not None and wire.muted and _automaton is not None:
         written = request.state.detokenizer.output_token_ids
         metrics().spared.labels(request.emotion).inc(_automaton.count(wire.within, wire.muted, written))
+    metrics().guarded(acts_of(request.state))
     # A reply that was given up is none that anybody got whole.
     if reason != "abort" and (readout := reply_readout(request.state)) is not None:
         metrics().read(request.emotion, readout)
