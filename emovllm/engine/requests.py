@@ -142,13 +142,13 @@ def with_beam_emotion(to_beam_search_params: Callable[..., Any], self: Any, *arg
     params = to_beam_search_params(self, *args, **kwargs)
     _, params.emotion, _ = _resolved(self, params)
     scoring.refuse_beams(params.emotion)
-    refuse_guarded(served_last().policy.guards, _BEAMS)
     for name, asked in (("emotion_readout", params.emotion.reading), ("emotion_target", params.emotion.target)):
         if asked is not None:
             from vllm.exceptions import VLLMValidationError
 
             message = f"{name} cannot be combined with beam search, whose beams share tokens"
             raise VLLMValidationError(message, parameter=name)
+    refuse_guarded(served_last().policy.guards, _BEAMS)
     return params
 
 

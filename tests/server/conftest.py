@@ -37,8 +37,9 @@ def server(serve: Callable[..., Server]) -> Server:
 
 @pytest.fixture(scope="session")
 def tiny_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Serves a tiny model in float32, with a strong circuit: replies do not depend on their batch."""
-    return tiny.command(tmp_path_factory.mktemp("tiny"))
+    """Serves a tiny model in float32, with a strong circuit: replies do not depend on their batch. Those of 100 tokens
+    and more are flagged."""
+    return [*tiny.command(tmp_path_factory.mktemp("tiny")), "--guard", "anger>1e-06x100:flag"]
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from emovllm import __version__
 from emovllm.applied import Served
 from emovllm.emotion import Wire
 from emovllm.engine import transport
+from emovllm.guards import Guard
 from emovllm.phases import BITS, Automaton, Markers
 from emovllm.readout import Reading
 from emovllm.spec import CircuitSpec, EmotionSpec, ModelSpec
@@ -399,3 +400,30 @@ def test_vllm_leaves_our_collectors_in_the_registry() -> None:
     ours = collectors.metrics()
     unregister_vllm_metrics()
     assert ours.requests in REGISTRY._collector_to_names
+
+
+def test_guards_are_counted_where_a_reply_ends(counted: Counted, engine: Engine) -> None:
+    guards = (Guard.parse("anger>0.5x1:flag"), Guard.parse("anger>0.8x1:stop"))
+    install(None, {}, READING, guards)
+    assert counted.value("emovllm_guard_total", guard="anger>0.8x1", action="stop") == 0
+    wire = Wire("", {}, "generation", reading=READING, guards=guards, untold=True)
+    counted.deltas()
+    for name in ("ends", "leaves"):
+        request = engine.request(name)
+        request.sampling_params.extra_args = {"emovllm": wire}
+        engine.processor.add_request(request, None)
+        engine.read(name, (0.6, 0.2, 0.2), (0.7, 0.2, 0.1))
+    engine.read("ends", (0.9, 0.05, 0.05), (0.6, 0.2, 0.2))
+    engine.processor.abort_requests(["leaves"], internal=True)
+    changed = {
+        key: value for key, value in counted.deltas().items() if key[0].startswith(("guard", "req", "gen", "rea"))
+    }
+    assert changed == {
+        ("guard_total", "anger>0.5x1", "flag"): 2,
+        ("guard_total", "anger>0.8x1", "stop"): 1,
+        ("requests_total", "none", "stop"): 1,
+        ("requests_total", "none", "abort"): 1,
+        # What was cut off is not counted; and that a guard reads makes no reply one that asked.
+        ("generated_tokens_total", "none", "stop"): 3,
+        ("generated_tokens_total", "none", "abort"): 2,
+    }
