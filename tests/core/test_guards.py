@@ -54,7 +54,7 @@ def test_a_name_says_at_what_it_acts() -> None:
         ("anger>nan:flag", "is written LABEL>BOUND"),
         ("Anger>0.9:flag", "is written LABEL>BOUND"),
         (7, "is written LABEL>BOUND"),
-        ("anger>0.9:calm", "calm is none of flag, stop"),
+        ("anger>0.9:soothe", "soothe is none of flag, stop, calm"),
         ("anger>0.9.1:flag", "0.9.1 is no number"),
         ("anger>1:flag", "between 0 and 1, both excluded"),
         ("anger>0.0:flag", "between 0 and 1, both excluded"),

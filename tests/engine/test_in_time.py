@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,7 +17,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from emovllm.emotion import KEY
+from emovllm.guards import Guard
 from emovllm.phases import BITS, Automaton, Markers
+from emovllm.probe import probabilities
 from support.circuits import random_circuit
 from support.engine import Ask, Engine, assert_same
 from support.models import tiny_model
@@ -205,3 +208,37 @@ def test_asynchronous_scheduling_with_drafts(
     check(engine, oracle, asks, 1 + DRAFTS)
     assert engine.metric("vllm:spec_decode_num_accepted_tokens") > 0
     assert engine.metric("vllm:num_preemptions") > 0
+
+
+@pytest.fixture(scope="module")
+def calmed(model: str, circuit: Path) -> Oracle:
+    """With guards that act in some of the replies: above what half of the plain model's tokens read as."""
+    oracle = Oracle(model, circuit)
+    assert oracle.probe is not None
+    replies = oracle.generate([Ask(ask.prompt, {"emotion_readout": "tokens"}) for ask in mixed_batch()], TOKENS)
+    read = probabilities(np.array([reply.read for reply in replies], np.float32))
+    for name, tokens in (("anger", 2), ("fear", 1)):
+        bound = float(np.median(read[..., oracle.probe.labels.index(name)]))
+        oracle.calms.append(Guard(name, round(bound, 4), tokens, "calm"))
+    return oracle
+
+
+def test_guards_calm_plain_and_steered_requests(
+    runner: Series, model: str, circuit: Path, calmed: Oracle, asks: list[Ask]
+) -> None:
+    asks = [ask for ask in asks if not {"emotion_mute", "emotion_scope"} & ask.fields.keys()] + asks[8:10]
+    guards = {KEY: {**settings(circuit), "guards": [str(guard) for guard in calmed.calms]}}
+    tight = {"max_num_batched_tokens": 32, "num_gpu_blocks_override": 8, "additional_config": guards}
+    engine = runner.start(model, None, **tight)
+    check(engine, calmed, asks)
+    assert engine.metric("vllm:num_preemptions") > 0
+    free = Oracle(model, circuit).generate(asks, TOKENS)
+    same = [a.tokens == b.tokens for a, b in zip(calmed.generate(asks, TOKENS), free, strict=True)]
+    assert not all(same)
+
+
+def test_guards_calm_with_drafts(runner: Series, model: str, circuit: Path, calmed: Oracle, asks: list[Ask]) -> None:
+    ngram = {"method": "ngram", "num_speculative_tokens": DRAFTS, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    guards = {KEY: {**settings(circuit), "guards": [str(guard) for guard in calmed.calms]}}
+    engine = runner.start(model, None, speculative_config=ngram, additional_config=guards)
+    check(engine, calmed, asks[:8], 1 + DRAFTS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import METHODS, Emotion
 from emovllm.fields import resolve
+from emovllm.guards import Guard
 from emovllm.phases import BITS, Automaton
 from emovllm.probe import NAME as PROBE
 from emovllm.probe import load_probe
@@ -35,6 +37,8 @@ class Oracle:
         self.automaton: Automaton | None = None
         self.opening: Callable[[list[int]], int] = lambda prompt: 0
         self._span = 1
+        # The guards that calm.
+        self.calms: list[Guard] = []
 
     def generate(
         self,
@@ -59,10 +63,10 @@ class Oracle:
         return [self._one(ask, max_tokens, guess) for ask, guess in zip(asks, guesses, strict=True)]
 
     def _one(self, ask: Ask, max_tokens: int, guess: list[int]) -> Reply:
-        key = f"{ask} {max_tokens} {self.probe and self.probe.layer} {self._span}"
+        key = f"{ask} {max_tokens} {self.probe and self.probe.layer} {self._span} {self.calms}"
         if key not in self._known:
             emotion = resolve(ask.fields, self.circuit.spec, METHODS)
-            if emotion is not None and (emotion.muted or emotion.target is not None):
+            if self.calms or (emotion is not None and (emotion.muted or emotion.target is not None)):
                 reply = self._in_time(ask, emotion, max_tokens)
             else:
                 reply = self._verified(ask, max_tokens, guess) or self._decoded(ask, max_tokens)
@@ -77,10 +81,11 @@ class Oracle:
         return Reply(*self._control.generate(ask.prompt, emotion, max_tokens))
 
     @torch.inference_mode()
-    def _in_time(self, ask: Ask, emotion: Emotion, max_tokens: int) -> Reply:
+    def _in_time(self, ask: Ask, emotion: Emotion | None, max_tokens: int) -> Reply:
         """The reply where an emotion's gain depends on what was written and read: a token at a time."""
         prompt, reply, first = ask.prompt, Reply([], []), len(ask.prompt) - 1
-        muted = sum(BITS[phase] for phase in emotion.muted)
+        target = emotion.target if emotion is not None else None
+        muted = sum(BITS[phase] for phase in emotion.muted) if emotion is not None else 0
         within = self.opening(ask.prompt)
         gains = [1.0]
 
@@ -90,24 +95,43 @@ class Oracle:
             states = [self.automaton.start(within), *self.automaton.advance(self.automaton.start(within), reply.tokens)]
             return not self.automaton.spared[states[-1]] & muted
 
+        def read(place: int, names: Iterable[str]) -> float:
+            """The probability of some labels that counts at a token of the reply."""
+            assert self.probe is not None
+            chances = torch.tensor(reply.read[place - self._span]).softmax(-1)
+            return sum(float(chances[self.probe.labels.index(name)]) for name in names)
+
+        def calmed(place: int, guard: Guard) -> bool:
+            last = range(place - guard.tokens + 1, place + 1)
+            return last[0] >= self._span and all(read(each, [guard.label]) > guard.bound for each in last)
+
+        def against(guard: Guard) -> Callable[[int], float]:
+            return lambda position: float(calmed(position - first, guard))
+
         def gain(position: int) -> float:
+            steady = held(position)
+            return 0.0 if any(calmed(position - first, guard) for guard in self.calms) else steady
+
+        def held(position: int) -> float:
             place = position - first
             if place < 0 or not steered():
                 gains.extend(gains[-1:] * (place + 1 - len(gains)))
                 return 0.0 if place >= 0 else 1.0
-            if emotion.target is not None and place >= self._span and len(gains) <= place:
-                assert self.probe is not None
-                chances = torch.tensor(reply.read[place - self._span]).softmax(-1)
-                read = sum(float(chances[self.probe.labels.index(name)]) for name, _ in emotion.weights)
-                moved = gains[-1] + emotion.target.rate * (emotion.target.level - read)
-                gains.append(min(max(moved, 0.0), emotion.target.cap))
+            if emotion is not None and target is not None and place >= self._span and len(gains) <= place:
+                felt = read(place, [name for name, _ in emotion.weights])
+                gains.append(min(max(gains[-1] + target.rate * (target.level - felt), 0.0), target.cap))
             gains.extend(gains[-1:] * (place + 1 - len(gains)))
             return gains[place]
 
         states: list[Tensor] = []
         hooks = [after(self._control.layer(self.probe.layer), states.append)] if self.probe is not None else []
         cache, ids = None, prompt
-        with self._control.emotion(emotion, len(prompt), gain), hooked(hooks):
+        with ExitStack() as injected:
+            injected.enter_context(self._control.emotion(emotion, len(prompt), gain))
+            for guard in self.calms:
+                calm = resolve({"emotion": guard.label, "emotion_strength": -1}, self.circuit.spec)
+                injected.enter_context(self._control.emotion(calm, len(prompt), against(guard)))
+            injected.enter_context(hooked(hooks))
             while len(reply.tokens) < max_tokens:
                 output = self._control.model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
                 cache = output.past_key_values
