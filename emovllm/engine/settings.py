@@ -43,6 +43,7 @@ class Settings(Policy):
     readout_layer: the layer that is read after; by default the probe's best.
     tool_parser: vLLM's parser of tool calls, by its name, so that calls can be spared; `emovllm serve` gives that of
         --tool-call-parser.
+    playground: whether the server has a page to chat with it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class Settings(Policy):
     probe: _Source | None = None
     readout_layer: Annotated[int, Field(ge=0)] | None = None
     tool_parser: _Source | None = None
+    playground: bool = False
     # Filled in: each circuit's digest.
     digests: Annotated[dict[str, str], Field(default_factory=dict)]
     # Part of the compile cache's key: a graph compiled without our sites, or with others, must never be loaded.

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from emovllm.errors import OptionsError
 from emovllm.models import NAME, begin_conversion
 from emovllm.progress import stage
-from emovllm_server.options import add_options
+from emovllm_server.options import add_options, add_playground_option
 
 COMMANDS = {
     "serve": ("vLLM's OpenAI-compatible server with an `emotion` parameter.", "[model]"),
@@ -46,7 +46,8 @@ def parse(
         import vllm.logger
         from vllm.entrypoints.cli import serve as vllm_serve
 
-    adders = [add_options, *filter(None, [add_more])]
+    of_serve = add_playground_option if command == "serve" else None
+    adders = [add_options, *filter(None, [of_serve, add_more])]
     own, parser = _own_parser(adders), _vllm_parser(command, adders)
     options, rest = own.parse_known_args(_config_apart(argv))
     args, in_file = _parse_with_file(parser, own, rest)

@@ -88,6 +88,15 @@ def add_readout_options(parser: Any) -> None:
     )
 
 
+def add_playground_option(parser: Any) -> None:
+    """parser: argparse's, or vLLM's. Of `emovllm serve` alone: no other command has anybody who could open a page."""
+    parser.add_argument(
+        "--playground",
+        action=argparse.BooleanOptionalAction,
+        help="Serve a page at /playground to chat with plain and steered replies side by side.",
+    )
+
+
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the options add to `additional_config["emovllm"]`. Sets the admin key in the environment.
 
@@ -106,6 +115,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "probe": str(Path(options.probe).expanduser().resolve()) if options.probe is not None else None,
         "readout_layer": options.readout_layer,
         "guards": _guards(options.guard),
+        "playground": getattr(options, "playground", None),
     }
     if options.admin_key is not None:
         os.environ[ADMIN_KEY] = options.admin_key

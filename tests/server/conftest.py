@@ -45,7 +45,7 @@ def tiny_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_server(serve: Callable[..., Server], tiny_command: list[str]) -> Server:
     # A parser that takes a reply without its markers for an answer.
-    return serve([*tiny_command, "--reasoning-parser", "granite"]).wait()
+    return serve([*tiny_command, "--reasoning-parser", "granite", "--playground"]).wait()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[str, list[str], Any]] = {
     "readout": ("readout: true", ["--no-readout"], True),
     "probe": ("probe: some/folder", ["--probe", "other"], "some/folder"),
     "readout_layer": ("readout-layer: 7", ["--readout-layer", "9"], 7),
+    "playground": ("playground: true", ["--no-playground"], True),
 }
 
 

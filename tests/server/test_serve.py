@@ -76,6 +76,14 @@ def test_what_is_to_be_read_reaches_the_engine(tmp_path: Path) -> None:
     assert alone.additional_config == {"emovllm": {"probe": str(tmp_path), "readout_layer": 3}}
 
 
+def test_a_playground_is_there_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("playground: true\n")
+    for argv in (["--playground"], ["--config", str(path)]):
+        assert filled(*argv).additional_config == {"emovllm": {"playground": True, "circuit": SHIPPED}}
+    assert "playground" not in filled().additional_config["emovllm"]
+
+
 def test_limits_in_a_file_reach_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text("port: 8123\nmax-strength: 0.5\ndefault-emotion: {anger: 0.5}\nemotions: [anger, fear]\n")

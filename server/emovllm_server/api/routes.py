@@ -16,6 +16,7 @@ from emovllm.catalogue import Catalogue
 from emovllm.emotion import Method
 from emovllm.engine.admin import Admin
 from emovllm.engine.registry import served_by
+from emovllm.engine.settings import settings_of
 from emovllm.environment import ADMIN_KEY
 from emovllm.errors import AdminError, Unsupported
 from emovllm.guards import Action, Guard
@@ -26,6 +27,7 @@ from emovllm_server.api.middleware import EmotionMiddleware
 from emovllm_server.api.openapi import describe_emotions
 from emovllm_server.metrics import collectors
 from emovllm_server.metrics.install import install
+from emovllm_server.playground import page
 
 ADMIN_HEADER = "x-emovllm-admin-key"
 
@@ -114,7 +116,8 @@ class LoadCircuit(BaseModel):
 
 
 class EmotionRoutes:
-    """`GET /v1/emotions`, the routes that load and unload circuits, and the middleware around vLLM's own routes."""
+    """`GET /v1/emotions`, the routes that load and unload circuits, the playground, and the middleware around those
+    that are vLLM's own."""
 
     name = "emovllm"
     required_tasks = ("generate",)
@@ -128,6 +131,7 @@ class EmotionRoutes:
         app.add_api_route(
             circuits + "/{name}", unload_circuit, methods=["DELETE"], tags=tags, response_model=CircuitCard
         )
+        page.attach(app)
         app.add_middleware(EmotionMiddleware)
         describe_emotions(app)
 
@@ -139,6 +143,8 @@ class EmotionRoutes:
         state.emotions = served
         if served is not None:
             install(engine_client, served.circuits, served.reading, served.policy.guards)
+            settings = settings_of(engine_client.vllm_config)
+            state.emotion_playground = settings is not None and settings.playground
         else:
             install(engine_client, {})
         state.emotion_admin_key = os.environ.get(ADMIN_KEY) or None

@@ -58,7 +58,7 @@ def engine_identity(vllm_config: Any) -> str:
     """What replies depend on, beside their requests: the model, the circuits and what is read, wherever those lie."""
     model, ours = vllm_config.model_config, settings_of(vllm_config)
     assert ours is not None
-    settings = ours.model_dump(mode="json", exclude={"circuit", "probe"})
+    settings = ours.model_dump(mode="json", exclude={"circuit", "probe", "playground"})
     return json.dumps([model.served_model_name, str(model.dtype), model.quantization, settings], default=str)
 
 

@@ -166,13 +166,13 @@ def test_an_interrupted_batch_goes_on_and_replies_as_the_server_does(
 
 
 def test_replies_depend_on_what_circuits_and_probes_hold_and_not_on_where_they_lie() -> None:
-    def identity(place: str, reading: Reading | None) -> str:
-        settings = Settings(circuit=place, probe=place, digests={"default": "d"}, reading=reading)
+    def identity(place: str, reading: Reading | None, **others: Any) -> str:
+        settings = Settings(circuit=place, probe=place, digests={"default": "d"}, reading=reading, **others)
         model = SimpleNamespace(served_model_name="tiny", dtype="float32", quantization=None)
         return engine_identity(SimpleNamespace(model_config=model, additional_config={"emovllm": Carried(settings)}))
 
     read, other = (Reading(digest, 1, ("anger", "calm")) for digest in ("p", "q"))
-    assert identity("here", read) == identity("there", read)
+    assert identity("here", read) == identity("there", read) == identity("here", read, playground=True)
     assert len({identity("here", reading) for reading in (read, other, None)}) == 3
 
 
