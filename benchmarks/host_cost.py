@@ -59,9 +59,11 @@ class Steps:
     def decode(self) -> None:
         """One more token for each request."""
         self.computed += 1
-        self.inputs.positions[: self.number] += 1
+        if self.in_time:
+            self.inputs.positions[: self.number] += 1
         self.coefficients.update(self.req_ids, self.scheduled, self.computed, inputs=self.inputs)
-        self.coefficients.gains.take(self.read)
+        if self.in_time:
+            self.coefficients.gains.take(self.read)
 
     def change(self) -> None:
         """The first request ends, and another joins, whose prompt is computed in this step."""

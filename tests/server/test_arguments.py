@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[str, list[str], Any]] = {
     "readout": ("readout: true", ["--no-readout"], True),
     "probe": ("probe: some/folder", ["--probe", "other"], "some/folder"),
     "readout_layer": ("readout-layer: 7", ["--readout-layer", "9"], 7),
+    "guard": ('guard: ["anger>0.9:stop"]', ["--guard", "fear>0.8:flag"], ["anger>0.9:stop"]),
     "playground": ("playground: true", ["--no-playground"], True),
 }
 
