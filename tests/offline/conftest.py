@@ -13,6 +13,8 @@ from emovllm_offline.data.styles import Style
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.reporting import plots
+from support.evaluated import quick as quick
+from support.evaluated import stub as stub
 from support.families import FAMILIES, VARIANTS, family_network
 
 # What begins a picture.

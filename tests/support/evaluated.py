@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emovllm.circuit_files import load_circuit
 from emovllm.readout import Reading
+from emovllm_offline import intervals
 from emovllm_offline.evaluation import generate
 from emovllm_offline.evaluation import target as targets
 from emovllm_offline.evaluation.client import Connection
-from support.stub import Stub
+from support.stub import Stub, stub_server
 
 EMOTIONS = ("anger", "fear")
 # What the model of these tests says: in an emotion, and beyond strength 1.5 over and over.
@@ -82,6 +84,22 @@ def pages(digest: str, most: float, reading: Reading | None = None) -> dict[str,
             "reading": None if reading is None else reading.body(),
         },
     }
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """The server that answers by rule. It has nothing to read with."""
+    with stub_server() as stub:
+        stub.answer = answer
+        stub.pages = pages(DIGEST, 2.0)
+        yield stub
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
+    """Relevance and intervals are tested where they are computed; pictures are looked at by few tests."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 20)
+    monkeypatch.setattr("emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25))
 
 
 def serve_by(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ class Evaluation:
         return {
             "method": cell.condition.method,
             "strength": cell.condition.strength,
+            "with": cell.condition.further,
             **({by: getattr(cell, by)} if by != "method" else {}),
             "replies": cell.replies,
             **{f"accuracy, {judge}": _value(cell.accuracy[judge]) for judge in self.judges},
@@ -98,6 +99,7 @@ class Evaluation:
             {
                 "method": of.condition.method,
                 "strength": of.condition.strength,
+                "with": of.condition.further,
                 "emotion": of.emotion,
                 "replies": of.replies,
                 **{kind: share.value for kind, share in of.shares.items()},
@@ -193,7 +195,7 @@ def evaluate(
     makers = [_reply_maker(judge, out, settings) for judge in chosen]
     results = evaluation.evaluate(
         served,
-        _asked(data, limit, settings.methods, strengths, settings),
+        replace(_asked(data, limit, settings.methods, strengths, settings), further=settings.further),
         lambda emotions: [make(emotions) for make in makers],
         out,
         seed=settings.seed,

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from cyclopts import Parameter
 
 from emovllm.errors import OptionError
-from emovllm.options import COMMAS, FLAT, STRENGTHS, Options, published_command
+from emovllm.options import COMMAS, FLAT, REPEATED, STRENGTHS, Options, published_command
 from emovllm_offline.commands.judging import JUDGE_OR_READOUT, JudgeOptions
 from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.evaluation.choice import USUAL_STRENGTHS
@@ -46,6 +46,16 @@ class EvaluateOptions(Options):
         STRENGTHS,
         Parameter(help="1.0 is the recommended strength; of steering, the paper's"),
     ] = USUAL_STRENGTHS
+    further: Annotated[
+        tuple[str, ...],
+        REPEATED,
+        Parameter(
+            name="--with",
+            help="fields of the circuit methods' requests, a further condition of this name beside the plain ones, "
+            """such as fading='{"emotion_schedule": {"hold": 20, "half_life": 40}}'; repeatable""",
+            metavar="NAME=JSON",
+        ),
+    ] = ()
     common: Annotated[EvaluationOptions, FLAT] = field(default_factory=EvaluationOptions)
     base_url: Annotated[
         str | None, Parameter(help="a running emovllm server, such as http://localhost:8000/v1", metavar="URL")
@@ -62,7 +72,10 @@ class EvaluateOptions(Options):
     judge: Annotated[tuple[str, ...], COMMAS, JUDGE_OR_READOUT, Parameter(metavar="NAME[,NAME...]")] = ("local",)
     probe: Annotated[
         str | None,
-        Parameter(help="what the judge readout reads with (default: the probe in the circuit's folder)", metavar="DIR"),
+        Parameter(
+            help="what the judge readout and targets read with (default: the probe in the circuit's folder)",
+            metavar="DIR",
+        ),
     ] = None
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
 
@@ -84,6 +97,7 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
     from emovllm_offline.data.styles import load_style
     from emovllm_offline.evaluation import tables
     from emovllm_offline.evaluation.evaluate import evaluate
+    from emovllm_offline.evaluation.further import read_further
     from emovllm_offline.evaluation.plan import Asked
     from emovllm_offline.evaluation.results import PAGE
     from emovllm_offline.evaluation.target import Where
@@ -91,6 +105,7 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
     from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
 
     common, cache = options.common, options.out / "judged.jsonl"
+    further = read_further(options.further)
 
     def make(name: str, emotions: Sequence[str]) -> ReplyJudge:
         if name == READOUT:
@@ -113,6 +128,7 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
             options.methods,
             options.strengths,
             common.max_tokens,
+            further=further,
         ),
         lambda emotions: [make(name, emotions) for name in options.judge],
         options.out,

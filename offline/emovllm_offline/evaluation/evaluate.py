@@ -15,8 +15,9 @@ from emovllm.models import public_model_id
 from emovllm_offline.evaluation import generate, paper_way
 from emovllm_offline.evaluation.felt import felt
 from emovllm_offline.evaluation.folder import PAPER_WAY, Folder
+from emovllm_offline.evaluation.further import has_target
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, STEERING, Asked, Task, plain_name, plan, settings
-from emovllm_offline.evaluation.readout import find_reading, refuse_unread, without_label
+from emovllm_offline.evaluation.readout import find_reading, refuse_unread, targets_go_by, without_label
 from emovllm_offline.evaluation.results import Results, write
 from emovllm_offline.evaluation.scoring import agreements, score, unjudged
 from emovllm_offline.evaluation.summary import summarise
@@ -49,10 +50,14 @@ def evaluate(
     planned, emotions = plan(asked, target.served)
     # A judge that cannot be made fails before anything is asked.
     judges = make_judges(list(dict.fromkeys(map(plain_name, emotions))))
-    where = replace(where, readout=any(isinstance(judge, ReadoutJudge) for judge in judges))
-    reading = find_reading(where, target)
+    reads = any(isinstance(judge, ReadoutJudge) for judge in judges)
+    where = replace(where, readout=reads, targets=has_target(asked.further))
+    found = find_reading(where, target)
+    target_by = targets_go_by(emotions, found) if found is not None and where.targets else None
+    reading = found if where.readout else None
     lacking = without_label(emotions, reading) if reading is not None else []
-    folder = Folder(out, settings(asked, planned, target.served), fresh)
+    decided = settings(asked, planned, target.served, target_by)
+    folder = Folder(out, decided, fresh)
     if reading is not None:
         refuse_unread(planned, folder, reading)
     collect(where, target, planned, folder, asked.max_tokens, STEERING in asked.methods)
@@ -69,7 +74,7 @@ def evaluate(
         # A server's name for its model is often where it lies.
         "model": Path(target.served.model).name if target.model is None else public_model_id(target.model),
         "circuit": target.served.circuit,
-        "settings": settings(asked, planned, target.served),
+        "settings": decided,
         "seed": seed,
         "judges": {judge.name: dict(judge.config) for judge in judges},
         "speed": speed,

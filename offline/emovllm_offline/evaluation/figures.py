@@ -87,21 +87,23 @@ def frontier(cells: Sequence[Cell], judge: str) -> Any:
         ("perplexity given the instruction,\nover the prompted reply's (median)", lambda cell: cell.fluency),
         ("share of repeated 3-grams (mean)", lambda cell: cell.repetition),
     ]
-    methods = list(dict.fromkeys(condition.method for condition in conditions_of(cells)))
-    with figure(4.4) as made:
+    # A line for each way over its strengths.
+    ways = list(dict.fromkeys(condition._replace(strength=0.0) for condition in conditions_of(cells)))
+    with figure(4.2 + 0.2 * math.ceil(len(ways) / 6)) as made:
         for ax, (label, value) in zip(made.subplots(1, 2, sharey=True), measures, strict=True):
-            for number, method in enumerate(methods):
-                points = _points([cell for cell in cells if cell.condition.method == method], judge, value)
+            for number, way in enumerate(ways):
+                of_way = [cell for cell in cells if cell.condition._replace(strength=0.0) == way]
+                points = _points(of_way, judge, value)
                 if not points:
                     continue
                 xs, ys, _ = zip(*points, strict=True)
-                ax.plot(xs, ys, color=colour(number), marker=marker(number), linewidth=1, label=method)
+                ax.plot(xs, ys, color=colour(number), marker=marker(number), linewidth=1, label=str(way))
                 for x, y, name in points if len(points) > 1 else []:
                     ax.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=8, color=GREY)
             ax.set_xlabel(label)
             ax.set_ylim(-0.02, 1.02)
         handles, labels = ax.get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        made.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
         made.supylabel(f"accuracy, judge {judge}", fontsize=10)
     return made
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from emovllm.emotion import SCOPES
 from emovllm.errors import EvaluationError
 from emovllm.readout import Reading
+from emovllm.spec import CircuitSpec
 from emovllm_offline.data.messages import Message, messages_digest
 from emovllm_offline.data.styles import Frame, Style
+from emovllm_offline.evaluation.further import Further, check, strengths_of
 
 NONE, PROMPTING, STEERING, CIRCUITS, BOTH = METHODS = (
     "none",
@@ -22,6 +24,8 @@ NONE, PROMPTING, STEERING, CIRCUITS, BOTH = METHODS = (
 )
 # Those that a strength applies to.
 WITH_STRENGTH = (STEERING, CIRCUITS, BOTH)
+# Those that a scope and further fields apply to.
+WITH_CIRCUIT = (CIRCUITS, BOTH)
 # Those whose prompt asks for the emotion; the others have the neutral prompt.
 INSTRUCTED = (PROMPTING, BOTH)
 MAX_TOKENS = 100
@@ -42,18 +46,21 @@ PLAIN: dict[str, Any] = {"emotion": "none"}
 @dataclass(frozen=True, slots=True)
 class Served:
     """What a server says of itself. strengths: the largest `emotion_strength` of each emotion, by its name in requests:
-    `anger`, or `a/anger` where several circuits have it."""
+    `anger`, or `a/anger` where several circuits have it. reading: what requests may ask to be read, and targets go by.
+    spec: the circuit's, where that is here."""
 
     model: str
     circuit: str  # its digest
     strengths: dict[str, float]
     methods: tuple[str, ...]
-    reading: Reading | None = None  # what requests may ask to be read
+    reading: Reading | None = None
+    spec: CircuitSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of it."""
+    """What is asked of it. further: fields of requests by the circuit methods, each a condition beside the plain
+    strengths, by its name."""
 
     messages: Sequence[Message]
     style: Style
@@ -61,12 +68,13 @@ class Asked:
     strengths: Sequence[float]
     max_tokens: int
     scopes: Sequence[str] = ("",)
+    further: Further = field(default_factory=dict)
 
 
 class Key(NamedTuple):
     """What tells one reply of an evaluation from the others; emotion and strength are empty where none applies.
 
-    scope: empty for the circuit's own.
+    scope: empty for the circuit's own. further: the name of a further condition's fields.
     """
 
     message: str
@@ -74,6 +82,7 @@ class Key(NamedTuple):
     emotion: str = ""
     strength: float = 0.0
     scope: str = ""
+    further: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +116,26 @@ def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
             'the server was not started with steering (additional_config {"emovllm": {"steering": true}}): '
             "leave the method out"
         )
-    if any(method in WITH_STRENGTH and method != STEERING for method in asked.methods):
-        for name, most in served.strengths.items():
-            if over := [f"{strength:g}" for strength in asked.strengths if abs(strength) > most * (1 + 1e-9)]:
-                raise EvaluationError(f"strength {', '.join(over)} is over the circuit's maximum for {name}, {most:g}")
-    planned = tasks(asked.messages, emotions, asked.style, asked.methods, asked.strengths, asked.scopes)
+    if asked.further and not any(method in WITH_CIRCUIT for method in asked.methods):
+        raise EvaluationError(f"further conditions are of the methods {' and '.join(WITH_CIRCUIT)}: name one of them")
+    check(asked.further, emotions, asked.strengths, served.spec)
+    planned = tasks(asked.messages, emotions, asked.style, asked.methods, asked.strengths, asked.scopes, asked.further)
+    strengths = dict.fromkeys(task.key.strength for task in planned if task.key.method in WITH_CIRCUIT)
+    for name, most in served.strengths.items():
+        if over := [f"{strength:g}" for strength in strengths if abs(strength) > most * (1 + 1e-9)]:
+            raise EvaluationError(f"strength {', '.join(over)} is over the circuit's maximum for {name}, {most:g}")
     if len({task.key for task in planned}) < len(planned):
         raise EvaluationError("a method, a strength or a message is named twice")
     return planned, emotions
 
 
-def settings(asked: Asked, planned: Sequence[Task], served: Served) -> dict[str, Any]:
-    """What decides the replies, as evaluate.json holds it. It has no keys, URLs or places of files."""
+def settings(
+    asked: Asked, planned: Sequence[Task], served: Served, read_by: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What decides the replies, as evaluate.json holds it. It has no keys, URLs or places of files.
+
+    read_by: what targets go by.
+    """
     return {
         "circuit": served.circuit,
         "emotions": list(served.strengths),
@@ -129,6 +146,8 @@ def settings(asked: Asked, planned: Sequence[Task], served: Served) -> dict[str,
         "style": {"name": asked.style.name, "sha256": asked.style.digest()},
         "decoding": {**DECODING, "max_tokens": asked.max_tokens},
         "requests": plan_digest(planned),
+        **({"further": {name: dict(fields) for name, fields in asked.further.items()}} if asked.further else {}),
+        **({"target": read_by} if read_by else {}),
     }
 
 
@@ -139,15 +158,16 @@ def tasks(
     methods: Sequence[str],
     strengths: Sequence[float],
     scopes: Sequence[str] = ("",),
+    further: Further | None = None,
 ) -> list[Task]:
     """Message by message, so that methods, emotions and strengths share every batch.
 
-    strengths: of `emotion_strength`; of steering, 1.0 is the paper's. scopes: of the circuit methods.
+    strengths: of `emotion_strength`; of steering, 1.0 is the paper's. scopes, further: of the circuit methods.
     """
     return [
         task
         for at, message in enumerate(messages)
-        for task in _of_message(at, message, emotions, style, methods, strengths, scopes)
+        for task in _of_message(at, message, emotions, style, methods, strengths, scopes, further or {})
     ]
 
 
@@ -159,6 +179,7 @@ def _of_message(
     methods: Sequence[str],
     strengths: Sequence[float],
     scopes: Sequence[str],
+    further: Further,
 ) -> Iterator[Task]:
     group = message.group or message.id
     if NONE in methods:
@@ -170,9 +191,13 @@ def _of_message(
                 continue
             frame = instruction if method in INSTRUCTED else style.neutral
             for strength in strengths if method in WITH_STRENGTH else (0.0,):
-                for scope in scopes if method in (CIRCUITS, BOTH) else ("",):
+                for scope in scopes if method in WITH_CIRCUIT else ("",):
                     key = Key(message.id, method, emotion, strength, scope)
                     yield Task(key, message.valence, message.user, frame, _fields(key), group)
+            for name, more in further.items() if method in WITH_CIRCUIT else ():
+                for strength in strengths_of(more, strengths):
+                    key = Key(message.id, method, emotion, strength, "", name)
+                    yield Task(key, message.valence, message.user, frame, {**_fields(key), **more}, group)
 
 
 def plain_name(emotion: str) -> str:

@@ -209,7 +209,7 @@ def _sections_of(judge: str, results: Results) -> Iterator[Section]:
         yield Section(f"Accuracy by the message's valence, judge {judge}", "Over all emotions.", valence)
     yield Section(
         f"What it costs, judge {judge}",
-        "Each point: a method at a strength, over all emotions.",
+        "Each point: a method at a strength, over all emotions; lines join the strengths of one way.",
         image=plots.data_uri(plots.png(figures.frontier(cells, judge))),
     )
 

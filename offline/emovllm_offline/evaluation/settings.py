@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emovllm_offline.evaluation.choice import Bounds
+from emovllm_offline.evaluation.further import Further
 from emovllm_offline.evaluation.plan import MAX_TOKENS, METHODS
 
 
@@ -29,8 +30,9 @@ class RunSettings:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(RunSettings):
     """methods: what is compared. paper_way: prompts on which the paper's way is timed, 0 for none; not with a server.
-    probe: what the judge `readout` reads with, a file or its folder (default: the probe in the circuit's folder); not
-    with a server.
+    probe: what the judge `readout` reads with, and targets go by, a file or its folder (default: the probe in the
+    circuit's folder); not with a server. further: fields of requests by the circuit methods, such as `{"fading":
+    {"emotion_schedule": {"hold": 20, "half_life": 40}}}`, each a condition beside the plain strengths.
 
     Those of every run: style, max_tokens, concurrency, engine_args, seed, fresh.
     """
@@ -38,6 +40,7 @@ class EvaluationSettings(RunSettings):
     methods: tuple[str, ...] = METHODS
     paper_way: int = 6
     probe: str | Path | None = None
+    further: Further = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

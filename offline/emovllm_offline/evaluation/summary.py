@@ -20,10 +20,11 @@ class Condition(NamedTuple):
     method: str
     strength: float
     scope: str
+    further: str = ""  # the name of further fields
 
     def __str__(self) -> str:
-        strength = f" {self.strength:g}" if self.strength else ""
-        return f"{self.method}{strength}{' ' + self.scope if self.scope else ''}"
+        strength = f"{self.strength:g}" if self.strength else ""
+        return " ".join(filter(None, (self.method, strength, self.scope, self.further)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def conditions(scored: Sequence[Scored]) -> list[Condition]:
 
 
 def condition_of(reply: Scored) -> Condition:
-    return Condition(reply.key.method, reply.key.strength, reply.key.scope)
+    return Condition(reply.key.method, reply.key.strength, reply.key.scope, reply.key.further)
 
 
 def summarise(scored: Sequence[Scored], emotions: Sequence[str], judges: Sequence[str], seed: int = 0) -> list[Cell]:

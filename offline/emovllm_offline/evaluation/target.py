@@ -23,8 +23,9 @@ class Where:
     """What generates: a server that runs already (base_url), or one of this machine.
 
     model, circuit: as on the command line; None for the default ones, or those of the server, whose names for them they
-    are otherwise. readout: whether replies are read as they are written. probe: what reads them in an engine of this
-    machine, a file or its folder; None for the one in the circuit's folder.
+    are otherwise. readout: whether replies are read as they are written. targets: whether the engine reads so that
+    strengths can follow. probe: what reads in an engine of this machine, a file or its folder; None for the one in the
+    circuit's folder.
     """
 
     model: str | None = None
@@ -34,6 +35,7 @@ class Where:
     concurrency: int = 64
     engine_args: tuple[str, ...] = ()
     readout: bool = False
+    targets: bool = False
     probe: str | None = None
 
 
@@ -68,6 +70,7 @@ def find_target(where: Where, steering: bool) -> Target:
         loaded.digest(),
         {emotion.name: emotion.maximal / emotion.recommended for emotion in loaded.spec.emotions},
         ("circuit", "steering") if loaded.directions else ("circuit",),
+        spec=loaded.spec,
     )
     return Target(served, resolve_model(where.model), place)
 
@@ -110,6 +113,6 @@ def serving(where: Where, target: Target, log: Path, steering: bool) -> Iterator
 
 def _reads(where: Where) -> tuple[str, ...]:
     """What makes an engine read."""
-    if not where.readout:
+    if not (where.readout or where.targets):
         return ()
     return ("--readout",) if where.probe is None else ("--probe", where.probe)

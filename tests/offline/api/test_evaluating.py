@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from emovllm import load_circuit
 from emovllm.errors import CircuitError, EvaluationError, JudgeError, ModelError
-from emovllm_offline import calibrate, evaluate, intervals
+from emovllm_offline import calibrate, evaluate
 from emovllm_offline.api import CalibrationSettings, EvaluationSettings, Server
 from emovllm_offline.evaluation.choice import Bounds
 from emovllm_offline.judges.judge import Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.reporting import plots
 from support.circuits import random_circuit
-from support.evaluated import DIGEST, EMOTIONS, READING, answer, pages, serve_by
+from support.evaluated import DIGEST, EMOTIONS, READING, pages, serve_by
 from support.models import tiny_model
-from support.stub import Stub, stub_server
+from support.stub import Stub
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 RENDER = plots.png
 FEW = EvaluationSettings(methods=("none", "prompting", "circuits"), paper_way=0)
 
 
 @pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    with stub_server() as stub:
-        stub.answer = answer
-        stub.pages = pages(DIGEST, 2.0)
-        serve_by(stub, monkeypatch)
-        yield stub
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
-    """Relevance and intervals are tested where they are computed; pictures are looked at by few tests."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 20)
-    monkeypatch.setattr("emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25))
+def stub(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    serve_by(stub, monkeypatch)
+    return stub
 
 
 @pytest.fixture
@@ -138,6 +129,7 @@ def test_what_is_felt_is_told_and_drawn_beside_what_is_shown(
     assert rows["circuits", "anger"] == {
         "method": "circuits",
         "strength": 1,
+        "with": "",
         "emotion": "anger",
         "replies": 2,
         "felt and shown": 0.5,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from emovllm.errors import ResultsError
-from emovllm_offline import compare, intervals
+from emovllm_offline import compare
 from emovllm_offline.comparison.report import figure_table
 from emovllm_offline.data.messages import Message
 from emovllm_offline.data.styles import load_style
@@ -23,27 +22,13 @@ from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.evaluation.target import Where
 from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.lexicon import LexiconJudge
-from support.evaluated import DIGEST, EMOTIONS, answer, pages
-from support.stub import Stub, stub_server
+from support.evaluated import DIGEST, EMOTIONS
+from support.stub import Stub
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 MESSAGES = [Message("a", "neutral", "The bus came early."), Message("b", "neutral", "The bus came late.")]
 ASKED = Asked(MESSAGES, load_style("paper"), ("none", "circuits"), (1.0,), 100)
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with stub_server() as stub:
-        stub.answer = answer
-        stub.pages = pages(DIGEST, 2.0)
-        yield stub
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
-    monkeypatch.setattr(intervals, "RESAMPLES", 20)
-    monkeypatch.setattr(
-        "emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25), raising=True
-    )
 
 
 class Other(LexiconJudge):

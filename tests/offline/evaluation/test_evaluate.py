@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytest
 
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import DataError, EmotionError, EndpointError, EvaluationError, JudgeError, StoredError
-from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
@@ -29,8 +28,10 @@ from emovllm_offline.evaluation.target import Where
 from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.model.timing_process import Baseline
-from support.evaluated import DIGEST, EMOTIONS, SAYS, answer, ids, pages, serve_by
-from support.stub import Stub, filtering, in_turn, newer_openai, stub_server
+from support.evaluated import EMOTIONS, SAYS, answer, ids, pages, serve_by
+from support.stub import Stub, filtering, in_turn, newer_openai
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 MESSAGES = [
     Message("a.positive", "positive", "The bus came early."),
@@ -38,25 +39,8 @@ MESSAGES = [
 ]
 
 
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with stub_server() as stub:
-        stub.answer = answer
-        stub.pages = pages(DIGEST, 2.0)
-        yield stub
-
-
 def lexicon(emotions: Sequence[str]) -> list[Judge]:
     return [LexiconJudge(emotions)]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
-    """Relevance and intervals are tested where they are computed, pictures in tests/offline/api."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 20)
-    monkeypatch.setattr(
-        "emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25), raising=True
-    )
 
 
 ASKED = Asked(MESSAGES, load_style("paper"), METHODS, (1.0, 2.0), 100)

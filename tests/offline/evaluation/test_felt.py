@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from emovllm.errors import EndpointError, EvaluationError, ProbeError
 from emovllm.probe import load_probe
 from emovllm.readout import Reading
-from emovllm_offline import intervals
 from emovllm_offline.data.messages import Message
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import target as targets
@@ -29,7 +27,9 @@ from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
 from support.circuits import random_circuit
 from support.evaluated import DIGEST, EMOTIONS, LABELS, PROBE, READING, READS, answer, pages, serve_by
 from support.models import tiny_model
-from support.stub import Stub, stub_server
+from support.stub import Stub
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 MESSAGES = [Message("early", "positive", "The bus came early."), Message("late", "negative", "The bus came late.")]
 ASKED = Asked(MESSAGES, load_style("paper"), METHODS, (1.0,), 100)
@@ -38,17 +38,9 @@ NONE, PROMPTING, STEERING, CIRCUITS = (Condition(name, float(name in METHODS[2:]
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with stub_server() as stub:
-        stub.answer = answer
-        stub.pages = pages(DIGEST, 2.0, READING)
-        yield stub
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
-    monkeypatch.setattr(intervals, "RESAMPLES", 50)
-    monkeypatch.setattr("emovllm_offline.judges.embeddings.relevance", lambda users, replies: np.full(len(users), 0.25))
+def stub(stub: Stub) -> Stub:
+    stub.pages = pages(DIGEST, 2.0, READING)
+    return stub
 
 
 def both(emotions: Sequence[str]) -> list[ReplyJudge]:
