@@ -77,6 +77,7 @@ class StandIn:
     reading: dict[str, Any] | None = field(
         default_factory=lambda: {"probe": "0123456789abcdef", "layer": 2, "labels": LABELS}
     )
+    adapters: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     # How many streams were left before their end.
     left: int = 0
@@ -108,7 +109,11 @@ def application(standin: StandIn) -> FastAPI:
 
     @app.get("/v1/models")
     async def models(request: Request) -> Any:
-        return standin.refusal(request) or {"object": "list", "data": [{"id": "some-model", "object": "model"}]}
+        # As a server lists them: with the names that carry an emotion.
+        names = [(f"some-model:{emotion['id']}", "some-model") for emotion in standin.emotions]
+        listed = [("some-model", None), *((name, "some-model") for name in standin.adapters), *names]
+        cards = [{"id": name, "object": "model", "parent": parent} for name, parent in listed]
+        return standin.refusal(request) or {"object": "list", "data": cards}
 
     @app.get("/v1/emotions")
     async def emotions(request: Request) -> Any:

@@ -68,6 +68,21 @@ def test_a_message_is_asked_of_both_columns_and_nothing_else_differs(standin: St
     expect(meta).to_contain_text("steered · anger · strength 1 · generation · reads as anger 80% · done")
 
 
+def test_models_and_adapters_may_be_chosen_and_names_that_carry_an_emotion_are_none(
+    standin: StandIn, visit: Visit
+) -> None:
+    expect(visit(standin.url).get_by_label("Model", exact=True)).to_have_count(0)
+    standin.adapters = ["adapter:anger", "other"]
+    tab = visit(standin.url)
+    chosen = tab.get_by_label("Model", exact=True)
+    expect(chosen).to_be_visible()
+    assert chosen.get_by_role("option").all_inner_texts() == ["some-model", "adapter:anger", "other"]
+    chosen.select_option("other")
+    send(tab, "Hello")
+    settled(tab)
+    assert [asked["model"] for asked in standin.requests] == ["other", "other"]
+
+
 def test_a_reply_is_shown_while_it_is_written(standin: StandIn, visit: Visit) -> None:
     more = threading.Event()
     standin.answer = lambda asked: [text("First", CALM), more, text(", then", CALM), end([CALM] * 2)]

@@ -34,6 +34,8 @@ def test_columns_show_what_the_server_writes_and_reads_and_sliders_change_it(
     expected = [answered(tiny_server.url, **fields) for fields in ({}, {"emotion": "anger"}, strong)]
     assert len(set(expected)) == 3
     tab = visit(tiny_server.url)
+    expect(tab.locator("header .model")).to_have_text("tiny")
+    expect(tab.get_by_label("Model", exact=True)).to_have_count(0)
     for label, value in {"Temperature": "0", "Max tokens": str(TOKENS)}.items():
         tab.get_by_label(label).fill(value)
     columns = [tab.get_by_role("region", name=f"{side} column") for side in ("Left", "Right")]

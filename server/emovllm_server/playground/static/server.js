@@ -44,8 +44,10 @@ export async function about() {
   const [models, emotions] = await Promise.all(
     ["v1/models", "v1/emotions"].map(async (path) => (await ask(path)).json()),
   );
+  // Names that carry an emotion are listed too: the sliders say that better.
+  const carries = ({ id, parent }) => parent && emotions.data.some((emotion) => id === `${parent}:${emotion.id}`);
   return {
-    models: models.data.map((model) => model.id),
+    models: models.data.filter((model) => !carries(model)).map((model) => model.id),
     emotions: emotions.data,
     circuits: emotions.circuits,
     reading: emotions.reading,
