@@ -210,6 +210,19 @@ def test_asynchronous_scheduling_with_drafts(
     assert engine.metric("vllm:num_preemptions") > 0
 
 
+def test_phases_on_two_pipeline_stages(
+    spoken: Spoken, circuit: Path, oracle: Oracle, asks: list[Ask], tmp_path: Path
+) -> None:
+    # Each stage goes by the tokens, which both are told.
+    asks = [ask for ask in asks if "emotion_target" not in ask.fields]
+    ranks = Series(tmp_path)
+    try:
+        engine = ranks.start(spoken.model, None, **spoken.config(circuit), pipeline_parallel_size=2)
+        check(engine, oracle, asks)
+    finally:
+        ranks.close()
+
+
 @pytest.fixture(scope="module")
 def calmed(model: str, circuit: Path) -> Oracle:
     """With guards that act in some of the replies: above what half of the plain model's tokens read as."""
