@@ -12,7 +12,7 @@ from annotated_types import Ge
 from cyclopts import Parameter
 
 from emovllm.errors import OptionError
-from emovllm.options import COMMAS, FLAT, REPEATED, STRENGTHS, Options, published_command
+from emovllm.options import COMMAS, FLAT, QUIET, STRENGTHS, Options, published_command
 from emovllm_offline.commands.judging import JUDGE_OR_READOUT, JudgeOptions
 from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.evaluation.choice import USUAL_STRENGTHS
@@ -48,7 +48,7 @@ class EvaluateOptions(Options):
     ] = USUAL_STRENGTHS
     further: Annotated[
         tuple[str, ...],
-        REPEATED,
+        QUIET,
         Parameter(
             name="--with",
             help="fields of the circuit methods' requests, a further condition of this name beside the plain ones, "

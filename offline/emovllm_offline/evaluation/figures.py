@@ -82,14 +82,22 @@ def _whisker(ax: Any, estimate: Estimate, y: float, number: int) -> None:
 
 
 def frontier(cells: Sequence[Cell], judge: str) -> Any:
-    """Accuracy against fluency and against repetition: what an emotion costs, condition by condition."""
+    """Accuracy against fluency, or perplexity without prompted replies, and against repetition: what an emotion costs,
+    condition by condition."""
+    fluency: tuple[str, Value] = (
+        "perplexity given the instruction,\nover the prompted reply's (median)",
+        lambda cell: cell.fluency,
+    )
+    if not any(cell.fluency for cell in cells):
+        # Nobody was prompted.
+        fluency = "perplexity, over the plain reply's (median)", lambda cell: cell.perplexity
     measures: list[tuple[str, Value]] = [
-        ("perplexity given the instruction,\nover the prompted reply's (median)", lambda cell: cell.fluency),
+        fluency,
         ("share of repeated 3-grams (mean)", lambda cell: cell.repetition),
     ]
     # A line for each way over its strengths.
     ways = list(dict.fromkeys(condition._replace(strength=0.0) for condition in conditions_of(cells)))
-    with figure(4.2 + 0.2 * math.ceil(len(ways) / 6)) as made:
+    with figure(4.2 + 0.2 * math.ceil(len(ways) / 4)) as made:
         for ax, (label, value) in zip(made.subplots(1, 2, sharey=True), measures, strict=True):
             for number, way in enumerate(ways):
                 of_way = [cell for cell in cells if cell.condition._replace(strength=0.0) == way]
@@ -103,7 +111,7 @@ def frontier(cells: Sequence[Cell], judge: str) -> Any:
             ax.set_xlabel(label)
             ax.set_ylim(-0.02, 1.02)
         handles, labels = ax.get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+        made.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
         made.supylabel(f"accuracy, judge {judge}", fontsize=10)
     return made
 

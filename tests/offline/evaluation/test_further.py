@@ -92,6 +92,12 @@ def test_the_frontier_has_a_line_for_each(stub: Stub, tmp_path: Path) -> None:
         "circuits fading": 2,
         "circuits loop": 1,
     }
+    assert ax.get_xlabel().startswith("perplexity given the instruction")
+    # Without prompted replies there is no fluency.
+    alone = run(stub, tmp_path / "alone", replace(ASKED, methods=("none", "circuits")))
+    ax = frontier(alone.cells, "lexicon").axes[0]
+    assert ax.get_xlabel().startswith("perplexity, over the plain reply's")
+    assert {line.get_label() for line in ax.lines} >= {"none", "circuits", "circuits fading"}
 
 
 def test_a_strength_of_its_own_is_asked_alone(stub: Stub, tmp_path: Path) -> None:
