@@ -73,7 +73,7 @@ class Options:
         WithJsonSchema(_SCHEDULE),
         Field(
             description="The share of the strength, 0 to 1, by token of the reply: held and then halved every "
-            "half_life tokens, from one token to before another, or a line through points. Of the scope `generation`.",
+            "half_life tokens, from one token to before another, or a line through points.",
             examples=[{"hold": 20, "half_life": 40}, {"from": 8, "to": 64}, [[0, 1], [50, 0.3]]],
         ),
     ] = None
