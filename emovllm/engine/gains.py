@@ -94,9 +94,9 @@ class Gains:
         self.against: np.ndarray | None = None
         # By slot and position, the latest: a forward needs the one before its first token, rejected ones included.
         self._ring = 1 << span.bit_length()
-        self._states = self._zeros((slots, self._ring), torch.int64)
-        self._muted = self._zeros((slots,), torch.uint8)
         if automaton is not None:
+            self._states = self._zeros((slots, self._ring), torch.int64)
+            self._muted = self._zeros((slots,), torch.uint8)
             self._classes = torch.from_numpy(automaton.classes).long().to(device)
             self._table = torch.from_numpy(automaton.table).long().to(device)
             self._spared = torch.from_numpy(automaton.spared).to(device)
@@ -149,7 +149,8 @@ class Gains:
             states = np.array([start, *self._automaton.advance(start, replied)])
             live = (self._automaton.spared[states] & wire.muted) == 0
             self._states[slot] = self._latest(states, prompt_len - 1)
-        self._muted[slot] = wire.muted
+        if self._automaton is not None:
+            self._muted[slot] = wire.muted
         gains = np.ones(len(replied) + 1, np.float32)
         self._targeted[slot] = wire.target is not None
         if wire.target is not None:

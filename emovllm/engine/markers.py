@@ -27,6 +27,9 @@ def configured(vllm_config: VllmConfig, tool_parser: str | None) -> dict[Phase, 
     reasoning = reasoning_parser_of(vllm_config)
     if not reasoning and not tool_parser:
         return {}
+    if vllm_config.model_config.skip_tokenizer_init:
+        # Some models bring a reasoning parser that nobody asked for. What a phase is needed for is refused.
+        return {}
     return parsers.markers_of(reasoning, tool_parser, tokenizer_of(vllm_config))
 
 

@@ -169,7 +169,8 @@ def test_flags_and_each_of_several_choices(
         ({"readout": True, "guards": ["joy>0.9:flag"]}, "the probe has no label joy; it reads"),
         ({"readout": True, "guards": ["anger>0.9:flag", "anger>0.9:stop"]}, "anger>0.9x4 is given twice"),
         ({"readout": True, "guards": ["anger>2:flag"]}, "emovllm.guards: .*between 0 and 1"),
-        ({"readout": True, "guards": ["anger>0.9:calm"]}, "calm is none of flag, stop"),
+        ({"readout": True, "guards": ["anger>0.9:soothe"]}, "soothe is none of flag, stop, calm"),
+        ({"readout": True, "guards": ["neutral>0.9:calm"]}, "calms neutral, and no circuit has that emotion"),
         ({"guards": ["anger>0.9:flag"]}, "needs a read-out: add --readout, or --probe DIR"),
     ],
 )

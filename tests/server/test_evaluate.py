@@ -34,7 +34,7 @@ def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
     replies = [json.loads(line) for line in (tmp_path / "out/replies.jsonl").read_text().splitlines()]
     assert len(replies) == 1 + 6 * (1 + 2 + 2)
     by_key = {tuple(reply["key"]): reply for reply in replies}
-    plain = by_key["line-1", "none", "", 0.0, ""]
+    plain = by_key["line-1", "none", "", 0.0, "", ""]
     # Circuits have the neutral prompt, and say something else.
     circuits = [reply for key, reply in by_key.items() if key[1] == "circuits"]
     assert all(reply["prompt"] == plain["prompt"] for reply in circuits)

@@ -11,6 +11,7 @@ import torch
 from emovllm.emotion import Target, Wire
 from emovllm.engine.coefficients import Coefficients
 from emovllm.engine.gains import Calm, Gains, Inputs, Reads
+from emovllm.guards import Guard
 from emovllm.phases import BITS, Automaton, Markers
 
 THINKING, TOOLS = BITS["thinking"], BITS["tools"]
@@ -145,16 +146,18 @@ WIRES = {
 REPLY = [0, 1, THOUGHT, CALL, CALL2, 2, 3, ENDED, 4, 5, 0, CALL, 1, 2, 3, CALL, CALL2, 1, 2, 0, 1]
 
 
+# That a request may be calmed is all that its guards tell here.
+GUARDS = (Guard.parse("anger>0.5:calm"),)
 CALMS = (Calm(1, 0.4, 2, {0: -0.7}), Calm(2, 0.6, 1, {0: -0.2}))
 
 
 def requests(span: int = 1, calms: Sequence[Calm] = ()) -> Requests:
     made = Requests(span, calms)
     for number, (name, asked) in enumerate(WIRES.items()):
-        made.add(name, asked._replace(calm=bool(calms)), 3 + number, REPLY)
+        made.add(name, asked._replace(guards=GUARDS if calms else ()), 3 + number, REPLY)
     if calms:
-        made.add("nothing", Wire("", {}, "generation", calm=True), 4, REPLY)
-        made.add("once", Wire("d", {"anger": 1.5}, "prompt_last", calm=True), 5, REPLY)
+        made.add("nothing", Wire("", {}, "generation", guards=GUARDS), 4, REPLY)
+        made.add("once", Wire("d", {"anger": 1.5}, "prompt_last", guards=GUARDS), 5, REPLY)
     return made
 
 
@@ -196,7 +199,7 @@ def test_requests_that_come_go_and_are_preempted(calms: Sequence[Calm]) -> None:
         made.step({name: 1, "plain": 1})
     # Whoever comes into its place has none of it.
     made.coefficients.leave("all")
-    made.add("other", wire()._replace(calm=bool(calms)), 3, REPLY)
+    made.add("other", wire()._replace(guards=GUARDS if calms else ()), 3, REPLY)
     made.step({"other": 3, "target": 1})
     made.step({"other": 1, "target": 1})
 
