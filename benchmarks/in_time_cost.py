@@ -16,14 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from readout_cost import make_probe, start
+from rounds import Seconds, make_probe, measure, print_ratios, start
 
 from emovllm.circuit_files import load_circuit
 from emovllm.models import NAME, resolve_model, shipped_circuits
-from emovllm.progress import track
-from emovllm_server.bench.engine import Engine
-from emovllm_server.bench.ratios import ratio
 from emovllm_server.serve import prepare_environment
 
 ONE_IN = 16
@@ -55,42 +51,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20, help="of each start")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="append each round's seconds, a line of JSON")
     options = parser.parse_args()
     prepare_environment()
     model = resolve_model(options.model)
     asked = ways(load_circuit(options.circuit).names[0], options.batch)
-    logs: dict[str, dict[str, list[float]]] = {way: {} for way in asked if way != CONSTANT}
+    starts: list[Seconds] = []
     with tempfile.TemporaryDirectory() as folder:
-        make_probe(model, options.circuit, Path(folder) / "probe")
-        settings = {"circuit": str(options.circuit), "probe": str(Path(folder) / "probe"), "tool_parser": "hermes"}
+        probe = Path(folder) / "probe"
+        make_probe(model, options.circuit, probe)
+        settings = {"circuit": str(options.circuit), "probe": str(probe), "tool_parser": "hermes"}
         for number in range(options.starts):
             engine = start(model, str(number), settings, Path(folder))
             try:
-                seconds = measure(engine, asked, options, number)
+                of_engine = {way: (engine, fields) for way, fields in asked.items()}
+                starts.append(measure(of_engine, options.rounds, options.tokens, number, options.record))
             finally:
                 engine.close()
-            for way, of_starts in logs.items():
-                of_starts[str(number)] = (np.log(seconds[way]) - np.log(seconds[CONSTANT])).tolist()
     print(f"{options.batch} requests of {options.tokens} tokens, {options.starts} starts of {options.rounds} rounds")
-    for way, of_starts in logs.items():
-        paired = ratio(of_starts)
-        print(f"{way}: {paired.mean:.4f} ({paired.low:.4f} to {paired.high:.4f})")
-
-
-def measure(
-    engine: Engine, asked: dict[str, list[dict[str, Any]]], options: argparse.Namespace, seed: int
-) -> dict[str, list[float]]:
-    """Seconds of each round, by way."""
-    random = np.random.default_rng(seed)
-    seconds: dict[str, list[float]] = {way: [] for way in asked}
-    # The first round warms up.
-    for number in track(range(options.rounds + 1), f"start {seed + 1}", total=options.rounds + 1):
-        prompts = random.integers(10, 1000, (options.batch, 32)).tolist()
-        for way in random.permutation(list(asked)):
-            taken = engine.measure(prompts, asked[way], options.tokens)["seconds"]
-            if number:
-                seconds[way].append(taken)
-    return seconds
+    print_ratios(starts, {way: (way, CONSTANT) for way in asked if way != CONSTANT})
 
 
 if __name__ == "__main__":
