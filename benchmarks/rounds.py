@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ PROMPT_TOKENS = 32
 
 # An engine and the fields of the requests of a batch.
 Way = tuple[Engine, list[dict[str, Any]]]
-Seconds = Mapping[str, Sequence[float]]
+# By way, of each round: the seconds of the batch, and of its median step that decodes.
+Seconds = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def make_probe(model: str, circuit: Path, folder: Path) -> None:
@@ -64,20 +64,21 @@ def start(model: str, name: str, settings: dict[str, Any], folder: Path) -> Engi
 
 
 def measure(ways: Mapping[str, Way], rounds: int, tokens: int, seed: int, record: Path | None = None) -> Seconds:
-    """Seconds of each round, by way: in each, all ways answer the same random prompts with `tokens` tokens each, in
-    random order; one round before them warms up.
+    """In each round all ways answer the same random prompts with `tokens` tokens each, in random order; one round
+    before them warms up.
 
     record: each round is appended to it, a line of JSON.
     """
     random = np.random.default_rng(seed)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     batch = len(next(iter(ways.values()))[1])
     for number in track(range(rounds + 1), f"start {seed + 1}", total=rounds + 1):
         prompts = random.integers(10, 1000, (batch, PROMPT_TOKENS)).tolist()
         taken = {}
         for way in random.permutation(list(ways)):
             engine, fields = ways[way]
-            taken[str(way)] = engine.measure(prompts, fields, tokens)["seconds"]
+            reply = engine.measure(prompts, fields, tokens)
+            taken[str(way)] = reply["seconds"], float(np.median(np.diff(reply["arrivals"], axis=1)))
         if not number:
             continue
         for way, value in taken.items():
@@ -89,13 +90,19 @@ def measure(ways: Mapping[str, Way], rounds: int, tokens: int, seed: int, record
 
 
 def print_ratios(starts: Sequence[Seconds], pairs: Mapping[str, tuple[str, str]]) -> None:
-    """The geometric means of the rounds' ratios with 95% intervals by bootstrap over starts and rounds.
+    """The geometric means of the rounds' ratios with 95% intervals by bootstrap over starts and rounds: of the
+    batches' seconds, and of their median steps', which what else the machine does at times disturbs less.
 
     pairs: of the label that is printed, the way and the one that it is held against.
     """
     for label, (way, other) in pairs.items():
-        logs: dict[str, list[float]] = defaultdict(list)
-        for number, seconds in enumerate(starts):
-            logs[str(number)] = (np.log(seconds[way]) - np.log(seconds[other])).tolist()
-        paired = ratio(logs)
-        print(f"{label}: {paired.mean:.4f} ({paired.low:.4f} to {paired.high:.4f})")
+        texts = []
+        for column in range(2):
+            logs = {
+                str(number): np.log([row[column] for row in seconds[way]])
+                - np.log([row[column] for row in seconds[other]])
+                for number, seconds in enumerate(starts)
+            }
+            paired = ratio({number: values.tolist() for number, values in logs.items()})
+            texts.append(f"{paired.mean:.4f} ({paired.low:.4f} to {paired.high:.4f})")
+        print(f"{label}: {texts[0]}; the median step {texts[1]}")
