@@ -32,6 +32,9 @@ _DELTA_NET = Mixer("linear_attn.out_proj", "linear_num_value_heads")
 _MAMBA = Mixer("mamba.out_proj", "mamba_n_heads")
 _SHARED = "mlp.shared_experts.down_proj"
 
+# What blocks of experts call the router.
+ROUTERS = ("gate", "router")
+
 FAMILIES: tuple[Family, ...] = (
     Family("llama", name="Llama 2, 3"),
     Family("mistral", name="Mistral, Ministral"),

@@ -120,18 +120,27 @@ class Watch:
         self.width = len(labels)
         self._guards = tuple(guards)
         self._columns = [labels.index(guard.label) for guard in self._guards]
+        # In the precision of what is read, as on the device.
+        self._bounds = np.array([guard.bound for guard in self._guards], np.float32)
         self._runs = [0] * len(self._guards)
         self._seen = 0
         self._acted: list[Acted] = []
         self.ended: Acted | None = None
 
-    def see(self, logits: np.ndarray) -> None:
-        """Takes in the tokens of a step: float32 [tokens, labels]."""
-        for row in probabilities(logits):
+    def over(self, logits: np.ndarray) -> list[list[bool]]:
+        """Which guards' bounds tokens are above, for this reply or another of the same server: float32
+        [tokens, labels] to [tokens][guards]."""
+        over: list[list[bool]] = (probabilities(logits)[:, self._columns] > self._bounds).tolist()
+        return over
+
+    def see(self, over: Iterable[Sequence[bool]]) -> None:
+        """Takes in the tokens of a step, as `over` tells them."""
+        for row in over:
             if self.ended is not None:
                 return
-            for number, guard in enumerate(self._guards):
-                self._runs[number] = self._runs[number] + 1 if row[self._columns[number]] > guard.bound else 0
+            for number, above in enumerate(row):
+                self._runs[number] = self._runs[number] + 1 if above else 0
+                guard = self._guards[number]
                 if self._runs[number] >= guard.tokens and all(acted.guard != guard for acted in self._acted):
                     self._act(Acted(guard, self._seen))
             self._seen += 1

@@ -19,7 +19,7 @@ from torch.nn import functional
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
-from emovllm.architectures import parse_experts
+from emovllm.architectures import ROUTERS, parse_experts
 from emovllm.circuit import Circuit
 from emovllm.engine.arithmetic import add_emotion
 from emovllm.engine.coefficients import Coefficients
@@ -32,8 +32,6 @@ logger = init_logger(__name__)
 
 # Of random signs, to see what a router's scores would be if values did not cancel each other.
 _DRAWS = 16
-# What blocks call the router.
-_ROUTERS = ("gate", "router")
 
 
 @dataclass(slots=True)
@@ -75,7 +73,7 @@ def install(
             raise Unsupported(f"{name}: {trouble}; or discover the circuit without --experts")
         if number in sites:
             raise Unsupported(f"{name}: two blocks answer to {site_key('experts', number)}; it is not supported")
-        router = next(getattr(block, part) for part in _ROUTERS if hasattr(block, part))
+        router = next(getattr(block, part) for part in ROUTERS if hasattr(block, part))
         sites[number] = ExpertsSite(number, block, router)
         _hook(block, shape, coefficients, form)
     return list(sites.values())
@@ -127,7 +125,7 @@ def _trouble(block: Any) -> str:
     dtype = getattr(config, "in_dtype", None)
     if shared and dtype == torch.float16 and getattr(experts, "routed_scaling_factor", 1.0) != 1.0:
         return "in float16 vLLM scales its output down; serve with --dtype bfloat16"
-    if not any(hasattr(block, part) for part in _ROUTERS):
+    if not any(hasattr(block, part) for part in ROUTERS):
         return "it has no router by which to know the model"
     return ""
 

@@ -3,6 +3,7 @@ acted, in the way in which vLLM ends a reply at a stop string."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,29 @@ def watch(state: Any, wire: Wire | None) -> None:
         state.emotion_watch = Watch(wire.guards, wire.reading.labels)
 
 
-def see(state: Any, output: Any, rows: bytes) -> None:
-    """Takes in what was read for an engine core's output, before vLLM processes that, and has a guard end the reply.
+def see(read: Sequence[tuple[Any, Any, bytes]]) -> None:
+    """Takes in what was read in a step, before vLLM processes its outputs, and has guards end replies.
 
-    rows: the logits, float32 [tokens, labels].
+    read: vLLM's RequestState, the engine core's output, and the logits of its tokens, float32 [tokens, labels].
     """
-    seen: Watch | None = getattr(state, "emotion_watch", None)
-    if seen is None or seen.ended is not None:
+    watches: list[tuple[Watch, Any, Any]] = []
+    parts: list[np.ndarray] = []
+    for state, output, rows in read:
+        seen: Watch | None = getattr(state, "emotion_watch", None)
+        if seen is not None and seen.ended is None:
+            watches.append((seen, state, output))
+            parts.append(np.frombuffer(rows, np.float32).reshape(-1, seen.width))
+    if not watches:
         return
-    before = state.detokenizer.num_output_tokens()
-    seen.see(np.frombuffer(rows, np.float32).reshape(-1, seen.width))
-    if seen.ended is not None:
-        _end(state, output, seen.ended.token + 1 - before, seen.ended.guard)
+    # All requests of a server have its guards, so that one softmax serves a step.
+    over = watches[0][0].over(np.concatenate(parts))
+    begin = 0
+    for (seen, state, output), part in zip(watches, parts, strict=True):
+        before = state.detokenizer.num_output_tokens()
+        seen.see(over[begin : begin + len(part)])
+        begin += len(part)
+        if seen.ended is not None:
+            _end(state, output, seen.ended.token + 1 - before, seen.ended.guard)
 
 
 def _end(state: Any, output: Any, kept: int, guard: Guard) -> None:

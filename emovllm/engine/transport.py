@@ -86,6 +86,7 @@ def remembering(add_request: Callable[..., Any], self: Any, request: Any, *args:
 def taking(
     process_outputs: Callable[..., Any], self: Any, engine_core_outputs: Sequence[Any], *args: Any, **kwargs: Any
 ) -> Any:
+    read = []
     for output in engine_core_outputs:
         params = output.kv_transfer_params
         if params is not None and _ROWS in params:
@@ -93,7 +94,8 @@ def taking(
             state = self.request_states.get(output.request_id)
             if (collected := getattr(state, "emotion_collected", None)) is not None:
                 collected.add(params[_ROWS])
-            guarding.see(state, output, params[_ROWS])
+            read.append((state, output, params[_ROWS]))
+    guarding.see(read)
     return process_outputs(self, engine_core_outputs, *args, **kwargs)
 
 

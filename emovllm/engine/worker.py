@@ -147,12 +147,11 @@ class EmotionWorkerMixin(LiveCheckMixin):
             self.emotion_coefficients.gains.guard(calms, self.emotion_coefficients.buffer.shape[1])
 
     def _against(self, emotion: str) -> dict[int, float]:
-        """Of an emotion, its column and what takes its recommended strength away."""
-        for placed in self.emotion_circuits.values():
-            if emotion in placed.circuit.names:
-                column = placed.first + placed.circuit.names.index(emotion)
-                return {column: -placed.circuit.spec.emotion(emotion).recommended}
-        raise Unsupported(f"no circuit has {emotion}, which a guard is to calm")
+        """Of an emotion that a circuit has, as the configuration made sure: its column, and what takes its recommended
+        strength away."""
+        placed = next(placed for placed in self.emotion_circuits.values() if emotion in placed.circuit.names)
+        column = placed.first + placed.circuit.names.index(emotion)
+        return {column: -placed.circuit.spec.emotion(emotion).recommended}
 
     def _count_memory(self, runner: Any) -> None:
         """Adds ours to the memory of the weights, by which some versions know what is left for keys and values."""

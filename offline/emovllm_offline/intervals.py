@@ -63,12 +63,12 @@ def by_group(
             of_groups = wilson(round(share * len(names)), len(names))
             assert of_groups is not None
             return replace(of_groups, count=len(sample))
-    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    times = groups_drawn(len(names), seed)
     if median:
-        value, resampled = float(np.median(sample)), _medians(sample, place, drawn)
+        value, resampled = float(np.median(sample)), _medians(sample, times[:, place])
     else:
         sums, sizes = np.bincount(place, sample), np.bincount(place)
-        value, resampled = float(sample.mean()), sums[drawn].sum(1) / sizes[drawn].sum(1)
+        value, resampled = float(sample.mean()), times @ sums / (times @ sizes)
     low, high = np.quantile(resampled, (0.025, 0.975))
     return Estimate(value, float(low), float(high), len(sample))
 
@@ -81,8 +81,8 @@ def means_by_group(
     if len(values) == 0 or len(values) != len(groups):
         raise ValueError(f"{len(values)} values, {len(groups)} groups")
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
-    place, times = _drawn(groups, seed)
-    sizes = np.bincount(place)
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    times, sizes = groups_drawn(len(names), seed), np.bincount(place)
     sums = np.zeros((len(sizes), flat.shape[1]))
     np.add.at(sums, place, flat)
     low, high = np.quantile(times @ sums / (times @ sizes)[:, None], (0.025, 0.975), axis=0)
@@ -92,27 +92,27 @@ def means_by_group(
 
 def times_drawn(groups: Sequence[str], seed: int = 0) -> np.ndarray:
     """How often each value is in each of the bootstrap's resamples, of which whole groups are drawn, for statistics
-    that are no means: float64 [RESAMPLES, values]."""
-    place, times = _drawn(groups, seed)
-    return times[:, place]
-
-
-def _drawn(groups: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each value's group, [values], and how often each is in each resample, [RESAMPLES, groups]."""
+    that are no means: float32 [RESAMPLES, values]."""
     names, place = np.unique(np.asarray(groups), return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    return place, np.stack([np.bincount(chosen, minlength=len(names)) for chosen in drawn]).astype(np.float64)
+    return groups_drawn(len(names), seed)[:, place]
 
 
-def _medians(sample: np.ndarray, place: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Of resamples: drawn [resamples, groups] are the groups in them, place [values] each value's group."""
+def groups_drawn(count: int, seed: int = 0) -> np.ndarray:
+    """How often each of `count` groups is in each of the bootstrap's resamples: float32 [RESAMPLES, count]."""
+    random = np.random.default_rng(seed)
+    times = np.empty((RESAMPLES, count), np.float32)
+    for resample in times:
+        resample[:] = np.bincount(random.integers(0, count, count), minlength=count)
+    return times
+
+
+def _medians(sample: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of resamples. times: how often each value is in each, [resamples, values]."""
     order = np.argsort(sample, kind="stable")
-    sample, place = sample[order], place[order]
-    found = []
-    for chosen in drawn:
-        # How often each value is in the resample, from the least value on.
-        times = np.bincount(chosen, minlength=drawn.shape[1])[place]
-        reached = np.cumsum(times)
+    sample, found = sample[order], []
+    for resample in times:
+        # How many values there are up to each, from the least on.
+        reached = np.cumsum(resample[order].astype(np.int64))
         middle = np.searchsorted(reached, [(reached[-1] + 1) // 2, reached[-1] // 2 + 1])
         found.append(sample[middle].mean())
     return np.array(found)

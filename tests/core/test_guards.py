@@ -103,7 +103,7 @@ def test_as_many_tokens_in_a_row_however_they_come(sizes: list[int]) -> None:
     seen = watch("anger>0.5x3:flag", "anger>0.5x5:flag", "fear>0.5x1:stop")
     rows = logits(*CHANCES)
     for size in sizes:
-        seen.see(rows[:size])
+        seen.see(seen.over(rows[:size]))
         rows = rows[size:]
     # Once, though there are three in a row again.
     assert seen.acted(11) == [Acted(Guard.parse("anger>0.5x3:flag"), 5)]
@@ -113,20 +113,20 @@ def test_as_many_tokens_in_a_row_however_they_come(sizes: list[int]) -> None:
 
 def test_the_bound_itself_is_not_above_it() -> None:
     seen = watch("anger>0.5x1:flag")
-    seen.see(np.array([[0.0, -np.inf, 0.0]], np.float32))
+    seen.see(seen.over(np.array([[0.0, -np.inf, 0.0]], np.float32)))
     assert seen.acted(1) == []
-    seen.see(logits(0.51))
+    seen.see(seen.over(logits(0.51)))
     assert seen.acted(2)[0].token == 1
 
 
 def test_nothing_acts_after_the_token_that_ended_a_reply() -> None:
     seen = watch("anger>0.5x2:stop", "anger>0.5x3:flag", "anger>0.6x2:flag")
-    seen.see(logits(0.1, 0.9, 0.9, 0.9))
+    seen.see(seen.over(logits(0.1, 0.9, 0.9, 0.9)))
     assert seen.ended == Acted(Guard.parse("anger>0.5x2:stop"), 2)
     # What acts with the same token is told.
     assert [acted.body() for acted in seen.acted(4)] == [
         {"guard": "anger>0.5x2", "action": "stop", "token": 2},
         {"guard": "anger>0.6x2", "action": "flag", "token": 2},
     ]
-    seen.see(logits(0.9, 0.9))
+    seen.see(seen.over(logits(0.9, 0.9)))
     assert len(seen.acted(9)) == 2

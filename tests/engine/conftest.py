@@ -10,7 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from support import groups
+from support.circuits import random_circuit
 from support.engine import Ask, Engine, mixed_batch
+from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import V2, Series, settings
 
@@ -31,6 +33,18 @@ def series_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
     series = Series(tmp_path_factory.mktemp("series-v2"), V2)
     yield series
     series.close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny one whose weights are wide apart, so that greedy tokens have no ties; its middle layer is neither end."""
+    return tiny_model(tmp_path_factory.mktemp("tiny"), num_hidden_layers=4, initializer_range=0.2)
+
+
+@pytest.fixture(scope="session")
+def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `model`, with a probe."""
+    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "read", probe=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,7 @@ import pytest
 
 from emovllm.emotion import KEY
 from emovllm.probe import probabilities
-from support.circuits import random_circuit
 from support.engine import Ask, EngineError, Reply
-from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import Series, mixed_batch, reading
 
@@ -24,16 +22,6 @@ pytestmark = pytest.mark.engine
 TOKENS = 24
 ROW = 3
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model(tmp_path_factory.mktemp("tiny"), num_hidden_layers=4, initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "read", probe=True)
 
 
 @pytest.fixture(scope="module")

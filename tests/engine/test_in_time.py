@@ -20,9 +20,7 @@ from emovllm.emotion import KEY
 from emovllm.guards import Guard
 from emovllm.phases import BITS, Automaton, Markers
 from emovllm.probe import probabilities
-from support.circuits import random_circuit
 from support.engine import Ask, Engine, assert_same
-from support.models import tiny_model
 from support.oracle import Oracle
 from support.series import Series, config_of, mixed_batch, reading, settings
 
@@ -34,16 +32,6 @@ MARKERS = ["</think>", "<tool_call>", "</tool_call>", "<think>"]
 EMOTIONS = ["anger", "fear", "happiness", "disgust", "sadness"]
 DRAFTS = 3
 IN_TIME = ("emotion_target", "emotion_scope", "emotion_mute")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model(tmp_path_factory.mktemp("tiny"), num_hidden_layers=4, initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "in-time", probe=True)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from emovllm.emotion import KEY
 from emovllm.probe import fingerprint_of, load_probe, save_probe
 from support.circuits import random_circuit
 from support.engine import Ask, EngineError, assert_same
-from support.models import tiny_model
 from support.oracle import Oracle
 from support.probes import random_probe
 from support.series import Series, mixed_batch, reading, unsteered
@@ -26,16 +25,6 @@ pytestmark = pytest.mark.engine
 
 TOKENS = 12
 READ = {"emotion_readout": "tokens"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model(tmp_path_factory.mktemp("tiny"), num_hidden_layers=4, initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def circuit(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_circuit(model, tmp_path_factory.mktemp("circuits") / "read", probe=True)
 
 
 @pytest.fixture(scope="module")

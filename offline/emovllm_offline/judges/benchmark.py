@@ -13,10 +13,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from emovllm.files import write_atomically
+from emovllm.readout import NEUTRAL
 from emovllm_offline.data.labelled import Labelled, by_register
 from emovllm_offline.intervals import Estimate, by_group
 from emovllm_offline.judges.agreement import agreement
-from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict, require_judged
+from emovllm_offline.judges.judge import Judge, Verdict, require_judged
 from emovllm_offline.reporting.tables import Table, print_all
 
 FILE = "judge-benchmark.json"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emovllm_offline.judges.judge import NEUTRAL, Verdict
+from emovllm.readout import NEUTRAL
+from emovllm_offline.judges.judge import Verdict
 
 
 def blind_labels(emotions: Sequence[str]) -> tuple[str, ...]:

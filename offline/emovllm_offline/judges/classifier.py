@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from emovllm.errors import UnusableJudge
-from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, judge, option
+from emovllm.readout import NEUTRAL
+from emovllm_offline.judges.judge import EMPTY_REPLY, Verdict, judge, option
 from emovllm_offline.judges.text import batches_by_length
 
 # An English RoBERTa for Ekman's six emotions and neutral.

@@ -34,8 +34,6 @@ from emovllm_offline.storage.journal import Lines
 
 GROUP = "emovllm.judges"
 Opts = TypeVar("Opts")
-# The label of a text that expresses no emotion; it stands beside the emotions that a style names.
-NEUTRAL = "neutral"
 # What judges a reply by the states that wrote it (`ReadoutJudge`): it is none of those that judge texts.
 READOUT = "readout"
 NO_STATES = "the judge readout reads the states in which a model writes: only `emovllm evaluate` has them"

@@ -20,8 +20,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from emovllm.errors import UnusableJudge
 from emovllm.files import read_json
+from emovllm.readout import NEUTRAL
 from emovllm.spec import EmotionName
-from emovllm_offline.judges.judge import NEUTRAL, Verdict, judge, option
+from emovllm_offline.judges.judge import Verdict, judge, option
 
 _PACKAGED = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "lexicon.json"
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emovllm.errors import UnusableJudge
+from emovllm.readout import NEUTRAL
 from emovllm_offline.judges.blind import blind_labels, likeliest
-from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, in_order, judge, option
+from emovllm_offline.judges.judge import EMPTY_REPLY, Verdict, in_order, judge, option
 from emovllm_offline.judges.openai import LABELLING
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emovllm.errors import EmovllmError, FilteredByEndpoint, JudgeError, RefusedByEndpoint, UnusableJudge
+from emovllm.readout import NEUTRAL
 from emovllm_offline.endpoint.answer import ROOMS, Answer, json_objects
 from emovllm_offline.judges.blind import blind_labels
-from emovllm_offline.judges.judge import EMPTY_REPLY, NEUTRAL, Verdict, in_order, judge, option
+from emovllm_offline.judges.judge import EMPTY_REPLY, Verdict, in_order, judge, option
 
 if TYPE_CHECKING:
     from emovllm_offline.endpoint.client import Chat, Endpoint, Messages

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from emovllm.files import write_atomically
+from emovllm.readout import NEUTRAL
 from emovllm_offline.judges.agreement import agreement
 from emovllm_offline.judges.embeddings import Embedder, shared_embedder
-from emovllm_offline.judges.judge import NEUTRAL
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge, features, fit_head
 from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences, named

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from emovllm.errors import JudgeError
 from emovllm.files import read_text
+from emovllm.readout import NEUTRAL
 from emovllm_offline.data.sev import emotion_words
-from emovllm_offline.judges.judge import NEUTRAL
 from emovllm_offline.judges.lexicon import Entries, load_lexicon, tokens
 
 # The judge's labels: Ekman's six and neutral, in the order of every table.

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emovllm.architectures import ROUTERS
 from emovllm.errors import UnsupportedModelError
 from emovllm_offline.model.dequantize import REMEDY
 from emovllm_offline.model.unpack import PLAIN
 
 # What the module of experts has that Transformers computes with any of its kernels.
 _PARTS = ("gate_up_proj", "down_proj", "_apply_gate", "is_transposed", "has_bias")
-# What blocks call the router.
-_ROUTERS = ("gate", "router")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ def find_experts(block: nn.Module, path: str, where: str) -> Experts | None:
     module: Any = getattr(block, "experts", None)
     if module is None:
         return None
-    router = next((part for name in _ROUTERS if (part := getattr(block, name, None)) is not None), None)
+    router = next((part for name in ROUTERS if (part := getattr(block, name, None)) is not None), None)
     if router is None or not all(hasattr(module, part) for part in _PARTS):
         raise UnsupportedModelError(
             f"{where}: {type(module).__name__} keeps its experts in a way that --experts does not read; leave it out"

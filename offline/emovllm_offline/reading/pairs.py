@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emovllm_offline.intervals import RESAMPLES, Estimate
+from emovllm_offline.intervals import Estimate, times_drawn
 
 # Of a variance of cosines: what varies less is rounding.
 _LEAST = 1e-12
@@ -47,11 +47,8 @@ class Pairs:
         self._kinds = [(apart & equal).astype(np.float32), (apart & ~equal).astype(np.float32)]
         if not all(kind.any() for kind in self._kinds):
             raise ValueError("no pairs with one label, or none with two, in different groups")
-        count = group.max() + 1
-        drawn = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
-        times = np.stack([np.bincount(chosen, minlength=count) for chosen in drawn]).astype(np.float32)
         # How often each text is in each resample; in the first row, the sample itself.
-        self._times = np.concatenate([np.ones((1, len(label)), np.float32), times[:, group]])
+        self._times = np.concatenate([np.ones((1, len(label)), np.float32), times_drawn(groups, seed)])
         self._counts = [self._sums(kind) for kind in self._kinds]
 
     def separation(self, cosines: np.ndarray) -> Separation:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emovllm_offline.intervals import RESAMPLES, Estimate
+from emovllm_offline.intervals import Estimate, groups_drawn
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, labels: int) -> np.ndarray:
@@ -74,11 +74,7 @@ class Resamples:
         self._truth = truth
         self._labels = labels
         names, self._group = np.unique(np.asarray(groups), return_inverse=True)
-        count = len(names)
-        random = np.random.default_rng(seed)
-        self._times = np.empty((RESAMPLES, count), np.float32)
-        for resample in self._times:
-            resample[:] = np.bincount(random.integers(0, count, count), minlength=count)
+        self._times = groups_drawn(len(names), seed)
 
     def compare(self, predicted: np.ndarray, control: np.ndarray) -> Comparison:
         """predicted, control: [texts]."""
@@ -110,7 +106,7 @@ class Resamples:
         cells = self._labels**2
         cell = self._group * cells + self._truth * self._labels + predicted
         by_group = np.bincount(cell, minlength=self._times.shape[1] * cells).reshape(-1, cells).astype(np.float32)
-        resampled = (self._times @ by_group).reshape(RESAMPLES, self._labels, self._labels)
+        resampled = (self._times @ by_group).reshape(-1, self._labels, self._labels)
         return confusion(self._truth, predicted, self._labels), resampled
 
     def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from emovllm.progress import Bar
+from emovllm.readout import NEUTRAL
 from emovllm_offline.data.prompts import has_template
 from emovllm_offline.model.choice import ANSWER, EMPTY, Choice, among, log_mean
 from emovllm_offline.model.likelihood import Likelihoods
@@ -24,7 +25,6 @@ LIKELIHOODS = "zero-shot.jsonl"
 INSTRUCTION = (
     "You label short texts with the emotion that their writer expresses. Choose exactly one of these labels: %s."
 )
-NEUTRAL = "neutral"
 OF_NEUTRAL = f" Choose {NEUTRAL} for a text that expresses none."
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import DataError, EmotionError, EndpointError, EvaluationError, JudgeError, StoredError
+from emovllm.readout import NEUTRAL
 from emovllm_offline.data.messages import Message, load_messages, overlaps_test_set
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
@@ -25,7 +26,7 @@ from emovllm_offline.evaluation.plan import METHODS, Asked, Key, tasks
 from emovllm_offline.evaluation.samples import draw_samples
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.evaluation.target import Where
-from emovllm_offline.judges.judge import NEUTRAL, Judge, Verdict
+from emovllm_offline.judges.judge import Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.model.timing_process import Baseline
 from support.evaluated import EMOTIONS, SAYS, answer, ids, pages, serve_by

@@ -11,9 +11,10 @@ import pytest
 
 from emovllm.cli import main
 from emovllm.errors import EmbeddingError, JudgeError
+from emovllm.readout import NEUTRAL
 from emovllm_offline.judges import embeddings
 from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, relevance, shared_embedder
-from emovllm_offline.judges.judge import NEUTRAL, CachedJudge, Verdict, make_judge
+from emovllm_offline.judges.judge import CachedJudge, Verdict, make_judge
 from emovllm_offline.judges.local import LocalJudge, features, fit_head, load_head, save_head
 from emovllm_offline.judges.report import JudgeReport, Score, cross_validate, judge_report
 from emovllm_offline.judges.sentences import _FOLDER, LABELS, Sentences, load_sentences, named
