@@ -74,6 +74,14 @@ class _Known(NamedTuple):
     calmed: np.ndarray
 
 
+class _Rows(NamedTuple):
+    """Tokens of a forward, on the device: their rows, the slots of their requests, their positions; int [n]."""
+
+    rows: Tensor
+    slots: Tensor
+    positions: Tensor
+
+
 class Gains:
     """Of requests, by slot.
 
@@ -111,7 +119,8 @@ class Gains:
         # By slot: the position from which on the device alone knows a request's gains; whether it has a target.
         self.until = np.full(slots, FAR)
         self._targeted = np.zeros(slots, bool)
-        self._noted: tuple[Tensor, Tensor, Tensor] | None = None
+        self._noted: _Rows | None = None
+        self._held: tuple[np.ndarray, np.ndarray, Tensor, Tensor] | None = None
 
     def guard(self, calms: Sequence[Calm], columns: int) -> None:
         """Has guards calm every request, before the first one comes. columns: of the coefficients."""
@@ -204,15 +213,14 @@ class Gains:
         targeted = self.until[slots] < FAR if self._calms else self._targeted[slots]
         self._noted = None
         if targeted.any():
-            at = self._moved(rows[targeted])
-            self._noted = at, self._moved(slots[targeted]), inputs.positions[at].long()
+            self._noted = self._placed(rows[targeted], slots[targeted], inputs)
 
     def take(self, logits: Tensor) -> None:
         """After a forward: what was read in it, [rows, labels]."""
         noted, self._noted = self._noted, None
         if noted is not None:
-            rows, slots, positions = noted
-            read, places = logits[rows].softmax(-1), positions - self._first[slots]
+            slots = noted.slots
+            read, places = logits[noted.rows].softmax(-1), noted.positions - self._first[slots]
             if self._targeted.any():
                 self._read[slots, places] = (read * self._labels[slots]).sum(-1)
             if self._calms:
@@ -228,13 +236,20 @@ class Gains:
         """
         for place in range(int(places.max(initial=-1)) + 1):
             here = places == place
-            at, of = self._moved(rows[here]), self._moved(slots[here])
-            positions = inputs.positions[at].long()
+            at, of, positions = self._placed(rows[here], slots[here], inputs)
             values = buffer[at] * self._gain(of, inputs.tokens[at], positions)[:, None]
             if self._calms:
                 calmed = self._calm(of, positions)
                 values = torch.where(calmed.any(1, keepdim=True), calmed.float() @ self._against, values)
             buffer[at] = values
+
+    def _placed(self, rows: np.ndarray, slots: np.ndarray, inputs: Inputs) -> _Rows:
+        """On the device. Most steps decode the requests of the last one: their rows and slots are there already."""
+        held = self._held
+        if held is None or not (np.array_equal(held[0], rows) and np.array_equal(held[1], slots)):
+            # Copies: on a CPU a tensor has the array's own memory.
+            held = self._held = rows, slots, self._moved(rows.copy()), self._moved(slots.copy())
+        return _Rows(held[2], held[3], inputs.positions[held[2]].long())
 
     def _gain(self, slots: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         """Of one token each. int [n], int [n], int [n] to float32 [n]."""

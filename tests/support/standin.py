@@ -77,6 +77,8 @@ class StandIn:
     reading: dict[str, Any] | None = field(
         default_factory=lambda: {"probe": "0123456789abcdef", "layer": 2, "labels": LABELS}
     )
+    phases: list[str] = field(default_factory=list)
+    guards: list[dict[str, Any]] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     # How many streams were left before their end.
@@ -120,7 +122,8 @@ def application(standin: StandIn) -> FastAPI:
         names = [emotion["id"] for emotion in standin.emotions]
         circuits = standin.circuits or [{**CIRCUIT, "scope": "generation", "emotions": names}]
         listed = {"object": "list", "data": standin.emotions, "circuits": circuits, "methods": ["circuit"]}
-        return standin.refusal(request) or {**listed, "reading": standin.reading}
+        listed |= {"reading": standin.reading, "phases": standin.phases, "guards": standin.guards}
+        return standin.refusal(request) or listed
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:

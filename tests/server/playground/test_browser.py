@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 
 from support.standin import CIRCUIT, EMOTIONS, LABELS, StandIn, end, reply, text, told
 
+pytestmark = pytest.mark.slow
 Visit = Callable[..., Any]
 CALM = [0.1, 0.1, 0.1, 0.7]
 ANGRY = [0.8, 0.1, 0.05, 0.05]
@@ -169,6 +170,41 @@ def test_schedules_and_a_scope_are_sent_as_they_are_set(standin: StandIn, visit:
         assert not {"emotion_schedule", "emotion_scope", "emotion_strength"} & set(asked["plain"])
         drawn = isinstance(expected, dict | list)
         expect(tab.get_by_role("img", name="The share of the strength")).to_have_count(int(drawn))
+
+
+def test_what_goes_by_what_is_read_and_written_is_asked_for_and_told(standin: StandIn, visit: Visit) -> None:
+    standin.phases = ["thinking"]
+    guard = {"guard": "anger>0.9x4", "action": "flag"}
+    standin.guards = [{**guard, "label": "anger", "bound": 0.9, "tokens": 4}]
+    ended = end([ANGRY])
+    ended["choices"][0]["emotion_guard"] = [{**guard, "token": 17}]
+    circuit = {"name": "default", "digest": "0"}
+    applied = {"mix": {"anger": 1}, "strength": 1, "scope": "answer", "circuit": circuit, "prompt": "paper"}
+    applied["target"] = {"level": 0.6, "rate": 1}
+    first = {**text("Grr", ANGRY), "emotion": applied}
+    standin.answer = lambda asked: [text("Well", CALM), end([CALM])] if asked["emotion"] == "none" else [first, ended]
+    tab = visit(standin.url)
+    tab.get_by_label("Scope").select_option("answer")
+    tab.get_by_label("Hold what is read at").fill("0.6")
+    tab.get_by_label("Ask for the emotion in words as well").check()
+    send(tab, "Hello")
+    settled(tab)
+    asked = by_emotion(standin.requests)
+    wanted = {"emotion": "anger", "emotion_scope": "answer", "emotion_target": 0.6, "emotion_prompt": True}
+    assert asked["steered"] == {**asked["plain"], **wanted}
+    line = column(tab, "Right").locator(".meta")
+    for said in ("answer", "prompt paper", "held at 0.6", "guard anger>0.9x4: flag at token 17"):
+        expect(line).to_contain_text(said)
+    expect(column(tab, "Left").locator(".meta")).not_to_contain_text("guard")
+    tab.get_by_text("Circuits and caps").click()
+    expect(tab.get_by_text("Guard anger>0.9x4: flag.")).to_be_visible()
+
+
+def test_without_a_readout_or_a_parser_what_needs_them_is_not_offered(standin: StandIn, visit: Visit) -> None:
+    standin.reading = None
+    tab = visit(standin.url)
+    expect(tab.get_by_label("Hold what is read at")).to_have_count(0)
+    expect(tab.get_by_label("Scope").locator("option")).to_have_count(4)
 
 
 def test_a_number_may_be_typed_while_replies_are_written(standin: StandIn, visit: Visit) -> None:

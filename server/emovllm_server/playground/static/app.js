@@ -204,7 +204,10 @@ function inALine(turn) {
   if (applied) {
     const mix = Object.entries(applied.mix).map(([name, weight]) => (weight === 1 ? name : `${name} ${weight}`));
     parts.push(mix.join(", "), `strength ${applied.strength}`, applied.scope);
+    if (applied.prompt) parts.push(`prompt ${applied.prompt}`);
+    if (applied.target) parts.push(`held at ${applied.target.level}`);
   }
+  for (const { guard, action, token } of turn.acted) parts.push(`guard ${guard}: ${action} at token ${token}`);
   if (turn.read)
     parts.push(
       `reads as ${inWords(

@@ -55,6 +55,7 @@ class Turn {
     Object.assign(this, { user, kind, labels, state: "writing", error: "", text: "", pieces: [], version: 0 });
     this.readings = []; // of each token, the probabilities of all labels
     this.applied = this.read = null;
+    this.acted = []; // guards
     this.began = performance.now();
     this._waiting = []; // readings whose text has not come: a character may take several tokens
   }
@@ -62,7 +63,8 @@ class Turn {
   add(chunk) {
     this.version++;
     this.applied ??= chunk.emotion ?? null;
-    for (const { delta, emotion_readout: read } of chunk.choices) {
+    for (const { delta, emotion_readout: read, emotion_guard: acted } of chunk.choices) {
+      if (acted) this.acted = acted;
       const tokens = read?.tokens ?? [];
       this._waiting.push(...tokens);
       this.readings.push(...tokens);

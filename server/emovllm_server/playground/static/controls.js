@@ -8,6 +8,8 @@ const SCOPES = {
   prompt_last: "The prompt's last token alone",
   all: "The whole prompt and the reply",
 };
+// Where the server can tell thinking.
+const ANSWER = { answer: "The answer, without the thinking" };
 const SCHEDULES = {
   level: "Level, or the server's default",
   fade: "Held, then halved",
@@ -25,7 +27,7 @@ export function Controls({ settings, set, about }) {
       options=${about.models.map((id) => [id, id])} change=${(model) => set({ model })} /></section>`
     }
     ${about.emotions.length > 0 && html`<${Emotions} settings=${settings} set=${set} about=${about} />`}
-    ${about.emotions.length > 0 && html`<${When} settings=${settings} set=${set} />`}
+    ${about.emotions.length > 0 && html`<${When} settings=${settings} set=${set} about=${about} />`}
     <${Around} settings=${settings} set=${set} about=${about} />
     <${Circuits} about=${about} />`;
 }
@@ -71,7 +73,8 @@ function Emotions({ settings, set, about }) {
   </section>`;
 }
 
-function When({ settings, set }) {
+function When({ settings, set, about }) {
+  const scopes = { ...SCOPES, ...(about.phases.includes("thinking") && ANSWER) };
   const schedule = (changed) => set({ schedule: { ...settings.schedule, ...changed } });
   const { form, hold, half_life, from, to, points } = settings.schedule;
   return html`<section aria-labelledby="when-title">
@@ -101,8 +104,16 @@ function When({ settings, set }) {
         onInput=${(event) => schedule({ points: event.target.value })} /><//>`
     }
     ${form !== "level" && html`<${Shares} schedule=${scheduleOf(settings.schedule)} />`}
-    <${Choice} id="scope" label="Scope" value=${settings.scope} options=${Object.entries(SCOPES)}
+    <${Choice} id="scope" label="Scope" value=${settings.scope} options=${Object.entries(scopes)}
       change=${(scope) => set({ scope })} />
+    ${
+      about.reading &&
+      html`<${NumberField} id="target" label="Hold what is read at (0 to 1, empty: not)" min="0" max="1" step="0.05"
+        value=${settings.target} change=${(target) => set({ target })} />`
+    }
+    <label class="check"><input type="checkbox" checked=${settings.worded}
+      onChange=${(event) => set({ worded: event.target.checked })} />
+      Ask for the emotion in words as well</label>
   </section>`;
 }
 
@@ -171,5 +182,8 @@ function Circuits({ about }) {
       html`<p>Read after layer ${about.reading.layer} by probe <code>
       ${about.reading.probe.slice(0, 12)}</code>: ${about.reading.labels.join(", ")}.</p>`
     }
+    ${about.guards.map(
+      ({ guard, action }) => html`<p key=${guard}>Guard <code>${guard}</code>: ${action}.</p>`,
+    )}
   </details></section>`;
 }

@@ -6,6 +6,8 @@ export const defaults = {
   weights: {},
   strength: 1,
   scope: "",
+  target: null, // the level to hold what is read at
+  worded: false, // whether the emotion's instruction goes into the system turn as well
   schedule: { form: "level", hold: 10, half_life: 30, from: 0, to: 40, points: "0:1, 50:0.3" },
   system: "",
   instruction: null, // null: the one that the emotions ask for
@@ -69,6 +71,8 @@ export function bodyOf(kind, settings, said, about) {
     if (settings.scope) body.emotion_scope = settings.scope;
     const schedule = scheduleOf(settings.schedule);
     if (schedule !== undefined) body.emotion_schedule = schedule;
+    if (settings.target !== null && about.reading) body.emotion_target = settings.target;
+    if (settings.worded) body.emotion_prompt = true;
   } else if (about.emotions.length) {
     body.emotion = "none"; // also where the operator has a default
   }

@@ -39,7 +39,7 @@ function told(text) {
   }
 }
 
-/** What the server has: its models, emotions with their caps, circuits, and what it reads. */
+/** What the server has: its models, emotions with their caps, circuits, what it reads, guards, and can tell apart. */
 export async function about() {
   const [models, emotions] = await Promise.all(
     ["v1/models", "v1/emotions"].map(async (path) => (await ask(path)).json()),
@@ -51,6 +51,8 @@ export async function about() {
     emotions: emotions.data,
     circuits: emotions.circuits,
     reading: emotions.reading,
+    phases: emotions.phases ?? [],
+    guards: emotions.guards ?? [],
   };
 }
 
