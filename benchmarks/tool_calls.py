@@ -2,8 +2,9 @@
 
     scripts/env python benchmarks/tool_calls.py --model MODEL --circuit DIR [--strengths 1,1.5] [--out FILE]
 
-Each of the cases of tool_calls.json is asked of `emovllm serve`, with tools and an example of a call: to say a sentence
-first and then to call. Each of the questions there is asked to think before it is answered. Greedily, in an emotion of
+Each of the cases of tool_calls.json is asked of `emovllm serve`, with tools and examples of calls: to say a sentence
+first and then to call. Small models forget the token that begins a call: by default a chat template of ours has them
+write it in words (tool_calls.jinja), which vLLM's parser hunyuan_a13b reads. Each of the questions there is asked to think before it is answered. Greedily, in an emotion of
 the circuit's, dealt in turn, and
 
     plain     without one
@@ -38,12 +39,13 @@ from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
 
-# calling, thinking: the system prompts. example: an earlier call, as small models forget the markers without one.
+# calling, thinking: the system prompts. example: earlier calls, as small models forget the markers without any.
 # cases: the tool that each is of, and the request.
 PROMPTS = json.loads(Path(__file__).with_suffix(".json").read_text())
 TOOLS, CASES, QUESTIONS = PROMPTS["tools"], PROMPTS["cases"], PROMPTS["questions"]
 # Granite's thoughts go by text: the models that are measured have no tokens for thinking.
-PARSERS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "granite")
+PARSERS = ("--enable-auto-tool-choice", "--reasoning-parser", "granite")
+TEMPLATE, TOOL_PARSER = Path(__file__).with_suffix(".jinja"), "hunyuan_a13b"
 PLAIN, STEERED, SPARED = "plain", "steered", "spared"
 
 
@@ -208,6 +210,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first prompts of each kind")
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--concurrency", type=int, default=36)
+    parser.add_argument("--parser", default=TOOL_PARSER, help="vLLM's parser of tool calls")
+    parser.add_argument("--template", default=str(TEMPLATE), help="chat template; '' for the model's own")
     parser.add_argument("--engine-args", default="", help="further arguments of vllm serve")
     parser.add_argument(
         "--out", type=Path, help="where replies go, as JSON lines; those that are there are counted anew"
@@ -221,7 +225,8 @@ def main() -> None:
         strengths = [float(strength) for strength in options.strengths.split(",")]
         requests = list(bodies(emotions, strengths, options.kinds.split(","), options.limit))
         log = Path(tempfile.mkdtemp()) / "server.log"
-        arguments = (*PARSERS, *options.engine_args.split())
+        template = ("--chat-template", options.template) if options.template else ()
+        arguments = (*PARSERS, "--tool-call-parser", options.parser, *template, *options.engine_args.split())
         with local_server(
             options.model,
             options.circuit,

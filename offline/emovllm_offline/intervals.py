@@ -92,9 +92,9 @@ def means_by_group(
 
 def times_drawn(groups: Sequence[str], seed: int = 0) -> np.ndarray:
     """How often each value is in each of the bootstrap's resamples, of which whole groups are drawn, for statistics
-    that are no means: float32 [RESAMPLES, values]."""
+    that are no means: float64 [RESAMPLES, values]."""
     names, place = np.unique(np.asarray(groups), return_inverse=True)
-    return groups_drawn(len(names), seed)[:, place]
+    return groups_drawn(len(names), seed)[:, place].astype(np.float64)
 
 
 def groups_drawn(count: int, seed: int = 0) -> np.ndarray:
