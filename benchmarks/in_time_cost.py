@@ -51,11 +51,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20, help="of each start")
+    parser.add_argument("--ways", help="with commas between: of the ways above, only these, and the constant one")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append each round's seconds, a line of JSON")
     options = parser.parse_args()
     prepare_environment()
     model = resolve_model(options.model)
     asked = ways(load_circuit(options.circuit).names[0], options.batch)
+    if options.ways:
+        asked = {way: asked[way] for way in (CONSTANT, *options.ways.split(","))}
     starts: list[Seconds] = []
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe"
