@@ -28,6 +28,8 @@ TENSORS_NAME = "circuit.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
 # A thousand neurons and every head of 80 layers, for 256 emotions, take two thirds of it.
 MAX_TENSORS_BYTES = 2**30
+# OWNER/NAME, and a branch, tag or commit behind it: OWNER/NAME@REVISION.
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?")
 
 
 def save_circuit(circuit: Circuit, folder: str | os.PathLike[str]) -> None:
@@ -46,7 +48,7 @@ def replace_spec(folder: str | os.PathLike[str], spec: CircuitSpec) -> None:
 
 
 def load_circuit(source: str | os.PathLike[str]) -> Circuit:
-    """Loads a circuit from a folder, or from a Hugging Face repository id.
+    """Loads a circuit from a folder, or from a Hugging Face repository: OWNER/NAME, or OWNER/NAME@REVISION.
 
     Raises: CircuitError, naming the file and what is wrong with it.
     """
@@ -60,19 +62,20 @@ def load_circuit(source: str | os.PathLike[str]) -> Circuit:
 
 
 def resolve_circuit(source: str | os.PathLike[str]) -> Path:
-    """The local folder of a circuit; downloads it when `source` can only be a Hugging Face repository id.
+    """The local folder of a circuit; downloads it when `source` can only be a Hugging Face repository.
 
     Raises: CircuitError.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if not _may_be_repository(str(source)):
-        raise CircuitError(f"{source}: no such circuit folder{_beside(folder)}")
+    if (repository := _repository(str(source))) is None:
+        raise CircuitError(f"{source}: no such circuit folder{beside(folder)}")
     from huggingface_hub import snapshot_download
 
+    name, revision = repository
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[JSON_NAME, TENSORS_NAME, PROBE_NAME]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[JSON_NAME, TENSORS_NAME, PROBE_NAME]))
     except Exception as error:
         raise CircuitError(
             f"{source}: neither a folder ({folder.absolute()} does not exist) nor a Hugging Face repository that could "
@@ -80,19 +83,26 @@ def resolve_circuit(source: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def _may_be_repository(source: str) -> bool:
-    """Whether a name that is no folder is of the form owner/name, and no path of which the first part is there."""
-    owner, _, _ = source.partition("/")
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None and not Path(owner).exists()
+def is_repository_id(text: str) -> bool:
+    """Whether it is of the form OWNER/NAME, as Hugging Face's repositories are called."""
+    named = _REPOSITORY.fullmatch(text)
+    return named is not None and named[2] is None
 
 
-def _beside(folder: Path) -> str:
+def beside(folder: Path) -> str:
     """What a missing folder may have been meant to be."""
     try:
         names = sorted(path.parent.name for path in folder.parent.glob(f"*/{JSON_NAME}"))
     except (OSError, ValueError):
         return ""
     return f"; {folder.parent} has {', '.join(names[:8])}" if names else ""
+
+
+def _repository(source: str) -> tuple[str, str | None] | None:
+    """The repository and revision that a name which is no folder may be; None for a path of which a part is there."""
+    named = _REPOSITORY.fullmatch(source)
+    owner, _, _ = source.partition("/")
+    return None if named is None or Path(owner).exists() else (named[1], named[2])
 
 
 def _assemble(spec: CircuitSpec, tensors: dict[str, np.ndarray]) -> Circuit:

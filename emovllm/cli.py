@@ -55,6 +55,7 @@ _COMMANDS = {
         "measure how far apart emotions lie in hidden states",
     ),
     "compare": ("emovllm_offline.commands.compare", "put several runs' results into one table"),
+    "push": ("emovllm.push", "put a circuit on the Hugging Face hub"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }
 # Of commands of two words, what the first stands for.

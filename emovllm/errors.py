@@ -218,7 +218,7 @@ class ScrapeError(ServiceError):
 
 
 class TransferError(ServiceError):
-    """A file that could not be fetched from a URL or sent there, and why."""
+    """A file that could not be fetched from a URL or hub or sent there, and why."""
 
 
 class EngineDied(ServiceError):

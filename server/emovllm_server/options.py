@@ -25,7 +25,8 @@ def add_options(parser: Any) -> None:
         "--circuit",
         action="append",
         metavar="[NAME=]DIR_OR_REPO_ID",
-        help="The circuit: a folder, or a Hugging Face repository id. Several, with a name each, are served together.",
+        help="The circuit: a folder, or a Hugging Face repository, OWNER/NAME[@REVISION]. Several, with a name each, "
+        "are served together.",
     )
     parser.add_argument(
         "--emotions", metavar="NAME,...", help="The only emotions that requests may ask for (default: all)."

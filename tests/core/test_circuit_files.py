@@ -361,3 +361,24 @@ def test_what_may_be_a_repository_is_told_with_both_attempts(hub, tmp_path, monk
     ):
         resolve_circuit("owner/name")
     assert hub == ["owner/name"]
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [("owner/name", ("owner/name", None)), ("owner/name@v1.2", ("owner/name", "v1.2"))]
+    + [(f"owner/name@{revision}", ("owner/name", revision)) for revision in ("refs/pr/3", "0123abcd" * 5)],
+)
+def test_a_repository_may_be_asked_for_at_a_revision(source, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, revision, **_: str(tmp_path / repr((name, revision)))
+    )
+    assert resolve_circuit(source) == tmp_path / repr(asked)
+
+
+@pytest.mark.parametrize("source", ["owner/name@", "owner@v1/name", "owner/name@-x", "owner/name@a b", "name@v1"])
+def test_what_names_no_revision_is_not_looked_for_on_the_hub(source, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CircuitError, match="no such circuit folder"):
+        resolve_circuit(source)
+    assert not hub

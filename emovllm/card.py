@@ -1,0 +1,135 @@
+"""The model card of a circuit, in Markdown with front matter: what `circuit.json` says of it, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import is_repository_id
+
+NAME = "README.md"
+TAGS = ("emovllm", "emotion", "steering")
+
+
+def model_card(circuit: Circuit, repository: str, *, revision: str | None = None, probe: bool = False) -> str:
+    """The card of a circuit that is in `repository`, of which `revision` is not the usual one.
+
+    probe: whether a probe lies beside it.
+    """
+    model = circuit.spec.model.id
+    at = repository if revision is None else f"{repository}@{revision}"
+    known = is_repository_id(model)
+    lines = [
+        "---",
+        "library_name: emovllm",
+        *([f"base_model: {model}"] if known else []),
+        f"tags: [{', '.join(TAGS)}]",
+        "---",
+        "",
+        f"# {_plain(model.rpartition('/')[2])}: emotion circuit",
+        "",
+        f"An emovllm circuit for {f'[{model}](https://huggingface.co/{model})' if known else _plain(model)}: "
+        f"{', '.join(circuit.names)}.",
+        "",
+        f"    emovllm serve {model if known else 'MODEL'} --circuit {at}{' --readout' if probe else ''}",
+        "",
+        f'Then send `"emotion": "{circuit.names[0]}"` with a request to `/v1/chat/completions`'
+        + (', and `"emotion_readout": "tokens"` to be told what the probe reads.' if probe else "."),
+        "",
+        "## Strengths",
+        "",
+        *_strengths(circuit),
+        "",
+        "## How it was made",
+        "",
+        *_made(circuit),
+        "",
+        "## Limits",
+        "",
+        "This card was made from the circuit's own description. It does not say how well the circuit steers, nor what "
+        "that costs: `emovllm evaluate` measures both.",
+        "People who read the replies must know that a machine writes them, and that their tone is set.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _strengths(circuit: Circuit) -> Iterator[str]:
+    scores = list(dict.fromkeys(score for emotion in circuit.spec.emotions for score in emotion.scores))
+    head = ["emotion", "recommended lambda", "maximal lambda", "neurons", "heads", *scores]
+    yield _row(head)
+    yield "|---|" + "---:|" * (len(head) - 1)
+    for emotion in circuit.spec.emotions:
+        units = len(circuit.neurons[emotion.name]), len(circuit.heads[emotion.name])
+        numbers = [f"{emotion.recommended:g}", f"{emotion.maximal:g}", *map(str, units)]
+        figures = [f"{emotion.scores[score]:.3g}" if score in emotion.scores else "-" for score in scores]
+        yield _row([emotion.name, *numbers, *figures])
+    yield ""
+    yield f"Strength 1.0 stands for the recommended lambda. Scope: `{circuit.spec.scope}`."
+    if scores:
+        yield (
+            "The scores are those by which the calibration chose it, the best of the lambdas that it tried: "
+            "no evaluation."
+        )
+
+
+def _made(circuit: Circuit) -> Iterator[str]:
+    made = circuit.spec.provenance
+    calibration = made.get("calibration")
+    of_style = [_part(style, "name") for style in _list(made, "styles")]
+    found = [
+        _counted(_part(made, "dataset", "scenarios"), "scenarios", made.get("dataset")),
+        f"styles {', '.join(name for name in of_style if name)}" if any(of_style) else None,
+    ]
+    yield from _step("Discovery", _part(made, "command"), found)
+    for step in _list(made, "refinements"):
+        of_replies = _counted(_part(step, "messages"), "messages", {"sha256": _part(step, "replies")})
+        yield from _step("Refinement", _part(step, "command"), [of_replies])
+    judge = _part(calibration, "judge", "name")
+    chosen = [
+        f"judge {judge}" if judge else None,
+        _counted(_part(calibration, "data", "messages"), "messages", _at(calibration, "data")),
+    ]
+    yield from _step("Calibration, which chose the strengths", _part(calibration, "command"), chosen)
+    version = _part(made, "versions", "emovllm")
+    by = f"; made by emovllm {version}" if version else ""
+    yield f"- Format version {circuit.spec.format_version}, digest `{circuit.digest()}`{by}."
+
+
+def _step(name: str, command: str | None, about: list[str | None]) -> Iterator[str]:
+    said = [f"`{command}`" if command else None, *about]
+    if any(said):
+        yield f"- {name}: {'; '.join(part for part in said if part)}."
+
+
+def _counted(count: str | None, what: str, data: Any) -> str | None:
+    """How many there were, and the beginning of the data's sha256."""
+    sha256 = _part(data, "sha256")
+    parts = [f"{count} {what}" if count else None, f"data `{sha256[:12]}`" if sha256 else None]
+    return ", ".join(part for part in parts if part) or None
+
+
+def _at(tree: Any, *path: str) -> Any:
+    """What is at a path of a provenance, which may hold anything; None where there is nothing."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _part(tree: Any, *path: str) -> str | None:
+    """A text or number there, in a line that is no Markdown."""
+    value = _at(tree, *path)
+    return _plain(str(value)) or None if isinstance(value, str | int | float) else None
+
+
+def _list(tree: Any, key: str) -> list[Any]:
+    value = _at(tree, key)
+    return value if isinstance(value, list) else []
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.translate(str.maketrans("`|<>[]", "'/()()")).split())
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(map(_plain, cells))} |"
