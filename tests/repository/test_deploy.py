@@ -169,6 +169,9 @@ def test_a_server_that_stops_has_time_to_finish() -> None:
     for service in servers().values():
         command = service["command"]
         assert int(command[command.index("--shutdown-timeout") + 1]) < int(service["stop_grace_period"].rstrip("s"))
+    unit = (DEPLOY / "systemd/emovllm.service").read_text()
+    given = [re.search(pattern, unit) for pattern in (r"--shutdown-timeout (\d+)", r"(?m)^TimeoutStopSec=(\d+)$")]
+    assert int(given[0][1]) < int(given[1][1])  # type: ignore[index]
 
 
 def test_no_compose_file_of_docker_copies_secrets_into_the_image() -> None:
