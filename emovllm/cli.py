@@ -31,6 +31,7 @@ _COMMANDS = {
     "models": ("emovllm.known_models", "which models are known, and what can be done with one"),
     "top": ("emovllm_server.top.cli", "watch a server: rates, latencies and running requests by emotion"),
     "bench": ("emovllm_server.bench.cli", "measure what emotions cost, beside plain vLLM"),
+    "build": ("emovllm_offline.commands.build", "build a model's circuit in one go, within a given time"),
     "elicit": ("emovllm_offline.commands.elicit", "generate and judge replies in each emotion"),
     "discover": ("emovllm_offline.commands.discover", "find a model's emotion circuit"),
     "own-replies": ("emovllm_offline.commands.own_replies", "let the model write replies for refine to learn from"),

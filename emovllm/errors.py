@@ -17,7 +17,7 @@ is a bug of ours, and keeps its traceback.
     │   ├── StoredError             what earlier work left     ── CheckpointError, FindingsError
     │   └── TaskError               what a command is asked    ── DiscoveryError, ElicitError, RefinementError,
     │                                                             OwnRepliesError, ResultsError, EvaluationError,
-    │                                                             BenchError
+    │                                                             BenchError, BuildError
     ├── RequestError                a request, told by HTTP    ── EmotionError, AdminError                1
     └── ServiceError                what others answer         ── JudgeError (UnusableJudge: 2), EmbeddingError,
                                                                   EndpointError (RefusedByEndpoint, FilteredByEndpoint),
@@ -160,6 +160,10 @@ class EvaluationError(TaskError):
 
 class BenchError(TaskError):
     """A benchmark that cannot be run as asked, and what to change."""
+
+
+class BuildError(TaskError):
+    """A circuit that cannot be built as asked, and what to change."""
 
 
 class RequestError(EmovllmError):

@@ -15,7 +15,7 @@ PACKAGES = {
 }
 # Of the offline part, from those that import to those that are imported; within one, all may import one another.
 LAYERS = [
-    {"commands", "api"},
+    {"commands", "api", "building"},
     {"comparison"},
     {"validation", "evaluation", "discovery", "refinement", "labelling"},
     {"reading"},

@@ -1,0 +1,109 @@
+"""How fast a model is on this machine, and how many tokens its prompts have: what a plan is made of."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from emovllm_offline.building.costs import BATCH, REPLY_TOKENS
+from emovllm_offline.building.inputs import Inputs
+from emovllm_offline.building.obeyed import scenario
+from emovllm_offline.building.parts import NEUTRAL_TEXTS
+from emovllm_offline.building.sizes import Counts, Speed
+from emovllm_offline.data.prompts import render
+from emovllm_offline.data.sev import expand
+from emovllm_offline.data.styles import Frame, Style
+from emovllm_offline.model.decoder import Decoder, repeat_cache
+from emovllm_offline.model.find import find_decoder
+from emovllm_offline.model.load import load
+
+# Tokens of a forward that is timed: first few, and more where those were quick.
+FEW, MANY = (2, 32), (8, 96)
+QUICK = 0.5  # seconds
+STEPS = 3
+REPLIES = 20
+# Seconds from which on a figure counts: a clock gives none below.
+LEAST = 1e-7
+
+
+def measure(inputs: Inputs) -> tuple[Speed, Counts]:
+    """Loads the model and times it. Raises: UnsupportedModelError where it has no place for a circuit; as `load`."""
+    settings = inputs.settings
+    begun = time.perf_counter()
+    loaded = load(inputs.model, settings.loading.dtype, settings.loading.device)
+    decoder = find_decoder(loaded.network)
+    seconds = time.perf_counter() - begun
+    return speed_of(decoder, seconds), counts_of(inputs, loaded.tokenizer)
+
+
+@torch.no_grad()
+def speed_of(decoder: Decoder, load_seconds: float) -> Speed:
+    token = _token(decoder, FEW)
+    if token * FEW[0] * FEW[1] < QUICK:
+        token = _token(decoder, MANY)
+    limit = int(getattr(decoder.config, "max_position_embeddings", None) or FEW[1] + STEPS + 1)
+    prefix = decoder.prefix_cache(list(range(1, max(2, min(FEW[1], limit - STEPS - 1)))))
+    cache = repeat_cache(prefix, BATCH)
+    ids = torch.ones(BATCH, 1, dtype=torch.long, device=decoder.device)
+    step = statistics.median(_seconds(lambda: decoder.scores(ids, cache), decoder) for _ in range(STEPS))
+    return Speed(load_seconds, token, max(step, LEAST), len(decoder.layers), decoder.hidden_size)
+
+
+def _token(decoder: Decoder, shape: tuple[int, int]) -> float:
+    """Seconds for a token of a forward of [batch, tokens], the second time."""
+    longest = int(getattr(decoder.config, "max_position_embeddings", None) or shape[1])
+    ids = torch.ones(shape[0], min(shape[1], longest), dtype=torch.long, device=decoder.device)
+    _seconds(lambda: decoder.forward(ids), decoder)
+    return max(_seconds(lambda: decoder.forward(ids), decoder), LEAST) / ids.numel()
+
+
+def _seconds(work: Callable[[], Any], decoder: Decoder) -> float:
+    begun = time.perf_counter()
+    work()
+    if decoder.device.type == "cuda":
+        torch.cuda.synchronize(decoder.device)
+    return time.perf_counter() - begun
+
+
+def counts_of(inputs: Inputs, tokenizer: Any) -> Counts:
+    """Tokens are those of the first scenario. Raises: PromptError."""
+    user = expand(inputs.parts.learn[:1])[0].user
+    texts = [text for example in inputs.written[:REPLIES] for text in example.replies.values()]
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    held = [example for example in inputs.written if example.held_out]
+    labelled = len(inputs.written) * len(inputs.emotions) + (NEUTRAL_TEXTS if inputs.english else 0)
+    forced = _frames(inputs.forced)
+    return Counts(
+        emotions=len(inputs.emotions),
+        prompts={name: _prompt(tokenizer, style, user) for name, style in inputs.styles.items()},
+        replies={name: len(_frames(style)) // len(style.emotions) for name, style in inputs.styles.items()},
+        forced=round(sum(_tokens(tokenizer, frame, user) for frame in forced) / len(inputs.emotions)),
+        message=_tokens(tokenizer, inputs.forced.neutral, user),
+        reply=round(statistics.mean(lengths)) if lengths else REPLY_TOKENS,
+        learn=len(inputs.parts.learn),
+        choose=len(inputs.parts.choose),
+        test=len(inputs.parts.test),
+        written=len(inputs.written) - len(held),
+        held=len({scenario(example.id) for example in held}),
+        texts=labelled or len(inputs.parts.learn) * len(inputs.emotions),
+        again=inputs.judged_by_words,
+    )
+
+
+def _frames(style: Style) -> list[Frame]:
+    """Those that one item takes, in all emotions."""
+    return [frame for name in style.emotions for frame in style.frames(name, 0)]
+
+
+def _prompt(tokenizer: Any, style: Style, user: str) -> int:
+    """Tokens of a prompt that asks for an emotion, on average."""
+    asking = [frame.model_copy(update={"reply": None}) for frame in _frames(style)]
+    return round(statistics.mean(_tokens(tokenizer, frame, user) for frame in asking))
+
+
+def _tokens(tokenizer: Any, frame: Frame, user: str) -> int:
+    return len(render(tokenizer, frame, user).ids)

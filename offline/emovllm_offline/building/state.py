@@ -1,0 +1,67 @@
+"""How far a build has come, in `build.json` of its work folder: what an interrupted one goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from emovllm.errors import StoredError
+from emovllm.files import read_json, write_atomically
+from emovllm_offline.building.sizes import Counts, Sizes, Speed, Stage
+from emovllm_offline.storage.settings import plain, refuse_others
+
+FILE = "build.json"
+REMEDY = "give --fresh, or another --work"
+
+
+class Progress(BaseModel):
+    """A stage that was begun. planned, minutes: estimated, and taken where it is done. commands: which repeat it alone.
+    notes: what it found or did otherwise, in words."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    planned: float
+    done: bool = False
+    minutes: float = 0.0
+    commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class State(BaseModel):
+    """settings: what decides the results. sizes: of the stages, those that were begun not to be changed any more."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    settings: dict[str, Any]
+    speed: Speed
+    counts: Counts
+    sizes: Sizes
+    left_out: tuple[str, ...] = ()
+    stages: dict[Stage, Progress] = {}
+
+    @classmethod
+    def load(cls, place: Path, settings: Mapping[str, Any]) -> State | None:
+        """What is in the folder; None where nothing is. Raises: StoredError where it is of other settings."""
+        if not (place / FILE).exists():
+            return None
+        state = read_json(place / FILE, cls, StoredError)
+        refuse_others(place, state.settings, plain(settings), REMEDY)
+        return state
+
+    def save(self, place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(place / FILE, (self.model_dump_json(indent=1) + "\n").encode())
+
+    @property
+    def spent(self) -> float:
+        """Minutes of the stages that are done."""
+        return sum(stage.minutes for stage in self.stages.values() if stage.done)
+
+    @property
+    def slower(self) -> float:
+        """How many times its estimate what is done took; 1 where it was faster."""
+        planned = sum(stage.planned for stage in self.stages.values() if stage.done)
+        return max(1.0, self.spent / planned) if planned else 1.0

@@ -1,0 +1,255 @@
+"""A whole build on a tiny model, whose engine is a server that answers by rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emovllm.circuit_files import load_circuit
+from emovllm.cli import main
+from emovllm.probe import load_probe
+from emovllm_offline.building import folder
+from emovllm_offline.data.styles import load_style
+from emovllm_offline.model.generate import Generation, ModelBackend, Question
+from support.evaluated import EMOTIONS, READING, SAYS, answer, serve_by
+from support.models import tiny_chat_model
+from support.stub import Stub
+from support.walk import ASKING, EVENTS, STYLE
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+WHOLE = ["elicit", "prompt", "discover", "refine", "probe", "calibrate", "evaluate"]
+REPLIES = {"anger": "I am furious!", "fear": "I am terrified!"}
+
+
+class Place:
+    """A folder with a model and what is given to a build of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.out, self.work = folder / "built", folder / "built.work"
+        self.model = tiny_chat_model(folder / "model", max_position_embeddings=256)
+        scenarios = [
+            {"skeleton_id": f"s{i}", "theme": "Pets", "scenario": f"Dog {i} runs.", "event": EVENTS} for i in range(15)
+        ]
+        self.data = _lines(folder / "mine.jsonl", scenarios)
+        examples = [{"id": str(i), "user": f"Day {i} is over.", "replies": REPLIES} for i in range(24)]
+        self.replies = _lines(folder / "replies.jsonl", examples)
+        self.style = folder / "asking.json"
+        self.style.write_text(json.dumps(ASKING))
+
+    def __call__(self, *words: str | Path) -> int:
+        usual = ("--data", self.data, "--replies", self.replies, "--emotions", self.style, "--judge", "lexicon")
+        return main(["build", *map(str, (self.model, "--out", self.out, "--effort", "quick", *usual, *words))])
+
+    def state(self) -> dict[str, Any]:
+        return dict(json.loads((self.work / "build.json").read_text()))
+
+    def done(self) -> list[str]:
+        return [name for name, of in self.state()["stages"].items() if of["done"]]
+
+    def notes(self, stage: str) -> str:
+        return "; ".join(self.state()["stages"][stage]["notes"])
+
+
+def _lines(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def place(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    serve_by(stub, monkeypatch)
+    # The stub reads as it is told, with no probe.
+    monkeypatch.setattr("emovllm_offline.evaluation.evaluate.find_reading", lambda where, target: _reading(where))
+    return Place(tmp_path)
+
+
+def _reading(where: Any) -> Any:
+    return READING if where.readout else None
+
+
+def obeying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model replies in the emotion that it is asked for."""
+
+    def generate(self: ModelBackend, questions: Sequence[Question], most: int) -> list[Generation]:
+        names = [next(name for name in EMOTIONS if name in str(question.frame.system)) for question in questions]
+        return [Generation(SAYS[name], "stop") for name in names]
+
+    monkeypatch.setattr(ModelBackend, "generate", generate)
+
+
+def test_a_model_that_does_not_obey_learns_from_written_replies_and_its_circuit_is_told_of(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A tiny model learns little in one pass.
+    monkeypatch.setattr(folder, "PAYS", 0.0)
+    assert place() == 0
+    printed = capsys.readouterr()
+    assert place.done() == WHOLE
+    assert "the model obeys in no emotion: it learns from written replies" in place.notes("prompt")
+    assert "whatever the model replies" in place.notes("discover")
+    assert "written replies" in place.notes("refine")
+    assert "2 of 2 emotions show beyond chance, by the judge lexicon on 3 replies each: anger, fear." in printed.out
+    for planned in ("| elicit", "| calibrate", "in all"):
+        assert planned in printed.out.replace("│", "|")
+
+    circuit = load_circuit(place.out)
+    assert circuit.names == EMOTIONS
+    assert circuit.spec.provenance["refinements"][0]["command"].startswith("emovllm refine model --circuit circuit")
+    assert circuit.spec.provenance["calibration"]["data"]["messages"] == 3
+    assert load_probe(place.out).spec.labels == EMOTIONS
+
+    card = (place.out / "README.md").read_text()
+    head, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(head) == {"library_name": "emovllm", "tags": ["emotion", "steering", "vllm", "emovllm"]}
+    assert f"digest {circuit.digest()[:16]}" in body
+    assert "| anger | 100.0 (44-100) | 33 |" in body
+    assert str(place.out.parent) not in card
+
+    page = (place.out / "page.html").read_text()
+    assert SAYS["anger"] in page
+    assert "emovllm discover model --data learn.jsonl" in page
+    assert "emovllm calibrate model --circuit circuit" in page
+    assert "What to do where one fails" not in page
+    assert str(place.out.parent) not in page
+    assert "http" not in page
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, stop: set[str]) -> list[str]:
+    """What commands are run; each of `stop` is interrupted once as it begins."""
+    ran: list[str] = []
+
+    def counted(name: str, command: Any) -> Any:
+        def call(options: Any) -> Any:
+            ran.append(name)
+            if name in stop:
+                stop.discard(name)
+                raise KeyboardInterrupt
+            return command(options)
+
+        return call
+
+    monkeypatch.setattr(folder, "COMMANDS", {name: counted(name, of) for name, of in folder.COMMANDS.items()})
+    return ran
+
+
+def test_a_model_that_obeys_is_discovered_and_refined_by_its_own_replies(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obeying(monkeypatch)
+    ran = counting(monkeypatch, {"probe train"})
+    assert place() == 130
+    assert ran == ["elicit", "elicit", "discover", "refine", "probe train"]
+    assert "style asking: 100% of the replies accepted, obeyed in anger, fear" in place.notes("elicit")
+    assert "on 24 scenario-events to which it replied in every emotion" in place.notes("discover")
+    assert "the model's own replies in anger, fear where they were accepted" in place.notes("refine")
+    learnt = [json.loads(line) for line in (place.work / "refine" / "replies.jsonl").read_text().splitlines()]
+    assert {row["replies"]["anger"] for row in learnt[:24]} == {SAYS["anger"]}
+    found = load_circuit(place.work / "discover" / "circuit")
+    assert found.spec.provenance["filtered by a judge"]
+
+
+def test_an_interrupted_build_goes_on_and_does_nothing_twice(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = counting(monkeypatch, {"refine", "evaluate"})
+    assert place() == 130
+    assert f"interrupted; the same command goes on from {place.work}" in capsys.readouterr().err
+    assert place.done() == ["elicit", "prompt", "discover"]
+    assert not place.out.exists()
+    sizes = place.state()["sizes"]
+    assert place() == 130
+    assert place.done() == WHOLE[:-1]
+    assert place() == 0
+    made = ["elicit", "discover", "refine", "refine", "probe train", "calibrate"]
+    assert ran == [*made, "evaluate", "evaluate"]
+    assert place.state()["sizes"] == sizes
+    # Once more runs nothing, and writes the same.
+    card, before = (place.out / "README.md").read_bytes(), list(ran)
+    assert place() == 0
+    assert ran == before
+    assert (place.out / "README.md").read_bytes() == card
+    # Other settings are refused by name, unless it begins anew.
+    assert place("--engine-args", "--enforce-eager") == 2
+    assert "made with other settings: engine; give the same again to go on, or give --fresh" in capsys.readouterr().err
+
+
+def test_an_emotion_that_does_not_show_is_told_with_what_to_do(
+    place: Place, stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.answer = lambda asked: answer({**asked, "emotion": "none"} if asked.get("emotion") == "fear" else asked)
+    assert place() == 1
+    told = "fear does not show beyond chance: 0% of 3 replies by the judge lexicon, 95% interval 0% to 56% (Wilson)"
+    page, card = ((place.out / name).read_text() for name in ("page.html", "README.md"))
+    assert all(f"{told}; chance 33%" in text for text in (page, card, capsys.readouterr().out))
+    assert "1 of 2 emotions show beyond chance, by the judge lexicon on 3 replies each: anger." in card
+    assert "no strength kept its bounds" in page
+    assert "another style: the model was not seen to obey when asked; --emotions FILE" in page
+    assert "anger does not" not in page
+    # That bounds were loosened to no avail leaves the tightest.
+    assert load_circuit(place.out).spec.provenance["calibration"]["bounds"]["fluency"] == 2.0
+    assert "less than half in fear" in place.notes("calibrate")
+
+
+def test_a_plan_alone_measures_and_runs_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place("--plan") == 0
+    assert "about minutes" in capsys.readouterr().out
+    assert place.state()["stages"] == {}
+    assert not place.out.exists()
+    speed = place.state()["speed"]
+    assert min(speed["load"], speed["token"], speed["step"]) > 0
+    assert (speed["layers"], speed["hidden"]) == (3, 64)
+    # With fewer minutes than the least takes there is no plan.
+    assert place("--minutes", "0.1", "--fresh") == 2
+    assert "the least that says something takes about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--emotions", "twenty", "--judge", "local", "--replies", "twenty.jsonl"),
+            "the local judge does not know pride",
+        ),
+        (("--data", "few.jsonl"), "has 2 scenarios, and 15 are the least"),
+        (("--engine-args", "'"), "--engine-args"),
+        (("--probe-data", "nowhere.tsv"), "nowhere.tsv: No such file"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_the_model_is_loaded(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(place.out.parent)
+    Path("few.jsonl").write_text("".join(place.data.read_text().splitlines(keepends=True)[:2]))
+    _lines(Path("twenty.jsonl"), [_twenty(i) for i in range(9)])
+    assert place(*words) == 2
+    assert message in capsys.readouterr().err
+    assert not place.work.exists()
+
+
+def _twenty(number: int) -> dict[str, Any]:
+    return {"id": str(number), "user": f"Day {number}.", "replies": dict.fromkeys(load_style("twenty").emotions, "So.")}
+
+
+def test_a_model_that_is_refused_is_refused_at_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(place.model) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "jamba"}))
+    assert place() == 2
+    assert "no circuit of it can be served" in capsys.readouterr().err
+
+
+def test_a_style_of_replies_alone_is_not_tried(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.style.write_text(json.dumps(STYLE))
+    assert place("--plan") == 0
+    printed = capsys.readouterr().out
+    assert "discover" in printed
+    assert "elicit" not in printed
