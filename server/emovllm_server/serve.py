@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +50,7 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
         if ours["circuit"] is None:
             raise CircuitError(
                 f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-                "(`emovllm discover` makes one); or --probe alone, to read emotions without adding any"
+                f"(`{offer(model)}` makes one); or --probe alone, to read emotions without adding any"
             )
     if is_default(model):
         # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
@@ -59,6 +60,11 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
             args.served_model_name = [NAME]
     args.model = args.model_tag
     args.additional_config = {**additional, KEY: ours}
+
+
+def offer(model: str | None) -> str:
+    """The command that makes a circuit of a model."""
+    return f"emovllm build {shlex.quote(str(model))} --out DIR"
 
 
 def _additional_config(given: Any) -> dict[str, Any]:

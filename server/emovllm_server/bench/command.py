@@ -39,7 +39,7 @@ def bench(
     if circuit is None:
         raise CircuitError(
             f"no circuit for {model}: give --circuit, a folder or a Hugging Face repository id "
-            "(`emovllm discover` makes one)"
+            f"(`{serve.offer(model)}` makes one)"
         )
     where, path = resolve_circuit(circuit), resolve_model(model)
     loaded = load_circuit(where)
