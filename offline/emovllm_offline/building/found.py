@@ -66,18 +66,20 @@ class Shown:
 
 def shown(build: Build) -> list[Shown]:
     """Of what the evaluation left. Raises: ResultsError."""
-    summary = Summary.load(build.place / "evaluate" / "run")
-    circuit = circuit_in(build.served)
+    place = build.place / "evaluate" / "run"
+    summary, circuit = Summary.load(place), circuit_in(build.served)
     assert circuit is not None
     stronger = strengths_beyond(build.served.parent, circuit)
-    return [_shown(name, build, summary.cells, circuit, stronger.get(name)) for name in circuit.names]
+    judge = next(name for name in summary.judges if name != READOUT)
+    if lacking := [name for name in circuit.names if find(summary.cells, STEERED, name) is None]:
+        raise ResultsError(f"{place}: has no replies in {', '.join(lacking)}; start anew with --fresh")
+    return [_shown(name, judge, summary.cells, circuit, stronger.get(name)) for name in circuit.names]
 
 
-def _shown(name: str, build: Build, cells: Sequence[Cell], circuit: Circuit, stronger: float | None) -> Shown:
-    judge = build.inputs.settings.judge
+def _shown(name: str, judge: str, cells: Sequence[Cell], circuit: Circuit, stronger: float | None) -> Shown:
     steered, prompted, plain = (find(cells, condition, name) for condition in (STEERED, PROMPTED, PLAIN))
-    if steered is None or plain is None:
-        raise ResultsError(f"{build.place / 'evaluate'}: has no replies in {name}; start anew with --fresh")
+    assert steered is not None
+    assert plain is not None, "every evaluation of a build has plain replies"
     mistaken = plain.accuracy[judge]
     return Shown(
         name,
@@ -117,6 +119,7 @@ def strengths_beyond(place: Path, circuit: Circuit) -> dict[str, float]:
 def advice(of: Shown, build: Build, obeyed: Obedience | None) -> list[str]:
     """What to do about an emotion that does not show, what costs least first."""
     inputs, told = build.inputs, []
+    more = "" if inputs.settings.effort == "thorough" else ", or --effort thorough"
     if of.stronger is not None:
         told.append(
             f"ask for more: at strength {of.stronger:.2g} calibration found it in half of the replies or more, at a "
@@ -133,9 +136,9 @@ def advice(of: Shown, build: Build, obeyed: Obedience | None) -> list[str]:
             "--judge, before you change the circuit"
         )
     if not build.pays(build.refined):
-        told.append("refine it: more replies to learn from (--replies FILE, or --effort thorough), `emovllm refine`")
-    elif build.sizes.epochs < 4:
-        told.append("refine it further: --effort thorough, or `emovllm refine` with more --epochs")
+        told.append(f"refine it: more replies to learn from (--replies FILE{more}), `emovllm refine`")
+    else:
+        told.append(f"refine it further: `emovllm refine` with more --epochs{more}")
     if obeyed is None or of.emotion not in obeyed.obeyed:
         told.append(
             f"another style: {_asked(obeyed, of.emotion)}; --emotions FILE with prompts, or replies, of your own"
@@ -143,7 +146,7 @@ def advice(of: Shown, build: Build, obeyed: Obedience | None) -> list[str]:
             else "a style that asks for it (--emotions FILE): this one holds replies alone"
         )
     if of.shown is not None and of.shown.value > of.chance:
-        told.append(f"measure more: {of.shown.count} replies leave a wide interval; --effort thorough has more")
+        told.append(f"measure more: {of.shown.count} replies leave a wide interval: `emovllm evaluate`{more}")
     return told
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def shorten(
                 break
             if stage not in begun:
                 sizes = replace(sizes, **{field: _lesser(getattr(sizes, field), getattr(floor, field))})
-    return Plan(sizes, tuple(estimates(sizes, counts, speed)), tuple(_told(wanted, sizes)))
+    return Plan(sizes, tuple(estimates(sizes, counts, speed)), told(wanted, sizes))
 
 
 def _left(sizes: Sizes, counts: Counts, speed: Speed, begun: Collection[Stage]) -> float:
@@ -95,13 +95,14 @@ def _lesser(one: Any, other: Any) -> Any:
     return min(one, other)
 
 
-def _told(wanted: Sizes, sizes: Sizes) -> Sequence[str]:
-    told = []
+def told(wanted: Sizes, sizes: Sizes) -> tuple[str, ...]:
+    """What was shortened or left out, a sentence each."""
+    said = []
     for field, (_, name) in FIELDS.items():
         before, after = getattr(wanted, field), getattr(sizes, field)
         if before != after:
-            told.append(f"{name}: {_short(after)} instead of {_short(before)}")
-    return told
+            said.append(f"{name}: {_short(after)} instead of {_short(before)}")
+    return tuple(said)
 
 
 def _short(value: object) -> str:

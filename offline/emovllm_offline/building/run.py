@@ -20,6 +20,7 @@ from emovllm_offline.building.folder import Build
 from emovllm_offline.building.found import Shown, advice, shown
 from emovllm_offline.building.inputs import Inputs
 from emovllm_offline.building.plan import FIELDS, Plan, make_plan, shorten
+from emovllm_offline.building.plan import told as shortened
 from emovllm_offline.building.settings import BuildSettings
 from emovllm_offline.building.sizes import STAGES, Sizes, Stage
 from emovllm_offline.building.speed import measure
@@ -86,7 +87,8 @@ def left(state: State, settings: BuildSettings) -> Plan:
     wanted = make_plan(settings.effort, None if settings.minutes is None else float("inf"), counts, speed)
     sizes = keep(wanted.sizes, state)
     minutes = None if settings.minutes is None else settings.minutes - state.spent
-    return shorten(sizes, minutes, counts, speed, list(state.stages), state.slower)
+    plan = shorten(sizes, minutes, counts, speed, list(state.stages), state.slower)
+    return replace(plan, left_out=shortened(wanted.sizes, plan.sizes))
 
 
 def go_on(build: Build, state: State, out: Path, command: str) -> list[Shown]:
@@ -107,8 +109,12 @@ def go_on(build: Build, state: State, out: Path, command: str) -> list[Shown]:
         say(f"{stage}: {planned.what if planned else 'going on'}, about {minutes * state.slower:.0f} minutes")
         build.ran, build.notes = [], []
         begun = time.monotonic()
-        DO[stage](build)
-        progress.minutes, progress.done = (time.monotonic() - begun) / 60, True
+        try:
+            DO[stage](build)
+        finally:
+            progress.minutes += (time.monotonic() - begun) / 60
+            state.save(build.place)
+        progress.done = True
         progress.commands, progress.notes = tuple(dict.fromkeys(build.ran)), tuple(build.notes)
         state.save(build.place)
         for note in build.notes:

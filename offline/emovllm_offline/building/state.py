@@ -18,7 +18,7 @@ REMEDY = "give --fresh, or another --work"
 
 
 class Progress(BaseModel):
-    """A stage that was begun. planned, minutes: estimated, and taken where it is done. commands: which repeat it alone.
+    """A stage that was begun. planned, minutes: estimated, and taken so far. commands: which repeat it alone.
     notes: what it found or did otherwise, in words."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,11 +57,12 @@ class State(BaseModel):
 
     @property
     def spent(self) -> float:
-        """Minutes of the stages that are done."""
-        return sum(stage.minutes for stage in self.stages.values() if stage.done)
+        """Minutes that all stages took so far."""
+        return sum(stage.minutes for stage in self.stages.values())
 
     @property
     def slower(self) -> float:
         """How many times its estimate what is done took; 1 where it was faster."""
-        planned = sum(stage.planned for stage in self.stages.values() if stage.done)
-        return max(1.0, self.spent / planned) if planned else 1.0
+        done = [stage for stage in self.stages.values() if stage.done]
+        planned = sum(stage.planned for stage in done)
+        return max(1.0, sum(stage.minutes for stage in done) / planned) if planned else 1.0

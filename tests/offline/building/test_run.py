@@ -14,6 +14,7 @@ from emovllm.circuit_files import load_circuit
 from emovllm.cli import main
 from emovllm.probe import load_probe
 from emovllm_offline.building import folder
+from emovllm_offline.commands.own_replies import OwnRepliesOptions
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.model.generate import Generation, ModelBackend, Question
 from support.evaluated import EMOTIONS, READING, SAYS, answer, serve_by
@@ -71,6 +72,11 @@ def place(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 def _reading(where: Any) -> Any:
     return READING if where.readout else None
+
+
+def without_fear(asked: dict[str, Any]) -> bytes:
+    """Answers plainly where fear is to be injected."""
+    return answer({**asked, "emotion": "none"} if asked.get("emotion") == "fear" else asked)
 
 
 def obeying(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,13 +168,15 @@ def test_an_interrupted_build_goes_on_and_does_nothing_twice(
     assert f"interrupted; the same command goes on from {place.work}" in capsys.readouterr().err
     assert place.done() == ["elicit", "prompt", "discover"]
     assert not place.out.exists()
-    sizes = place.state()["sizes"]
+    sizes, spent = place.state()["sizes"], place.state()["stages"]["refine"]["minutes"]
+    assert spent > 0
     assert place() == 130
     assert place.done() == WHOLE[:-1]
     assert place() == 0
     made = ["elicit", "discover", "refine", "refine", "probe train", "calibrate"]
     assert ran == [*made, "evaluate", "evaluate"]
     assert place.state()["sizes"] == sizes
+    assert place.state()["stages"]["refine"]["minutes"] > spent
     # Once more runs nothing, and writes the same.
     card, before = (place.out / "README.md").read_bytes(), list(ran)
     assert place() == 0
@@ -179,10 +187,39 @@ def test_an_interrupted_build_goes_on_and_does_nothing_twice(
     assert "made with other settings: engine; give the same again to go on, or give --fresh" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("better", [True, False])
+def test_another_round_with_its_own_replies_is_taken_where_it_is_calibrated_as_accurate(
+    place: Place, stub: Stub, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    counting(monkeypatch, set())
+    monkeypatch.setattr(folder, "PAYS", 0.0)
+
+    def own(options: OwnRepliesOptions) -> None:
+        """In place of an engine's: the replies as they are given; what is asked then is not answered so well."""
+        assert load_circuit(options.circuit).spec.provenance["calibration"]
+        options.out.parent.mkdir(parents=True)
+        options.out.write_bytes(Path(options.settings.replies).read_bytes())
+        if not better:
+            stub.answer = lambda asked: answer(
+                {**asked, "emotion": "none"} if asked.get("emotion") == "fear" else asked
+            )
+
+    monkeypatch.setitem(folder.COMMANDS, "own-replies", own)
+    assert place("--effort", "thorough") == (0 if better else 1)
+    assert place.notes("again").endswith(
+        "accuracy in calibration 100% before, 100% after: taken"
+        if better
+        else "accuracy in calibration 100% before, 50% after: not taken"
+    )
+    assert len(load_circuit(place.out).spec.provenance["refinements"]) == (2 if better else 1)
+    assert load_probe(place.out).spec.labels == EMOTIONS
+
+
 def test_an_emotion_that_does_not_show_is_told_with_what_to_do(
     place: Place, stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stub.answer = lambda asked: answer({**asked, "emotion": "none"} if asked.get("emotion") == "fear" else asked)
+    stub.answer = without_fear
     assert place() == 1
     told = "fear does not show beyond chance: 0% of 3 replies by the judge lexicon, 95% interval 0% to 56% (Wilson)"
     page, card = ((place.out / name).read_text() for name in ("page.html", "README.md"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ def test_minutes_that_are_used_up_shorten_what_is_left_and_say_so() -> None:
     assert LEAST.learnt < late.sizes.learnt <= EFFORTS["normal"].learnt
     assert (out.sizes.learnt, out.sizes.tested) == (LEAST.learnt, LEAST.tested)
     assert "messages of the refinement: 0 instead of 168" in out.left_out
+    # Nor did what was shortened before it was begun go untold.
+    early = state("quick", 1.0)
+    early.sizes = replace(early.sizes, found=5)
+    assert left(early, BuildSettings(effort="quick")).left_out == ("scenarios of the discovery: 5 instead of 10",)
     # What was done on so many scenarios was.
     assert {plan.sizes.found for plan in (on_time, late, out)} == {EFFORTS["normal"].found}
 
@@ -56,3 +61,10 @@ def test_what_was_done_faster_promises_nothing() -> None:
     assert state("normal", 0.5).slower == 1.0
     assert state("normal", 1.5).slower == pytest.approx(1.5)
     assert state("normal").spent == 0
+
+
+def test_the_time_of_a_stage_that_was_interrupted_is_spent() -> None:
+    made = state("normal", 1.5)
+    spent, slower = made.spent, made.slower
+    made.stages["refine"] = Progress(planned=4.0, minutes=30.0)
+    assert (made.spent, made.slower) == (spent + 30.0, slower)
