@@ -10,6 +10,8 @@ from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Style
 from emovllm_offline.discovery.survival import Reply
 from emovllm_offline.intervals import Estimate, wilson
+from emovllm_offline.judges.text import distinct
+from emovllm_offline.refinement.own_replies import LEAST_WORDS
 
 # The share of an emotion's replies from which on the model is taken to obey, beside being above chance.
 ENOUGH = 0.5
@@ -64,13 +66,19 @@ def best(tried: Sequence[Obedience]) -> Obedience | None:
 
 
 def own_replies(replies: Iterable[Reply], items: Sequence[Item]) -> dict[str, dict[str, str]]:
-    """The accepted replies that the model wrote: by the user's message, the first of each emotion."""
+    """The accepted replies that the model wrote and that are worth learning from: by the user's message, the first of
+    each emotion. They ended by themselves, and repeat no three words: a model would learn its loops."""
     users = {item.id: item.user for item in items}
     own: dict[str, dict[str, str]] = {}
     for reply in replies:
-        if reply.match and reply.finish_reason == "stop" and reply.item in users and reply.reply.strip():
+        if reply.match and reply.finish_reason == "stop" and reply.item in users and _whole(reply.reply):
             own.setdefault(users[reply.item], {}).setdefault(reply.emotion, reply.reply)
     return own
+
+
+def _whole(text: str) -> bool:
+    words = text.lower().split()
+    return len(words) >= LEAST_WORDS and distinct(words, 3) == 1
 
 
 def to_learn(

@@ -90,18 +90,22 @@ WRITTEN = [
 
 
 def own(emotions: Sequence[str]) -> dict[str, dict[str, str]]:
-    return own_replies([reply(item.id, name, 1, f"own {name}") for item in ITEMS for name in emotions], ITEMS)
+    return own_replies(
+        [reply(item.id, name, 1, f"own words of {name} here") for item in ITEMS for name in emotions], ITEMS
+    )
 
 
-def test_own_replies_are_those_that_ended_and_were_accepted_by_message() -> None:
+def test_own_replies_ended_were_accepted_and_do_not_repeat_themselves() -> None:
     replies = [
         reply("s0.positive", "anger", 0, "no"),
         reply("s0.positive", "anger", 1, "cut", reason="length"),
-        reply("s0.positive", "anger", 1, "first"),
-        reply("s0.positive", "anger", 1, "second"),
+        reply("s0.positive", "anger", 1, "Too short to say."),
+        reply("s0.positive", "anger", 1, "I am so mad, and I am so mad."),
+        reply("s0.positive", "anger", 1, "The first that says something."),
+        reply("s0.positive", "anger", 1, "The second that says something."),
         reply("elsewhere", "fear", 1),
     ]
-    assert own_replies(replies, ITEMS) == {"message 0 positive": {"anger": "first"}}
+    assert own_replies(replies, ITEMS) == {"message 0 positive": {"anger": "The first that says something."}}
 
 
 def test_a_model_that_obeys_nowhere_learns_from_written_replies_and_is_measured_by_those_held_out() -> None:
@@ -115,7 +119,7 @@ def test_where_it_obeys_its_own_replies_take_the_place_of_written_ones() -> None
     rows = to_learn(WRITTEN, own(["fear"]), ITEMS, EMOTIONS, ["fear"], 100, 2)
     # Of the neutral events nothing is written in anger.
     assert [row.id for row in rows] == [f"s{i}.positive" for i in range(8)]
-    assert all(row.replies == {"anger": "written anger", "fear": "own fear"} for row in rows)
+    assert all(row.replies == {"anger": "written anger", "fear": "own words of fear here"} for row in rows)
 
 
 def test_where_it_obeys_in_all_every_message_that_it_was_asked_counts_and_whole_scenarios_are_held_out() -> None:
