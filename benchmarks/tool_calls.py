@@ -4,8 +4,8 @@
 
 Each of the cases of tool_calls.json is asked of `emovllm serve`, with tools and examples of calls: to say a sentence
 first and then to call. Small models forget the token that begins a call: by default a chat template of ours has them
-write it in words (tool_calls.jinja), which vLLM's parser hunyuan_a13b reads. Each of the questions there is asked to think before it is answered. Greedily, in an emotion of
-the circuit's, dealt in turn, and
+write it in words (tool_calls.jinja), which vLLM's parser hunyuan_a13b reads. Each of the questions there is asked to
+think before it is answered. Greedily, in an emotion of the circuit's, dealt in turn, and
 
     plain     without one
     steered   the whole reply: "emotion_mute": [], or the scope generation

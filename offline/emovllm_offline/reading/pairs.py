@@ -48,7 +48,8 @@ class Pairs:
         if not all(kind.any() for kind in self._kinds):
             raise ValueError("no pairs with one label, or none with two, in different groups")
         # How often each text is in each resample; in the first row, the sample itself.
-        self._times = np.concatenate([np.ones((1, len(label)), np.float32), times_drawn(groups, seed).astype(np.float32)])
+        itself = np.ones((1, len(label)), np.float32)
+        self._times = np.concatenate([itself, times_drawn(groups, seed).astype(np.float32)])
         self._counts = [self._sums(kind) for kind in self._kinds]
 
     def separation(self, cosines: np.ndarray) -> Separation:
