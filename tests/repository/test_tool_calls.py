@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import jsonschema
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.tool_parsers import ToolParserManager
 
-from benchmarks.tool_calls import CASES, PROMPTS, QUESTIONS, TOOLS, Reply, bodies, counted, valid
+from benchmarks.tool_calls import CASES, PROMPTS, QUESTIONS, TEMPLATE, TOOL_PARSER, TOOLS, Reply, bodies, counted, valid
 from emovllm_offline.judges.lexicon import LexiconJudge
+from support.tokens import tokenizer_with
 
 EMOTIONS = ("anger", "fear")
 BARE = '\n{"name": "set_alarm", "arguments": {"hour": 5, "minute": 30}} and so on'
@@ -21,8 +26,35 @@ def test_the_tools_have_schemas_and_each_has_its_cases() -> None:
     names = [tool["function"]["name"] for tool in TOOLS]
     assert Counter(name for name, _ in CASES) == dict.fromkeys(names, 6)
     assert len(CASES) == len(QUESTIONS) == 36
-    (call,) = [call for turn in PROMPTS["example"] for call in turn.get("tool_calls", ())]
-    assert valid((call["function"]["name"], call["function"]["arguments"]))
+    calls = [call["function"] for turn in PROMPTS["example"] for call in turn.get("tool_calls", ())]
+    assert len(calls) == 3
+    assert all(valid((call["name"], call["arguments"])) for call in calls)
+
+
+def test_the_template_shows_calls_as_the_parser_reads_them() -> None:
+    # vLLM gives templates the arguments as objects.
+    turns = [
+        {
+            **turn,
+            "tool_calls": [{"function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}],
+        }
+        for turn in PROMPTS["example"]
+        for call in turn.get("tool_calls", ())
+    ]
+    template = TEMPLATE.read_text(encoding="utf-8")
+    system = {"role": "system", "content": PROMPTS["calling"]}
+    (rendered,), _ = render_jinja_template([[system, *turns]], tools=TOOLS, chat_template=template)
+    said = [part.removesuffix("<|im_end|>\n") for part in rendered.split("<|im_start|>assistant\n")]
+    assert said[0].startswith(f"<|im_start|>system\n{PROMPTS['calling']}")
+    assert all(json.dumps(tool) in said[0] for tool in TOOLS)
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "Hello"}], tools=TOOLS)
+    parser = ToolParserManager.get_tool_parser(TOOL_PARSER)(tokenizer_with())
+    for turn, text in zip(turns, said[1:], strict=True):
+        found = parser.extract_tool_calls(text, request)
+        (call,), (expected,) = found.tool_calls, turn["tool_calls"]
+        assert (call.function.name, json.loads(call.function.arguments)) == tuple(expected["function"].values())
+        assert found.content is not None
+        assert found.content.strip() == turn["content"]
 
 
 @pytest.mark.parametrize(
