@@ -9,14 +9,16 @@ recomputation after preemption and speculative decoding all give the same result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from emovllm.emotion import Wire
-from emovllm.engine.gains import FAR, Gains, Inputs
+from emovllm.engine.gains import FAR, Forward, Gains, Inputs
+from emovllm.engine.injected import Injected, by_slot, injected_tokens
+from emovllm.engine.shares import Shares
 from emovllm.engine.staging import Staging
 from emovllm.schedule import Schedule
 
@@ -83,7 +85,7 @@ class Coefficients:
         self._prompt = np.zeros(max_requests, np.int64)
         self._first = np.zeros(max_requests, np.int64)  # first position injected
         self._last = np.zeros(max_requests, np.int64)  # last position injected
-        self._schedules: dict[int, Schedule] = {}  # by slot
+        self._shares = Shares(max_requests)
         self.gains = Gains(max_requests, device) if gains is None else gains
         # The current batch: which of its requests are steered, and what each of their tokens gets.
         self._req_ids: list[str] = []
@@ -92,10 +94,11 @@ class Coefficients:
         self._rows = np.zeros(0, np.int64)
         self._batch_slots = np.zeros(0, np.int64)
         self._values = np.zeros((0, columns), np.float32)
-        # Those of the batch's steered requests that have a schedule, each with their places among them.
-        self._scheduled: list[tuple[Schedule, np.ndarray]] = []
+        self._scheduled = False  # whether any has a schedule
         self._gained = False  # whether the gain of any depends on what is written or read
-        self._decoding = False
+        # Where the last forward computed one token of each reply: those injected and their gains, as the next has them.
+        self._decoding: Injected | None = None
+        self._forward: Forward | None = None
         # Why no emotion can be applied any more, if so.
         self.broken: str | None = None
 
@@ -143,9 +146,7 @@ class Coefficients:
         once = wire.scope == "prompt_last"
         self._last[slot] = prompt_len - 1 if once and not wire.calm else _NEVER
         # What guards may calm goes on to the reply's end.
-        schedule = Schedule(end=1) if once and wire.calm else wire.schedule
-        if schedule is not None:
-            self._schedules[slot] = schedule
+        self._shares.join(slot, Schedule(end=1) if once and wire.calm else wire.schedule)
         if wire.muted or wire.target is not None or wire.calm:
             self.gains.join(slot, wire, prompt_len, tokens()[prompt_len:])
 
@@ -154,7 +155,7 @@ class Coefficients:
         slot = self._slots.pop(req_id, None)
         if slot is not None:
             self._free.append(slot)
-            self._schedules.pop(slot, None)
+            self._shares.join(slot, None)
             self.gains.leave(slot)
 
     def update(
@@ -176,73 +177,81 @@ class Coefficients:
             inputs: needed where gains depend on what is written or read.
         """
         if not self._slots:
-            self._decoding = False
+            self._decoding = None
             self._req_ids = []
             self._staging.write(self._rows[:0], self._values[:0])
             return
         layout = () if adapters is None else adapters.layout
-        changed = self._joined or self._req_ids != req_ids or self._layout != layout
-        if changed:
+        if self._joined or self._req_ids != req_ids or self._layout != layout:
             self._compose(req_ids, adapters)
-        # One generated token each: where that was so in the last forward too, every row is as it was, schedules apart.
-        decoding = bool((num_scheduled == 1).all()) and bool(
-            (num_computed[self._rows] >= self._prompt[self._batch_slots]).all()
-        )
-        if decoding and self._decoding and not changed and not self._scheduled and not self._gained:
+            self._decoding = None
+        last, single = self._decoding, bool((num_scheduled == 1).all())
+        if last is not None and single:
+            # One token more of each reply: every row is as it was, but for what changes in time.
+            if self._scheduled or self._gained:
+                self._go_on(last, num_computed, inputs)
             return
-        self._decoding = decoding
         starts = np.cumsum(num_scheduled) - num_scheduled
-        tokens, which = injected_tokens(
+        computed = num_computed[self._rows]
+        rows, which = injected_tokens(
             starts[self._rows],
             num_scheduled[self._rows],
-            num_computed[self._rows],
+            computed,
             self._first[self._batch_slots],
             self._last[self._batch_slots],
         )
-        values = self._values[which]
-        if not self._scheduled and not self._gained:
-            self._staging.write(tokens, values)
+        slots = self._batch_slots[which]
+        places = rows - starts[self._rows][which]
+        injected = Injected(rows, slots, places, self._values[which], self._prompt[slots] - 1)
+        decoding = single and bool((computed >= self._prompt[self._batch_slots]).all())
+        self._decoding, self._forward = injected if decoding else None, None
+        self._write(injected, places + computed[which], inputs)
+
+    def _go_on(self, last: Injected, num_computed: np.ndarray, inputs: Inputs | None) -> None:
+        """Of a forward that computes one token more of each reply, what changes in time."""
+        if self._gained and self._forward is None:
+            self._write(last, num_computed[last.rows], inputs)
             return
-        places = tokens - starts[self._rows][which]
-        positions = places + num_computed[self._rows][which]
-        shares, unknown = self._shares(positions, which)
-        values = values * shares[:, None]
-        if self.gains.against is not None:
-            self._calm(values, positions, which, ~unknown)
-        self._staging.write(tokens, values)
-        if self._gained:
+        if self._scheduled:
+            shares = self._shared(last, num_computed[last.rows])
+            self._staging.write(last.rows, last.values * shares[:, None])
+        if self._forward is not None:
             assert inputs is not None
-            slots = self._batch_slots[which]
-            self.gains.apply(self.buffer, tokens[unknown], slots[unknown], places[unknown], inputs)
-            written = positions >= (self._prompt[slots] - 1)
-            self.gains.note(tokens[written], slots[written], inputs)
+            self.gains.apply(self.buffer, self._forward, inputs, fresh=self._scheduled)
 
-    def _shares(self, positions: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The share of its request's strength that each injected token gets.
-
-        Args: int [tokens]: its position in its request; which of the batch's steered requests that is.
-        Returns: float32 [tokens]; and bool [tokens], whether the device has to multiply it by a gain.
-        """
-        shares = np.ones(len(which), np.float32)
-        in_reply = positions - (self._prompt[self._batch_slots] - 1)[which]
-        for schedule, requests in self._scheduled:
-            (tokens,) = np.nonzero(np.isin(which, requests))
-            shares[tokens] = schedule.shares(in_reply[tokens])
-        until = self.gains.until[self._batch_slots[which]]
+    def _write(self, injected: Injected, positions: np.ndarray, inputs: Inputs | None) -> None:
+        """The rows of the buffer. positions: of the tokens in their requests, int [n]."""
+        values = injected.values
+        if self._scheduled:
+            values = values * self._shared(injected, positions)[:, None]
+        if not self._gained:
+            self._staging.write(injected.rows, values)
+            return
+        until = self.gains.until[injected.slots]
         unknown = positions >= until
-        for slot, tokens in self._known(which, (until < FAR) & ~unknown):
-            shares[tokens] *= self.gains.known(slot, positions[tokens])
-        return shares, unknown
+        known = (until < FAR) & ~unknown
+        values = values.copy() if known.any() else values
+        for slot, tokens in by_slot(injected.slots, known):
+            values[tokens] *= self.gains.known(slot, positions[tokens])[:, None]
+            if self.gains.guarded:
+                values[tokens] += self.gains.calmed(slot, positions[tokens])
+        self._staging.write(injected.rows, values)
+        assert inputs is not None
+        written = positions >= injected.last
+        forward = self.gains.plan(injected.rows, injected.slots, injected.places, unknown, written)
+        if not known.any():
+            self._forward = forward
+        self.gains.apply(self.buffer, forward, inputs)
 
-    def _known(self, which: np.ndarray, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The slots of the requests that some injected tokens are of, each with its own; tokens: bool [n]."""
-        for request in np.unique(which[tokens]).tolist():
-            yield int(self._batch_slots[request]), np.flatnonzero(tokens & (which == request))
-
-    def _calm(self, values: np.ndarray, positions: np.ndarray, which: np.ndarray, known: np.ndarray) -> None:
-        """Adds what guards add, where the host knows it."""
-        for slot, tokens in self._known(which, known & (self.gains.until[self._batch_slots[which]] < FAR)):
-            values[tokens] += self.gains.calmed(slot, positions[tokens])
+    def _shared(self, injected: Injected, positions: np.ndarray) -> np.ndarray:
+        """The share of its request's strength that each token gets: float32 [n]. positions: as of `_write`."""
+        places = positions - injected.last
+        scheduled = self._shares.scheduled[injected.slots]
+        if scheduled.all():
+            return self._shares.of(injected.slots, places)
+        shares = np.ones(len(positions), np.float32)
+        shares[scheduled] = self._shares.of(injected.slots[scheduled], places[scheduled])
+        return shares
 
     def _compose(self, req_ids: Sequence[str], adapters: BatchAdapters | None) -> None:
         self._req_ids = list(req_ids)
@@ -251,12 +260,7 @@ class Coefficients:
         slots = np.fromiter((self._slots.get(req_id, -1) for req_id in req_ids), np.int64, len(req_ids))
         self._rows = np.flatnonzero(slots >= 0)
         self._batch_slots = slots[self._rows]
-        by_schedule: dict[Schedule, list[int]] = {}
-        for place, slot in enumerate(self._batch_slots.tolist() if self._schedules else ()):
-            if (schedule := self._schedules.get(slot)) is not None:
-                by_schedule.setdefault(schedule, []).append(place)
-        # Most have one of a few: so many are computed at once.
-        self._scheduled = [(schedule, np.array(places)) for schedule, places in by_schedule.items()]
+        self._scheduled = bool(self._shares.scheduled[self._batch_slots].any())
         self._gained = bool((self.gains.until[self._batch_slots] < FAR).any())
         weights = self._weights[self._batch_slots]
         self._values = np.zeros((len(weights), self.buffer.shape[1]), np.float32)
@@ -278,21 +282,5 @@ class Coefficients:
         for name in ("_weights", "_prompt", "_first", "_last"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self._shares.grow()
         self.gains.grow()
-
-
-def injected_tokens(
-    starts: np.ndarray, num_scheduled: np.ndarray, num_computed: np.ndarray, first: np.ndarray, last: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a batch that are injected, and the request of each.
-
-    Args: int [requests]: the index of each request's first token in the batch, and as in `Coefficients.update`; first
-        and last position injected.
-    Returns: int [tokens], int [tokens].
-    """
-    low = np.maximum(first, num_computed)
-    high = np.minimum(last, num_computed + num_scheduled - 1)
-    counts = np.maximum(high - low + 1, 0)
-    which = np.repeat(np.arange(len(counts)), counts)
-    within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return (starts + low - num_computed)[which] + within, which

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from emovllm.emotion import Wire
+from emovllm.engine.arrays import Array, Arrays, Rings, Shape
+from emovllm.engine.calming import Calm, Calming
+from emovllm.engine.forward import Forward, Tokens
 from emovllm.phases import Automaton
 
 # Beyond any position.
@@ -40,31 +43,6 @@ class Reads:
     tokens: int
 
 
-class Calm(NamedTuple):
-    """A guard that calms: while a label was read above `bound` for `tokens` tokens in a row, a request has none of its
-    own emotion, and `against` in its place.
-
-    label: the probe's. against: by column of the coefficients.
-    """
-
-    label: int
-    bound: float
-    tokens: int
-    against: dict[int, float]
-
-    def counts(self, read: np.ndarray, tokens: int, span: int) -> np.ndarray:
-        """How many readings in a row were above the bound, at each token of a reply.
-
-        Args:
-            read: float32 [n], the label's probability where each was written, as far as it is known.
-        Returns: int [tokens].
-        """
-        counts = np.zeros(tokens, np.int64)
-        for token in range(span, tokens):
-            counts[token] = counts[token - 1] + 1 if read[token - span] > np.float32(self.bound) else 0
-        return counts
-
-
 class _Known(NamedTuple):
     """Of the positions from `first` on whose tokens were known when the request came: the gains, float32 [n], and
     which guards calm it, bool [n, guards]."""
@@ -74,18 +52,10 @@ class _Known(NamedTuple):
     calmed: np.ndarray
 
 
-class _Rows(NamedTuple):
-    """Tokens of a forward, on the device: their rows, the slots of their requests, their positions; int [n]."""
-
-    rows: Tensor
-    slots: Tensor
-    positions: Tensor
-
-
 class Gains:
     """Of requests, by slot.
 
-    span: the most tokens of a request that is beyond its prompt in one forward: one, and the drafts.
+    span: as of `Shape`. arrays: what is worked on; by default as suits the device.
     """
 
     def __init__(
@@ -95,55 +65,49 @@ class Gains:
         span: int = 1,
         automaton: Automaton | None = None,
         reads: Reads | None = None,
+        arrays: Arrays | None = None,
     ) -> None:
-        self._device, self._span, self._automaton, self._reading = device, span, automaton, reads
-        self._calms: Sequence[Calm] = ()
-        # What each guard that calms adds, float32 [guards, columns].
-        self.against: np.ndarray | None = None
-        # By slot and position, the latest: a forward needs the one before its first token, rejected ones included.
-        self._ring = 1 << span.bit_length()
+        self._shape = shape = Shape(slots, span, reads.tokens if reads is not None else 0)
+        self._automaton, self._reading = automaton, reads
+        self._arrays = arrays = arrays or Arrays(device)
+        self._calming: Calming | None = None
         if automaton is not None:
-            self._states = self._zeros((slots, self._ring), torch.int64)
-            self._muted = self._zeros((slots,), torch.uint8)
-            self._classes = torch.from_numpy(automaton.classes).long().to(device)
-            self._table = torch.from_numpy(automaton.table).long().to(device)
-            self._spared = torch.from_numpy(automaton.spared).to(device)
+            self._states = Rings(arrays, slots, shape.ring, "int64")
+            self._muted = arrays.zeros((slots,), "uint8")
+            # By token plus one: of padding, and of what a padded vocabulary has more, the class is the first.
+            self._classes = arrays.moved(np.pad(automaton.classes.astype(np.int64), 1))
+            self._table = arrays.moved(automaton.table.astype(np.int64))
+            self._spared = arrays.moved(automaton.spared)
         if reads is not None:
-            self._gains = self._zeros((slots, self._ring))
-            self._first = self._zeros((slots,), torch.int64)
+            self._gains = Rings(arrays, slots, shape.ring)
+            self._first = arrays.zeros((slots,), "int64")
             # A target's level, rate and cap; 1, 0 and 1 for none, whose gain stays.
-            self._targets = self._zeros((slots, 3))
-            self._labels = self._zeros((slots, reads.labels))
-            self._read = self._zeros((slots, reads.tokens))
+            self._targets = arrays.zeros((slots, 3))
+            self._labels = arrays.zeros((slots, reads.labels))
+            self._read = arrays.zeros((slots * reads.tokens,))
         self._known: dict[int, _Known] = {}
-        # By slot: the position from which on the device alone knows a request's gains; whether it has a target.
+        # By slot: the position from which on the device alone knows a request's gains; what its gains go by.
         self.until = np.full(slots, FAR)
+        self._spares = np.zeros(slots, bool)
         self._targeted = np.zeros(slots, bool)
-        self._noted: _Rows | None = None
-        self._held: tuple[np.ndarray, np.ndarray, Tensor, Tensor] | None = None
+        self._noted: Tokens | None = None
 
     def guard(self, calms: Sequence[Calm], columns: int) -> None:
         """Has guards calm every request, before the first one comes. columns: of the coefficients."""
         assert self._reading is not None
-        self._calms = calms
-        self.against = np.zeros((len(calms), columns), np.float32)
-        for row, calm in zip(self.against, calms, strict=True):
-            row[list(calm.against)] = list(calm.against.values())
-        self._against = self._moved(self.against)
-        self._guarded = torch.tensor([calm.label for calm in calms], device=self._device)
-        self._bounds = torch.tensor([calm.bound for calm in calms], device=self._device)
-        self._runs = torch.tensor([calm.tokens for calm in calms], device=self._device)
-        slots = len(self.until)
-        self._counts = self._zeros((slots, self._ring, len(calms)), torch.int64)
-        self._watched = self._zeros((slots, self._reading.tokens, len(calms)))
+        self._calming = Calming(calms, columns, self._arrays, self._shape)
 
-    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self._device)
+    @property
+    def guarded(self) -> bool:
+        """Whether guards calm."""
+        return self._calming is not None
 
     @property
     def nbytes(self) -> int:
         """On the device."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        kept = [value.values if isinstance(value, Rings) else value for value in vars(self).values()]
+        kept += self._calming.arrays if self._calming is not None else []
+        return sum(value.nbytes for value in kept if isinstance(value, Tensor | np.ndarray))
 
     def join(self, slot: int, wire: Wire, prompt_len: int, replied: Sequence[int]) -> None:
         """Takes a request up, or again after a preemption, with the tokens of its reply so far.
@@ -152,49 +116,53 @@ class Gains:
         """
         if (wire.muted and self._automaton is None) or (wire.target is not None and self._reading is None):
             raise RuntimeError("this engine does not know what the gain of this emotion goes by")
+        first = prompt_len - 1
         live = np.ones(len(replied) + 1, bool)
         if self._automaton is not None and wire.muted:
             start = self._automaton.start(wire.within)
             states = np.array([start, *self._automaton.advance(start, replied)])
             live = (self._automaton.spared[states] & wire.muted) == 0
-            self._states[slot] = self._latest(states, prompt_len - 1)
+            self._states.put(slot, states, first)
         if self._automaton is not None:
             self._muted[slot] = wire.muted
+        self._spares[slot], self._targeted[slot] = bool(wire.muted), wire.target is not None
         gains = np.ones(len(replied) + 1, np.float32)
-        self._targeted[slot] = wire.target is not None
         if wire.target is not None:
-            read = self._read[slot, : len(replied)].cpu().numpy()
-            gains = wire.target.gains(read, live, self._span)
+            gains = wire.target.gains(self._read_of(slot, len(replied)), live, self._shape.span)
             self._labels[slot] = 0
             self._labels[slot, list(wire.target.labels)] = 1
         if self._reading is not None:
             level, rate, cap = wire.target[:2] + wire.target[3:] if wire.target is not None else (1.0, 0.0, 1.0)
-            self._targets[slot] = torch.tensor([level, rate, cap])
-            self._first[slot] = prompt_len - 1
-            self._gains[slot] = self._latest(gains, prompt_len - 1)
-        calmed = np.zeros((len(gains), len(self._calms)), bool)
-        if self._calms:
-            watched = self._watched[slot, : len(replied)].cpu().numpy()
-            counts = np.stack(
-                [calm.counts(watched[:, row], len(gains), self._span) for row, calm in enumerate(self._calms)], 1
-            )
-            calmed = counts >= [calm.tokens for calm in self._calms]
-            self._counts[slot] = self._latest(counts, prompt_len - 1)
-        self._known[slot] = _Known(prompt_len - 1, gains * live * ~calmed.any(1), calmed)
+            self._targets[slot] = self._arrays.moved(np.array([level, rate, cap], np.float32))
+            self._first[slot] = first
+            # Of a request without a target 1 for good, as its place is only kept up beside those that have one.
+            self._gains.put(slot, gains if wire.target is not None else np.ones(self._shape.ring, np.float32), first)
+        calmed = np.zeros((len(gains), 0), bool)
+        if self._calming is not None:
+            calmed = self._calming.join(slot, first, len(replied))
+        self._known[slot] = _Known(first, gains * live * ~calmed.any(1), calmed)
         self.until[slot] = prompt_len + len(replied)
+
+    def _read_of(self, slot: int, tokens: int) -> np.ndarray:
+        begin = slot * self._shape.tokens
+        return self._arrays.fetched(self._read[begin : begin + tokens])
 
     def leave(self, slot: int) -> None:
         """Forgets the request in a slot, if there is one."""
         self._known.pop(slot, None)
-        self.until[slot], self._targeted[slot] = FAR, False
+        self.until[slot], self._spares[slot], self._targeted[slot] = FAR, False, False
 
     def grow(self) -> None:
         """Twice the slots."""
         self.until = np.concatenate([self.until, np.full_like(self.until, FAR)])
-        self._targeted = np.concatenate([self._targeted, np.zeros_like(self._targeted)])
-        for name in ("_states", "_muted", "_gains", "_first", "_targets", "_labels", "_read", "_counts", "_watched"):
+        for name in ("_spares", "_targeted"):
+            setattr(self, name, np.concatenate([getattr(self, name), np.zeros_like(getattr(self, name))]))
+        for name in ("_states", "_gains", "_calming"):
+            if (kept := getattr(self, name, None)) is not None:
+                kept.grow()
+        for name in ("_muted", "_first", "_targets", "_labels", "_read"):
             if (old := getattr(self, name, None)) is not None:
-                setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
+                setattr(self, name, self._arrays.grown(old))
 
     def known(self, slot: int, positions: np.ndarray) -> np.ndarray:
         """The gains at positions before `until`, 1 before the reply: int [n] to float32 [n]."""
@@ -204,95 +172,103 @@ class Gains:
     def calmed(self, slot: int, positions: np.ndarray) -> np.ndarray:
         """What guards add at positions before `until`: int [n] to float32 [n, columns]."""
         known = self._known[slot]
-        assert self.against is not None
-        calmed: np.ndarray = known.calmed[np.maximum(positions - known.first, 0)].astype(np.float32) @ self.against
-        return calmed
+        assert self._calming is not None
+        calmed = known.calmed[np.maximum(positions - known.first, 0)]
+        added: np.ndarray = calmed.astype(np.float32) @ self._calming.against
+        return added
 
-    def note(self, rows: np.ndarray, slots: np.ndarray, inputs: Inputs) -> None:
-        """The rows of the next forward whose read-outs will count, of targets and guards. rows, slots: int [n]."""
-        targeted = self.until[slots] < FAR if self._calms else self._targeted[slots]
-        self._noted = None
-        if targeted.any():
-            self._noted = self._placed(rows[targeted], slots[targeted], inputs)
-
-    def take(self, logits: Tensor) -> None:
-        """After a forward: what was read in it, [rows, labels]."""
-        noted, self._noted = self._noted, None
-        if noted is not None:
-            slots = noted.slots
-            read, places = logits[noted.rows].softmax(-1), noted.positions - self._first[slots]
-            if self._targeted.any():
-                self._read[slots, places] = (read * self._labels[slots]).sum(-1)
-            if self._calms:
-                self._watched[slots, places] = read[:, self._guarded]
-
-    def apply(self, buffer: Tensor, rows: np.ndarray, slots: np.ndarray, places: np.ndarray, inputs: Inputs) -> None:
-        """Multiplies rows of the coefficients by their gains.
+    def plan(
+        self, rows: np.ndarray, slots: np.ndarray, places: np.ndarray, unknown: np.ndarray, written: np.ndarray
+    ) -> Forward:
+        """The next forward.
 
         Args:
-            buffer: [tokens, columns].
-            rows, slots: int [n], of tokens that `known` does not know. places: int [n], which token of its request's in
-                this forward each is: one comes after the other.
+            rows, slots: int [n], of tokens. places: int [n], which token of its request's in this forward each is: one
+                comes after the other.
+            unknown: bool [n], whether `known` does not know it. written: bool [n], whether it writes a token.
         """
-        for place in range(int(places.max(initial=-1)) + 1):
-            here = places == place
-            at, of, positions = self._placed(rows[here], slots[here], inputs)
-            values = buffer[at] * self._gain(of, inputs.tokens[at], positions)[:, None]
-            if self._calms:
-                calmed = self._calm(of, positions)
-                values = torch.where(calmed.any(1, keepdim=True), calmed.float() @ self._against, values)
-            buffer[at] = values
+        groups = [unknown & (places == place) for place in range(int(places[unknown].max(initial=-1)) + 1)]
+        tokens = [self._tokens(rows[group], slots[group]) for group in groups]
+        reads = written & (self.until[slots] < FAR if self._calming is not None else self._targeted[slots])
+        noted = None
+        if reads.any():
+            same = len(groups) == 1 and np.array_equal(groups[0], reads)
+            noted = tokens[0] if same else self._tokens(rows[reads], slots[reads])
+            if self._targeted[slots[reads]].any():
+                noted.labels = self._labels[noted.slots]
+        return Forward(tokens, noted)
 
-    def _placed(self, rows: np.ndarray, slots: np.ndarray, inputs: Inputs) -> _Rows:
-        """On the device. Most steps decode the requests of the last one: their rows and slots are there already."""
-        held = self._held
-        if held is None or not (np.array_equal(held[0], rows) and np.array_equal(held[1], slots)):
-            # Copies: on a CPU a tensor has the array's own memory.
-            held = self._held = rows, slots, self._moved(rows.copy()), self._moved(slots.copy())
-        return _Rows(held[2], held[3], inputs.positions[held[2]].long())
+    def _tokens(self, rows: np.ndarray, slots: np.ndarray) -> Tokens:
+        moved = self._arrays.moved(slots)
+        tokens = Tokens(self._arrays.moved(rows), moved, moved * self._shape.ring)
+        if self._spares[slots].any():
+            tokens.muted = self._muted[moved]
+        if self._reading is not None:
+            tokens.first, tokens.history = self._first[moved], moved * self._shape.tokens
+        if self._targeted[slots].any():
+            targets = self._targets[moved]
+            tokens.level, tokens.rate, tokens.cap = targets[:, 0], targets[:, 1], targets[:, 2]
+            tokens.moves = tokens.rate > 0
+        return tokens
 
-    def _gain(self, slots: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Of one token each. int [n], int [n], int [n] to float32 [n]."""
-        before, here = (positions - 1) % self._ring, positions % self._ring
-        live: Tensor | None = None
-        if self._automaton is not None:
-            # Of padding, and of what a padded vocabulary has more, the class is that of the first.
-            known = (tokens >= 0) & (tokens < len(self._classes))
-            classes = torch.where(known, self._classes[torch.where(known, tokens, 0).long()], 0)
-            states = self._table[self._states[slots, before], classes]
-            self._states[slots, here] = states
-            live = (self._spared[states] & self._muted[slots]) == 0
-        if self._reading is None or not self._targeted.any():
-            return torch.ones_like(slots, dtype=torch.float32) if live is None else live.float()
-        old = self._gains[slots, before]
-        level, rate, cap = self._targets[slots].unbind(1)
-        place = positions - self._first[slots] - self._span
-        new = (old + rate * (level - self._read[slots, place.clamp(min=0)])).clamp(min=torch.zeros_like(cap), max=cap)
-        moves = (place >= 0) & (rate > 0) if live is None else (place >= 0) & (rate > 0) & live
-        gains = torch.where(moves, new, old)
-        self._gains[slots, here] = gains
-        return gains if live is None else gains * live
+    def apply(self, buffer: Tensor, forward: Forward, inputs: Inputs, fresh: bool = True) -> None:
+        """Multiplies rows of the coefficients by their gains, before the forward.
 
-    def _calm(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Which guards calm one token each: int [n], int [n] to bool [n, guards]."""
-        before, here = (positions - 1) % self._ring, positions % self._ring
-        place = positions - self._first[slots] - self._span
-        old = self._counts[slots, before]
-        over = self._watched[slots, place.clamp(min=0)] > self._bounds
-        counts = torch.where((place >= 0)[:, None], torch.where(over, old + 1, 0), old)
-        self._counts[slots, here] = counts
-        return counts >= self._runs
+        Args:
+            buffer: [tokens, columns]. fresh: whether they were written anew since the last forward.
+        """
+        coefficients, numbers = self._arrays.seen(buffer), self._arrays.seen(inputs.tokens)
+        positions = self._arrays.seen(inputs.positions)
+        self._noted = forward.noted
+        if forward.noted is not None:
+            forward.noted.positions = positions[forward.noted.rows]
+        for tokens in forward.tokens:
+            if tokens is not forward.noted:
+                tokens.positions = positions[tokens.rows]
+            if fresh or tokens.base is None:
+                tokens.base = coefficients[tokens.rows]
+            coefficients[tokens.rows] = self._multiplied(tokens, numbers)
 
-    def _latest(self, values: np.ndarray, first: int) -> Tensor:
-        """The last of values by position, [n, ...] from `first` on, in their places of a ring."""
-        ring = np.zeros((self._ring, *values.shape[1:]), values.dtype)
-        positions = first + np.arange(len(values))[-self._ring :]
-        ring[positions % self._ring] = values[-self._ring :]
-        return self._moved(ring)
+    def _multiplied(self, of: Tokens, numbers: Array) -> Array:
+        """The coefficients of one token each, [n, columns]."""
+        last = self._shape.ring - 1
+        before, here = of.ring + ((of.positions - 1) & last), of.ring + (of.positions & last)
+        place = None if of.first is None else of.positions - of.first - self._shape.span
+        values, live = of.base, None
+        if of.muted is not None:
+            live = self._live(of, before, here, numbers)
+            values = values * live[:, None]
+        if of.level is not None:
+            values = values * self._moved(of, before, here, place, live)[:, None]
+        if self._calming is not None:
+            values = self._calming.apply(values, before, here, place, of.history)
+        return values
 
-    def _moved(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if self._device.type == "cuda":
-            # From pageable memory a copy would wait for the device.
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+    def _live(self, of: Tokens, before: Array, here: Array, numbers: Array) -> Array:
+        """Which are in no phase that is spared: bool [n]."""
+        classes = self._classes[(numbers[of.rows] + 1).clip(0, len(self._classes) - 1)]
+        states = self._table[self._states.values[before], classes]
+        self._states.values[here] = states
+        return (self._spared[states] & of.muted) == 0
+
+    def _moved(self, of: Tokens, before: Array, here: Array, place: Array, live: Array | None) -> Array:
+        """The gains of targets, 1 for those that have none: float32 [n]."""
+        old = self._gains.values[before]
+        step = of.rate * (of.level - self._read[of.history + place.clip(min=0)])
+        new = self._arrays.minimum((old + step).clip(min=0), of.cap)
+        moves = of.moves & (place >= 0) if live is None else of.moves & (place >= 0) & live
+        gains = self._arrays.where(moves, new, old)
+        self._gains.values[here] = gains
+        return gains
+
+    def take(self, logits: Tensor) -> None:
+        """After the forward: what was read in it, [rows, labels]."""
+        noted, self._noted = self._noted, None
+        if noted is None:
+            return
+        read = self._arrays.softmax(self._arrays.seen(logits)[noted.rows])
+        places = noted.history + noted.positions - noted.first
+        if noted.labels is not None:
+            self._read[places] = (read * noted.labels).sum(-1)
+        if self._calming is not None:
+            self._calming.note(places, read)

@@ -13,10 +13,11 @@ from emovllm import __version__, cpu
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit
 from emovllm.engine import experts, injection, residual, runner_v1, runner_v2
+from emovllm.engine.calming import Calm
 from emovllm.engine.coefficients import Coefficients, rows_for
 from emovllm.engine.config import adapters_of, has_room, weight_bits
 from emovllm.engine.form import form_of
-from emovllm.engine.gains import Calm, Gains, Reads
+from emovllm.engine.gains import Gains, Reads
 from emovllm.engine.live import LiveCheckMixin
 from emovllm.engine.markers import automaton_of
 from emovllm.engine.readout import ReadOut

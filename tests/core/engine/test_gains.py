@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from emovllm.emotion import Target, Wire
+from emovllm.engine.arrays import Arrays
+from emovllm.engine.calming import Calm
 from emovllm.engine.coefficients import Coefficients
-from emovllm.engine.gains import Calm, Gains, Inputs, Reads
+from emovllm.engine.gains import Gains, Inputs, Reads
 from emovllm.guards import Guard
 from emovllm.phases import BITS, Automaton, Markers
 
@@ -26,8 +29,9 @@ VOCABULARY = 16
 class Requests:
     """Requests on their way through a scheduler, whose replies are known beforehand."""
 
-    def __init__(self, span: int, calms: Sequence[Calm] = ()) -> None:
-        gains = Gains(2, torch.device("cpu"), span, AUTOMATON, Reads(LABELS, 64))
+    def __init__(self, span: int, calms: Sequence[Calm] = (), on_host: bool = True) -> None:
+        device = torch.device("cpu")
+        gains = Gains(2, device, span, AUTOMATON, Reads(LABELS, 64), Arrays(device, on_host))
         self.calms = calms
         if calms:
             gains.guard(calms, 1)
@@ -151,8 +155,17 @@ GUARDS = (Guard.parse("anger>0.5:calm"),)
 CALMS = (Calm(1, 0.4, 2, {0: -0.7}), Calm(2, 0.6, 1, {0: -0.2}))
 
 
-def requests(span: int = 1, calms: Sequence[Calm] = ()) -> Requests:
-    made = Requests(span, calms)
+Make = Callable[..., Requests]
+
+
+@pytest.fixture(params=[True, False], ids=["numpy", "torch"])
+def requests(request: pytest.FixtureRequest) -> Make:
+    """Makes them, with all that can be asked for. A device's arrays are PyTorch's, which work the same on a CPU."""
+    return partial(made_requests, request.param)
+
+
+def made_requests(on_host: bool, span: int = 1, calms: Sequence[Calm] = ()) -> Requests:
+    made = Requests(span, calms, on_host)
     for number, (name, asked) in enumerate(WIRES.items()):
         made.add(name, asked._replace(guards=GUARDS if calms else ()), 3 + number, REPLY)
     if calms:
@@ -165,7 +178,7 @@ guarded = pytest.mark.parametrize("calms", [(), CALMS], ids=["", "guarded"])
 
 
 @guarded
-def test_a_token_at_a_time(calms: Sequence[Calm]) -> None:
+def test_a_token_at_a_time(requests: Make, calms: Sequence[Calm]) -> None:
     made = requests(calms=calms)
     names = made.wires
     made.step({name: made.prompt[name] for name in names})
@@ -176,15 +189,30 @@ def test_a_token_at_a_time(calms: Sequence[Calm]) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
-def test_prompts_in_chunks_beside_replies(chunk: int) -> None:
+def test_prompts_in_chunks_beside_replies(requests: Make, chunk: int) -> None:
     made = requests()
     for _ in range(len(REPLY)):
         left = {name: max(made.prompt[name] - made.computed[name], 0) for name in WIRES}
         made.step({name: min(chunk, tokens) or 1 for name, tokens in left.items()})
 
 
+@pytest.mark.parametrize("alone", [1, 2, 3])
+def test_a_target_that_comes_later_changes_nothing_of_those_beside_it(requests: Make, alone: int) -> None:
+    made = requests()
+    beside = {name: made.prompt[name] for name in ("answering", "plain")}
+    for name in WIRES.keys() - beside:
+        made.coefficients.leave(name)
+    made.step(beside)
+    for _ in range(alone):
+        made.step(dict.fromkeys(beside, 1))
+    made.add("late", WIRES["target"], 7, REPLY)
+    made.step({"late": 7, **dict.fromkeys(beside, 1)})
+    for _ in range(4):
+        made.step(dict.fromkeys([*beside, "late"], 1))
+
+
 @guarded
-def test_requests_that_come_go_and_are_preempted(calms: Sequence[Calm]) -> None:
+def test_requests_that_come_go_and_are_preempted(requests: Make, calms: Sequence[Calm]) -> None:
     made = requests(calms=calms)
     made.step({name: made.prompt[name] for name in WIRES})
     for number in range(9):
@@ -206,7 +234,7 @@ def test_requests_that_come_go_and_are_preempted(calms: Sequence[Calm]) -> None:
 
 @guarded
 @pytest.mark.parametrize("wrong", [0, 1, 3])
-def test_drafts_change_nothing_whichever_are_accepted(wrong: int, calms: Sequence[Calm]) -> None:
+def test_drafts_change_nothing_whichever_are_accepted(requests: Make, wrong: int, calms: Sequence[Calm]) -> None:
     made = requests(4, calms)
     made.step({name: made.prompt[name] for name in WIRES})
     while all(made.computed[name] + 4 <= len(made.tokens[name]) for name in WIRES):
