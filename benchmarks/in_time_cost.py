@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="default: the default model")
     parser.add_argument("--circuit", type=Path, default=shipped_circuits() / NAME)
+    parser.add_argument("--dtype", default="auto", help="of the weights (float32: without AVX-512)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--starts", type=int, default=2)
@@ -65,7 +66,7 @@ def main() -> None:
         make_probe(model, options.circuit, probe)
         settings = {"circuit": str(options.circuit), "probe": str(probe), "tool_parser": "hermes"}
         for number in range(options.starts):
-            engine = start(model, str(number), settings, Path(folder))
+            engine = start(model, str(number), settings, Path(folder), options.dtype)
             try:
                 of_engine = {way: (engine, fields) for way, fields in asked.items()}
                 starts.append(measure(of_engine, options.rounds, options.tokens, number, options.record))

@@ -50,10 +50,11 @@ def make_probe(model: str, circuit: Path, folder: Path) -> None:
     save_probe(probe, folder)
 
 
-def start(model: str, name: str, settings: dict[str, Any], folder: Path) -> Engine:
-    """With our plugin. Raises: BenchError."""
+def start(model: str, name: str, settings: dict[str, Any], folder: Path, dtype: str = "auto") -> Engine:
+    """With our plugin. dtype: of the weights. Raises: BenchError."""
     arguments = {
         "model": model,
+        "dtype": dtype,
         "max_model_len": 512,
         "max_num_seqs": 64,
         "disable_log_stats": False,

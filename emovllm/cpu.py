@@ -25,17 +25,28 @@ def is_cpu_build() -> bool:
     return True
 
 
+def flags() -> list[str]:
+    """What this processor says that it can do; nothing where Linux does not tell."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        line = ""
+    return line.partition(":")[2].split()
+
+
+def slow_in_bfloat16() -> bool:
+    """Whether vLLM's CPU build serves a model in bfloat16 at a fraction of its speed in float32 here: x86 processors
+    without AVX-512 or AMX compute neither (docs/results/performance.md)."""
+    return is_cpu_build() and "avx2" in (known := flags()) and "avx512f" not in known
+
+
 def instruction_set() -> str:
     """A name for what this processor can do, and for what PyTorch is told of it (`ATEN_CPU_CAPABILITY`): the same where
     compiled kernels are. PyTorch (2.13) keeps no such thing with the kernels that it caches, and a process that takes
     up those of another instruction set computes NaN or dies; homes and images are shared between machines."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = ""
     told = os.environ.get("ATEN_CPU_CAPABILITY", "")
-    return hashlib.sha256(f"{platform.machine()}\n{flags}\n{told}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{platform.machine()}\n{' '.join(flags())}\n{told}".encode()).hexdigest()[:12]
 
 
 def prepare() -> None:

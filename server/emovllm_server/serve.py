@@ -58,8 +58,22 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
         args.model_tag = resolve_model(model)
         if not args.served_model_name:
             args.served_model_name = [NAME]
+    _choose_dtype(args, model)
     args.model = args.model_tag
     args.additional_config = {**additional, KEY: ours}
+
+
+def _choose_dtype(args: argparse.Namespace, model: str | None) -> None:
+    """Where the processor is slow in the weights' own type: the small default model is served in another; of others it
+    is said, for they take twice the memory in that."""
+    if args.dtype != "auto" or not cpu.slow_in_bfloat16():
+        return
+    if is_default(model):
+        args.dtype = "float32"
+        told = "served in float32 (--dtype bfloat16 for its own type)"
+    else:
+        told = "--dtype float32 may be several times as fast, and takes twice the memory"
+    print(f"emovllm: this processor does not compute in bfloat16: {told}", file=sys.stderr)
 
 
 def offer(model: str | None) -> str:

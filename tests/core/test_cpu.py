@@ -56,6 +56,24 @@ def test_kernels_of_each_instruction_set_have_a_cache_of_their_own(
     assert len(folders) == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "cpu_build", "slow"),
+    [
+        (["sse", "avx2"], True, True),
+        (["avx2", "avx512f", "amx_bf16"], True, False),
+        (["asimd", "bf16"], True, False),
+        ([], True, False),
+        (["sse", "avx2"], False, False),
+    ],
+)
+def test_processors_of_avx2_alone_are_slow_in_bfloat16(
+    flags: list[str], cpu_build: bool, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: cpu_build)
+    monkeypatch.setattr(cpu, "flags", lambda: flags)
+    assert cpu.slow_in_bfloat16() == slow
+
+
 @pytest.mark.parametrize("build", [True, False])
 def test_a_model_is_compiled_on_every_core_by_the_cpu_build(build: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "is_cpu_build", lambda: build)

@@ -54,6 +54,20 @@ def test_the_default_model_comes_with_its_circuit(additional: Any) -> None:
     assert {**args.additional_config, "emovllm": None} == {**(additional or {}), "emovllm": None}
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_the_default_model_is_served_in_float32_where_bfloat16_is_slow(
+    slow: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve.cpu, "slow_in_bfloat16", lambda: slow)
+    assert filled().dtype == ("float32" if slow else "auto")
+    assert ("served in float32" in capsys.readouterr().err) == slow
+    # Another model, which may be large, is as it was asked for, and one is told.
+    assert filled("some/model", "--circuit", SHIPPED).dtype == "auto"
+    assert ("--dtype float32 may be several times as fast" in capsys.readouterr().err) == slow
+    assert filled("--dtype", "bfloat16").dtype == "bfloat16"
+    assert "bfloat16" not in capsys.readouterr().err
+
+
 def test_what_the_additional_configuration_holds_is_kept_beside_the_circuit_and_the_options() -> None:
     config = {"emovllm": {"allow_untested_vllm": True, "max_strength": 2.0}}
     args = filled("--additional-config", json.dumps(config), "--max-strength", "0.5")
