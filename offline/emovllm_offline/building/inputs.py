@@ -13,6 +13,7 @@ from emovllm.files import read_text
 from emovllm_offline.building.obeyed import asks
 from emovllm_offline.building.parts import Parts, load_parts, write_rows
 from emovllm_offline.building.settings import BuildSettings
+from emovllm_offline.building.sizes import effort_of
 from emovllm_offline.commands.evaluate import arguments
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.examples import Example
@@ -92,7 +93,7 @@ class Inputs:
         settings = self.settings
         return {
             "model": model_id,
-            "effort": settings.effort,
+            "effort": effort_of(settings.effort, settings.minutes),
             "emotions": [style.digest() for style in (*self.styles.values(), self.forced)],
             "data": [sev.digest(part) for part in (self.parts.learn, self.parts.choose, self.parts.test)],
             "replies": examples.digest(self.written),

@@ -8,7 +8,7 @@ from typing import Any
 
 from emovllm.errors import BuildError
 from emovllm_offline.building.costs import Planned, estimates
-from emovllm_offline.building.sizes import EFFORTS, LEAST, Counts, Effort, Sizes, Speed, Stage
+from emovllm_offline.building.sizes import EFFORTS, LEAST, Counts, Effort, Sizes, Speed, Stage, effort_of
 
 # What is shortened, what is least missed first; the stage that it belongs to, and how it is told.
 FIELDS: dict[str, tuple[Stage, str]] = {
@@ -46,12 +46,12 @@ class Plan:
 
 
 def make_plan(effort: Effort | None, minutes: float | None, counts: Counts, speed: Speed) -> Plan:
-    """effort: how much is done at most; by default `normal`, or, in so many minutes, `thorough`. minutes: what the
-    estimate is to stay within; what is least missed goes first.
+    """effort: how much is done at most (`effort_of`). minutes: what the estimate is to stay within; what is least
+    missed goes first.
 
     Raises: BuildError where the least that says something takes longer.
     """
-    sizes = EFFORTS[effort or ("normal" if minutes is None else "thorough")]
+    sizes = EFFORTS[effort_of(effort, minutes)]
     plan = shorten(sizes, minutes, counts, speed)
     if minutes is not None and plan.minutes > minutes:
         raise BuildError(

@@ -59,8 +59,8 @@ def run(model: str, out: Path, settings: BuildSettings, *, command: str = "") ->
         say("measuring how fast the model is here")
         speed, counts = measure(inputs)
         plan = make_plan(settings.effort, settings.minutes, counts, speed)
+        # Saved as the first stage is begun: a plan alone binds nothing.
         state = State(settings=about, speed=speed, counts=counts, sizes=plan.sizes, left_out=plan.left_out)
-        state.save(place)
     else:
         plan = left(state, settings)
     table_of(plan, state).print()

@@ -47,6 +47,11 @@ EFFORTS: dict[Effort, Sizes] = {
 LEAST = Sizes(1, 1, 0, 5, "gradient", 1, 0, 1, 0, 4, (0.75, 1.0, 1.5), 0, 6)
 
 
+def effort_of(given: Effort | None, minutes: float | None) -> Effort:
+    """How much is done at most: where it is not given `normal`, or, in so many minutes, `thorough`."""
+    return given or ("normal" if minutes is None else "thorough")
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
     """What the model costs on this machine, in seconds: to load it, a token of a forward, a step in which `BATCH`

@@ -44,11 +44,16 @@ class State(BaseModel):
 
     @classmethod
     def load(cls, place: Path, settings: Mapping[str, Any]) -> State | None:
-        """What is in the folder; None where nothing is. Raises: StoredError where it is of other settings."""
+        """What is in the folder; None where no stage was begun. Raises: StoredError where it is of other settings."""
         if not (place / FILE).exists():
             return None
         state = read_json(place / FILE, cls, StoredError)
-        refuse_others(place, state.settings, plain(settings), REMEDY)
+        if not state.stages:
+            return None
+        before = state.settings.get("effort")
+        # Without --effort it depends on --minutes: that it is another may be news.
+        told = "" if before == settings.get("effort") else f" (it was made with --effort {before})"
+        refuse_others(place, state.settings, plain(settings), REMEDY + told)
         return state
 
     def save(self, place: Path) -> None:

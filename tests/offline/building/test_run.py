@@ -44,8 +44,12 @@ class Place:
         self.style.write_text(json.dumps(ASKING))
 
     def __call__(self, *words: str | Path) -> int:
+        return self.default("--effort", "quick", *words)
+
+    def default(self, *words: str | Path) -> int:
+        """With no effort given."""
         usual = ("--data", self.data, "--replies", self.replies, "--emotions", self.style, "--judge", "lexicon")
-        return main(["build", *map(str, (self.model, "--out", self.out, "--effort", "quick", *usual, *words))])
+        return main(["build", *map(str, (self.model, "--out", self.out, *usual, *words))])
 
     def state(self) -> dict[str, Any]:
         return dict(json.loads((self.work / "build.json").read_text()))
@@ -236,14 +240,29 @@ def test_an_emotion_that_does_not_show_is_told_with_what_to_do(
 def test_a_plan_alone_measures_and_runs_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place("--plan") == 0
     assert "about minutes" in capsys.readouterr().out
-    assert place.state()["stages"] == {}
+    assert not place.work.exists()
     assert not place.out.exists()
-    speed = place.state()["speed"]
-    assert min(speed["load"], speed["token"], speed["step"]) > 0
-    assert (speed["layers"], speed["hidden"]) == (3, 64)
     # With fewer minutes than the least takes there is no plan.
-    assert place("--minutes", "0.1", "--fresh") == 2
+    assert place("--minutes", "0.1") == 2
     assert "the least that says something takes about" in capsys.readouterr().err
+
+
+def test_a_plan_does_not_bind_what_is_built_later_and_a_default_is_what_it_stands_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counting(monkeypatch, {"elicit", "discover"})
+    assert place("--plan") == 0
+    assert place("--effort", "normal") == 130
+    state = place.state()
+    assert (state["settings"]["effort"], list(state["stages"])) == ("normal", ["elicit"])
+    assert min(state["speed"][name] for name in ("load", "token", "step")) > 0
+    assert (state["speed"]["layers"], state["speed"]["hidden"]) == (3, 64)
+    # Without an effort it is the same, and goes on; what was begun is held to.
+    assert place.default() == 130
+    assert place.done() == ["elicit", "prompt"]
+    assert place("--plan", "--effort", "quick") == 2
+    assert "made with other settings: effort" in capsys.readouterr().err
+    assert place("--plan", "--effort", "normal", "--minutes", "1000") == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from emovllm.errors import StoredError
 from emovllm_offline.building.plan import make_plan
 from emovllm_offline.building.run import left
 from emovllm_offline.building.settings import BuildSettings
-from emovllm_offline.building.sizes import EFFORTS, LEAST, Effort
+from emovllm_offline.building.sizes import EFFORTS, LEAST, Effort, effort_of
 from emovllm_offline.building.state import Progress, State
 from offline.building.test_plan import COUNTS, SMALL
 
@@ -30,8 +30,33 @@ def test_it_is_read_as_it_was_saved_and_refused_with_other_settings(tmp_path: Pa
     assert State.load(tmp_path, {"model": "m"}) is None
     made.save(tmp_path)
     assert State.load(tmp_path, {"model": "m"}) == made
-    with pytest.raises(StoredError, match="made with other settings: model; give the same again to go on, or give"):
+    with pytest.raises(StoredError, match=r"made with other settings: model; give .* to go on, or give .* --work$"):
         State.load(tmp_path, {"model": "another"})
+
+
+def test_another_effort_is_refused_with_the_one_that_it_was_made_with(tmp_path: Path) -> None:
+    made = state("normal", 1.0)
+    made.settings["effort"] = "normal"
+    made.save(tmp_path)
+    with pytest.raises(StoredError, match=r"other settings: effort; .* \(it was made with --effort normal\)"):
+        State.load(tmp_path, {"model": "m", "effort": "thorough"})
+
+
+def test_where_no_stage_was_begun_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    state("quick").save(tmp_path)
+    assert State.load(tmp_path, {"model": "m"}) is None
+    assert State.load(tmp_path, {"model": "another"}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes", "effort"),
+    [(None, None, "normal"), (None, 30, "thorough"), ("quick", 30, "quick"), ("normal", None, "normal")],
+)
+def test_an_effort_that_is_not_given_is_the_default(
+    given: Effort | None, minutes: float | None, effort: Effort
+) -> None:
+    assert effort_of(given, minutes) == effort
+    assert make_plan(given, minutes and 1000, COUNTS, SMALL).sizes == EFFORTS[effort]
 
 
 def test_a_build_on_time_does_what_was_planned() -> None:
