@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from emovllm.circuit_files import load_circuit, save_circuit
-from emovllm.known_models import read_config
+from emovllm.models import resolve_model
 from emovllm.probe import load_probe, save_probe
 from emovllm_offline.building.costs import REPLY_TOKENS, SAMPLES, STRENGTHS
 from emovllm_offline.building.folder import Build, worth
@@ -21,6 +20,7 @@ from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.data.messages import Message
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
 from emovllm_offline.judges.judge import READOUT
+from emovllm_offline.model.load import config_of, context_of
 from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
 
 # What a strength may cost in fluency: the next where none within the bound shows an emotion in half of the replies.
@@ -161,14 +161,7 @@ def _reads(build: Build) -> bool:
 
 def _common(build: Build) -> EvaluationOptions:
     given = build.inputs.settings.engine_args
-    longest = _longest(build.inputs.model)
-    if longest > CONTEXT and "--max-model-len" not in given:
+    longest = context_of(config_of(resolve_model(build.inputs.model)))
+    if longest is not None and longest > CONTEXT and "--max-model-len" not in given:
         given = f"--max-model-len {CONTEXT} {given}".strip()
     return EvaluationOptions(prompt_style=build.asking(), max_tokens=REPLY_TOKENS, engine_args=given)
-
-
-def _longest(model: str) -> int:
-    """Tokens that a model takes by its configuration; 0 where it does not say."""
-    whole: dict[str, Any] = read_config(model)
-    config = whole.get("text_config") or whole
-    return int(config.get("max_position_embeddings") or 0)

@@ -69,7 +69,7 @@ def main(options: Annotated[ProbeSeparateOptions, FLAT]) -> None:
     pieces = _pieces(options, records, styles)
     loaded = load(options.model, options.loading.dtype, options.loading.device)
     decoder = find_decoder(loaded.network)
-    most = min(options.max_tokens, getattr(decoder.config, "max_position_embeddings", None) or options.max_tokens)
+    most = decoder.most_tokens(options.max_tokens)
     reads = reads_of(loaded.tokenizer, pieces, styles[0].neutral, most)
     if options.fresh:
         shutil.rmtree(options.resumes_from, ignore_errors=True)

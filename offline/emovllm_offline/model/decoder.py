@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from emovllm_offline.model.experts import Experts
 from emovllm_offline.model.hooks import Hook, after, before
+from emovllm_offline.model.load import context_of
 from emovllm_offline.model.output_norm import OutputNorm
 
 
@@ -119,6 +120,10 @@ class Decoder:
     def config(self) -> Any:
         """The language model's own."""
         return self.model.config.get_text_config()
+
+    def most_tokens(self, wanted: int) -> int:
+        """So many, or as many as the model takes."""
+        return min(wanted, context_of(self.config) or wanted)
 
     @property
     def device(self) -> torch.device:

@@ -55,7 +55,7 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = No
     transformers.logging.disable_progress_bar()
     # Loading takes long, and is not begun for a device that is not there.
     target = None if device == "auto" else device_of(device)
-    config = _config_of(folder)
+    config = config_of(folder)
     kind = _class_of(config, folder)
     options: dict[str, Any] = {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
@@ -78,7 +78,7 @@ def load_network(folder: str | Path, dtype: str = DTYPE, device: str | None = No
     return network.to(target).eval()
 
 
-def _config_of(folder: str | Path) -> Any:
+def config_of(folder: str | Path) -> Any:
     """Raises: UnsupportedModelError, OSError."""
     import transformers
 
@@ -90,6 +90,12 @@ def _config_of(folder: str | Path) -> Any:
             f"this version of Transformers does not know the model of {folder} ({reason}): take a newer one, or "
             "another model"
         ) from None
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model takes by its configuration, or by that of the language model in it; None where it does not
+    say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
 def _class_of(config: Any, folder: str | Path) -> Any:

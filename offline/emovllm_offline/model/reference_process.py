@@ -23,7 +23,7 @@ from emovllm.errors import PromptError
 from emovllm.fields import resolve
 from emovllm_offline.model.control import Control
 from emovllm_offline.model.decoder import type_name
-from emovllm_offline.model.load import fastest_device, load_network, load_tokenizer
+from emovllm_offline.model.load import context_of, fastest_device, load_network, load_tokenizer
 
 # Beside the weights: activations, an engine's cache, what another process holds.
 _SPARE_BYTES = 3 * 2**30
@@ -60,7 +60,7 @@ class Reference:
             # Of two engines, in 16 bits.
             "fits_twice": fits(2 * 2 * self.parameters, network.device.type),
             "quantized": self._quantized,
-            "longest": getattr(network.config.get_text_config(), "max_position_embeddings", None),
+            "longest": context_of(network.config),
             "dtype": type_name(network.dtype),
             "device": network.device.type,
             "emotions": list(self.circuit.names),

@@ -112,7 +112,7 @@ def run(model: str | None, probe: Path, data: Path, out: Path, settings: Setting
     reads = reads_of(
         reader.loaded.tokenizer, [text.text for text in drawn], reader.probe.spec.pooling, chat=reader.chat
     )
-    chosen = readable(drawn, reads, reader.most_tokens(measuring.max_tokens), left_out)
+    chosen = readable(drawn, reads, reader.decoder.most_tokens(measuring.max_tokens), left_out)
     return compare(reader, chosen, measuring.work or work_folder(out), settings), reader
 
 

@@ -172,7 +172,7 @@ class Found:
 
 def _chosen(reader: Reader, users: Users, settings: Persisting) -> Chosen:
     """The messages that fit before a reply. Raises: OptionError, DataError, PromptError."""
-    most = reader.most_tokens(MOST + settings.max_tokens) - settings.max_tokens
+    most = reader.decoder.most_tokens(MOST + settings.max_tokens) - settings.max_tokens
     if most < 1:
         raise OptionError(f"--max-tokens {settings.max_tokens}: the model has no more positions: give fewer")
     reads = reads_of(reader.loaded.tokenizer, [text.text for text in users.texts], "last", chat=True)

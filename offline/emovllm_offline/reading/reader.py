@@ -74,10 +74,6 @@ class Reader:
         """The place of the probe's own layer among its layers."""
         return self.probe.spec.layers.index(self.probe.spec.layer)
 
-    def most_tokens(self, wanted: int) -> int:
-        """Of a text that the model can read."""
-        return min(wanted, getattr(self.decoder.config, "max_position_embeddings", None) or wanted)
-
     def inputs(self) -> dict[str, Any]:
         """What decides what is read, beside the texts."""
         return {

@@ -135,7 +135,7 @@ def measure(
     if measuring.fresh:
         shutil.rmtree(work, ignore_errors=True)
     at = settings.at or ("reply" if reader.chat else "text")
-    most = reader.most_tokens(measuring.max_tokens)
+    most = reader.decoder.most_tokens(measuring.max_tokens)
     chosen, reads = _below(reader, texts, prompts, at, most)
     given = {"texts": chosen.digest(), "prompts": dict(prompts), "at": at}
     logits = reader.logits(

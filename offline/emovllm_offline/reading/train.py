@@ -131,7 +131,7 @@ def train(
 def readable(decoder: Decoder, tokenizer: Any, corpus: Corpus, reading: Reading) -> tuple[Corpus, list[Read]]:
     """The texts that the model can read, as it reads them. Raises: PromptError."""
     texts = reads_of(tokenizer, corpus.texts, reading.pooling, reading.chat)
-    most = min(reading.max_tokens, getattr(decoder.config, "max_position_embeddings", None) or reading.max_tokens)
+    most = decoder.most_tokens(reading.max_tokens)
     reasons = [unread(text, most) for text in texts]
     read = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
     return corpus.without(reasons), read

@@ -10,16 +10,18 @@ from typing import Any
 import mistral_common
 import pytest
 import torch
-from transformers import MistralConfig, PreTrainedModel, T5Config
+from transformers import BloomConfig, Gemma3Config, GPT2Config, MistralConfig, PreTrainedModel, T5Config
 
 import emovllm_offline
 from emovllm.cli import app
 from emovllm.errors import OptionError, PromptError, UnsupportedModelError
 from emovllm.options import published_command
+from emovllm_offline.model import decoder as decoder_module
 from emovllm_offline.model import load as load_module
 from emovllm_offline.model.decoder import weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import (
+    context_of,
     device_of,
     load,
     load_network,
@@ -98,6 +100,27 @@ def test_model_without_a_chat_template_is_told_how_it_is_asked(folder, caplog):
     (Path(folder) / "chat_template.jinja").unlink()
     assert load_tokenizer(folder)
     assert "is asked in plain text" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (MistralConfig(max_position_embeddings=512), 512),
+        # Under another name, of the language model beside others, and where there is no limit.
+        (GPT2Config(n_positions=48), 48),
+        (Gemma3Config(text_config={"max_position_embeddings": 96}), 96),
+        (BloomConfig(), None),
+    ],
+)
+def test_how_many_tokens_a_model_takes_is_read_in_its_configuration(config, tokens):
+    assert context_of(config) == tokens
+
+
+def test_no_more_tokens_are_wanted_than_a_model_takes(folder, monkeypatch):
+    decoder = find_decoder(load(folder).network)
+    assert (decoder.most_tokens(7), decoder.most_tokens(10**6)) == (7, decoder.config.max_position_embeddings)
+    monkeypatch.setattr(decoder_module, "context_of", lambda config: None)
+    assert decoder.most_tokens(10**6) == 10**6
 
 
 def test_versions_are_those_that_run():
