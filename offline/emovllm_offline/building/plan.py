@@ -56,7 +56,8 @@ def make_plan(effort: Effort | None, minutes: float | None, counts: Counts, spee
     if minutes is not None and plan.minutes > minutes:
         raise BuildError(
             f"--minutes {minutes:g}: on this machine the least that says something takes about {plan.minutes:.0f} "
-            "minutes: allow as many, or take a smaller model or a GPU"
+            "minutes: allow as many, or take a smaller model or a GPU. If the machine was busy while the model was "
+            "timed, it takes less: try again when it is not"
         )
     return plan
 
