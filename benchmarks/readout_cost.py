@@ -44,8 +44,7 @@ def main() -> None:
         probe = Path(folder) / "probe"
         make_probe(model, options.circuit, probe)
         circuit = {"circuit": str(options.circuit)}
-        reads, beside = {**circuit, "probe": str(probe)}, circuit
-        kinds = {"on": reads, "off": beside} if options.beside else {"on": reads}
+        kinds = {"on": {**circuit, "probe": str(probe)}, **({"off": circuit} if options.beside else {})}
         for number in range(options.starts):
             engines = {}
             try:

@@ -12,7 +12,7 @@ from emovllm.circuit import Circuit
 from emovllm.errors import ResultsError
 from emovllm.files import read_text
 from emovllm_offline.building.folder import Build, circuit_in
-from emovllm_offline.building.obeyed import Obedience
+from emovllm_offline.building.obeyed import ENOUGH, Obedience
 from emovllm_offline.evaluation.calibrate import RESULT
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
 from emovllm_offline.evaluation.results import Summary
@@ -23,8 +23,6 @@ from emovllm_offline.judges.judge import READOUT
 from emovllm_offline.reporting.tables import Table
 
 STEERED, PROMPTED, PLAIN = Condition(CIRCUITS, 1.0, ""), Condition(PROMPTING, 0.0, ""), Condition(NONE, 0.0, "")
-# The accuracy of a strength of the calibration that makes it worth a request.
-WORTH_ASKING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ def strengths_beyond(place: Path, circuit: Circuit) -> dict[str, float]:
         more = [
             point
             for point in points
-            if emotion.recommended < point["strength"] <= emotion.maximal and point["accuracy"] >= WORTH_ASKING
+            if emotion.recommended < point["strength"] <= emotion.maximal and point["accuracy"] >= ENOUGH
         ]
         if more:
             best = max(more, key=lambda point: point["accuracy"])

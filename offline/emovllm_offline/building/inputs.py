@@ -11,7 +11,7 @@ from typing import Any
 from emovllm.errors import BuildError, DataError
 from emovllm.files import read_text
 from emovllm_offline.building.obeyed import asks
-from emovllm_offline.building.parts import Parts, load_parts, write_rows
+from emovllm_offline.building.parts import Parts, load_parts, write_lines
 from emovllm_offline.building.settings import BuildSettings
 from emovllm_offline.building.sizes import effort_of
 from emovllm_offline.commands.evaluate import arguments
@@ -84,8 +84,7 @@ class Inputs:
         if not self.parts.own:
             return "sev-train"
         path = place / "data" / "learn.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(path, self.parts.learn)
+        write_lines(path, [record.model_dump(exclude_defaults=True) for record in self.parts.learn])
         return str(path)
 
     def describe(self, model_id: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from emovllm_offline.building.costs import BATCH, REPLY_TOKENS, held_out, tried_
 from emovllm_offline.building.folder import Build
 from emovllm_offline.building.inputs import LEAST_MESSAGES
 from emovllm_offline.building.obeyed import own_replies, to_learn
-from emovllm_offline.building.parts import write_rows
+from emovllm_offline.building.parts import write_lines
 from emovllm_offline.commands.discover import DiscoverOptions
 from emovllm_offline.commands.elicit import ElicitOptions
 from emovllm_offline.commands.refine import RefineOptions
@@ -80,7 +80,7 @@ def refine(build: Build) -> None:
     told = f"the model's own replies in {', '.join(obeyed)} where they were accepted" if obeyed else "written replies"
     build.notes.append(f"{len(rows)} messages, held-out ones included: {told}")
     replies = build.place / "refine" / "replies.jsonl"
-    write_rows(replies, rows)
+    write_lines(replies, [row.model_dump(exclude_defaults=True) for row in rows])
     fit(build, build.place / "discover" / "circuit", build.refined, replies, build.sizes.epochs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from emovllm.circuit_files import load_circuit, save_circuit
@@ -10,8 +11,8 @@ from emovllm.probe import load_probe, save_probe
 from emovllm_offline.building.costs import REPLY_TOKENS, SAMPLES, STRENGTHS
 from emovllm_offline.building.folder import Build, worth
 from emovllm_offline.building.making import fit
-from emovllm_offline.building.obeyed import scenario
-from emovllm_offline.building.parts import labelled, messages, neutral_texts, write_messages, write_texts
+from emovllm_offline.building.obeyed import ENOUGH, scenario
+from emovllm_offline.building.parts import labelled, messages, neutral_texts, write_lines
 from emovllm_offline.commands.calibrate import CalibrateOptions
 from emovllm_offline.commands.evaluate import EvaluateOptions
 from emovllm_offline.commands.own_replies import OwnRepliesOptions
@@ -25,7 +26,6 @@ from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
 
 # What a strength may cost in fluency: the next where none within the bound shows an emotion in half of the replies.
 FLUENCY = (2.0, 4.0, 10.0)
-SHOWS = 0.5
 # Texts of each label below which no probe is trained on what the model replied.
 LEAST_TEXTS = 12
 # What an engine is started with where the model could take more: no prompt here is as long.
@@ -45,7 +45,7 @@ def probe(build: Build) -> None:
             )
             return
         data = build.place / "probe" / "texts.jsonl"
-        write_texts(data, [*rows, *(neutral_texts() if inputs.english else [])])
+        write_lines(data, [*rows, *(neutral_texts() if inputs.english else [])])
         build.notes.append(f"on {'written replies' if inputs.written else 'its own replies'}: no person labelled them")
     options = ProbeTrainOptions(
         inputs.model,
@@ -71,7 +71,7 @@ def _calibrate(build: Build, source: Path, place: Path, found: list[Message]) ->
     if build.probe is not None:
         save_probe(load_probe(build.probe), circuit)
     data = place / "messages.jsonl"
-    write_messages(data, found)
+    write_lines(data, map(asdict, found))
     settings = build.inputs.settings
     weak: dict[float, list[str]] = {}
 
@@ -106,7 +106,7 @@ def _weak(circuit: Path) -> list[str]:
     """The emotions that the strength chosen shows in less than half of the replies, or for which none will do."""
     spec = load_circuit(circuit).spec
     none = spec.provenance["calibration"]["uncalibrated"]
-    return [one.name for one in spec.emotions if one.name in none or one.scores.get("accuracy", 0.0) < SHOWS]
+    return [one.name for one in spec.emotions if one.name in none or one.scores.get("accuracy", 0.0) < ENOUGH]
 
 
 def again(build: Build) -> None:
@@ -138,7 +138,7 @@ def evaluate(build: Build) -> None:
     """On messages that nothing was learnt from or chosen by."""
     inputs = build.inputs
     data = build.place / "evaluate" / "messages.jsonl"
-    write_messages(data, messages(inputs.parts.test, build.sizes.tested))
+    write_lines(data, map(asdict, messages(inputs.parts.test, build.sizes.tested)))
     options = EvaluateOptions(
         inputs.model,
         circuit=str(build.served),

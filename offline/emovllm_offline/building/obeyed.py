@@ -13,7 +13,7 @@ from emovllm_offline.intervals import Estimate, wilson
 from emovllm_offline.judges.text import distinct
 from emovllm_offline.refinement.own_replies import LEAST_WORDS
 
-# The share of an emotion's replies from which on the model is taken to obey, beside being above chance.
+# The share of replies from which on an emotion counts as there: obeyed, beside being above chance; shown at a strength.
 ENOUGH = 0.5
 # Of the scenarios with replies of its own, one in so many is not learnt from, but measures.
 HELD_OUT = 8

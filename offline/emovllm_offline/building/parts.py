@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import BaseModel
+from typing import Any
 
 from emovllm.errors import BuildError
 from emovllm.files import write_atomically
@@ -59,16 +58,6 @@ def messages(records: Sequence[Record], limit: int) -> list[Message]:
     return found
 
 
-def write_messages(path: Path, found: Iterable[Message]) -> None:
-    """As `emovllm evaluate --data` reads them."""
-    _write(path, [{"id": one.id, "valence": one.valence, "user": one.user} for one in found])
-
-
-def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
-    """As the files that users write: a line each, without what is by default."""
-    _write(path, [row.model_dump(exclude_defaults=True) for row in rows])
-
-
 def labelled(
     written: Sequence[Example], own: Sequence[tuple[str, str, str]], emotions: Sequence[str]
 ) -> list[dict[str, str]]:
@@ -91,11 +80,7 @@ def neutral_texts() -> list[dict[str, str]]:
     return [{"text": text, "label": LABELS[-1], "group": text} for text in none[:NEUTRAL_TEXTS]]
 
 
-def write_texts(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """As `emovllm probe train --data` reads them."""
-    _write(path, rows)
-
-
-def _write(path: Path, rows: Sequence[object]) -> None:
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """As the files that users write: a line of JSON each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from emovllm_offline.building.obeyed import HELD_OUT, Obedience, asks, best, obedience, own_replies, scenario, to_learn
-from emovllm_offline.building.parts import EVERY, LEAST, load_parts, messages
+from emovllm_offline.building.parts import EVERY, LEAST, load_parts, messages, write_lines
 from emovllm_offline.data.examples import Example, load_examples
-from emovllm_offline.data.messages import overlaps_test_set
+from emovllm_offline.data.messages import load_messages, overlaps_test_set
 from emovllm_offline.data.sev import Item, Valence, expand
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.discovery.survival import Reply
@@ -157,3 +158,10 @@ def test_messages_are_one_of_each_scenario_with_the_valences_in_turn() -> None:
     assert [one.valence for one in found] == ["positive", "neutral", "negative"] * 2
     users = [item.user for item in expand(parts.choose)]
     assert [users.index(one.user) // 3 for one in found] == list(range(6))
+
+
+def test_messages_are_read_as_they_were_written(tmp_path: Path) -> None:
+    found = messages(load_parts(None).choose, 4)
+    path = tmp_path / "below" / "messages.jsonl"
+    write_lines(path, map(asdict, found))
+    assert load_messages(path) == found
