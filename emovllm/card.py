@@ -1,8 +1,8 @@
-"""The model card of a circuit, in Markdown with front matter: what `circuit.json` says of it, and nothing else."""
+"""The model card of a circuit, in Markdown with the front matter that the Hugging Face hub reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from emovllm.circuit import Circuit
@@ -10,48 +10,51 @@ from emovllm.circuit_files import is_repository_id
 
 NAME = "README.md"
 TAGS = ("emovllm", "emotion", "steering")
+LIMIT = "People who read the replies must know that a machine writes them, and that their tone is set."
 
 
 def model_card(circuit: Circuit, repository: str, *, revision: str | None = None, probe: bool = False) -> str:
-    """The card of a circuit that is in `repository`, of which `revision` is not the usual one.
+    """What `circuit.json` says of a circuit that is in `repository`, of which `revision` is not the usual one.
 
     probe: whether a probe lies beside it.
     """
+    return compose(
+        circuit,
+        repository if revision is None else f"{repository}@{revision}",
+        ["## Strengths", "\n".join(_strengths(circuit)), "## How it was made", "\n".join(_made(circuit))],
+        [
+            "This card was made from the circuit's own description. It does not say how well the circuit steers, nor "
+            "what that costs: `emovllm evaluate` measures both."
+        ],
+        probe=probe,
+    )
+
+
+def compose(
+    circuit: Circuit, at: str, sections: Iterable[str], limits: Iterable[str], *, said: str = "", probe: bool = False
+) -> str:
+    """A card: what the circuit is and how it is asked, the sections, and its limits.
+
+    at: what `--circuit` is given. sections: paragraphs of Markdown, headings among them. limits: besides what holds of
+    all. said: what is to be known first. probe: whether one lies beside it.
+    """
     model = circuit.spec.model.id
-    at = repository if revision is None else f"{repository}@{revision}"
+    # What is no id of the hub's would be a broken link there, and a model that nobody else finds.
     known = is_repository_id(model)
-    lines = [
-        "---",
-        "library_name: emovllm",
-        *([f"base_model: {model}"] if known else []),
-        f"tags: [{', '.join(TAGS)}]",
-        "---",
-        "",
+    linked = f"[{model}](https://huggingface.co/{model})" if known else _plain(model)
+    head = ["---", "library_name: emovllm", *([f"base_model: {model}"] if known else []), f"tags: [{', '.join(TAGS)}]"]
+    parts = [
+        "\n".join([*head, "---"]),
         f"# {_plain(model.rpartition('/')[2])}: emotion circuit",
-        "",
-        f"An emovllm circuit for {f'[{model}](https://huggingface.co/{model})' if known else _plain(model)}: "
-        f"{', '.join(circuit.names)}.",
-        "",
+        f"An emovllm circuit for {linked}: {', '.join(circuit.names)}." + (f" {said}" if said else ""),
         f"    emovllm serve {model if known else 'MODEL'} --circuit {at}{' --readout' if probe else ''}",
-        "",
         f'Then send `"emotion": "{circuit.names[0]}"` with a request to `/v1/chat/completions`'
         + (', and `"emotion_readout": "tokens"` to be told what the probe reads.' if probe else "."),
-        "",
-        "## Strengths",
-        "",
-        *_strengths(circuit),
-        "",
-        "## How it was made",
-        "",
-        *_made(circuit),
-        "",
+        *sections,
         "## Limits",
-        "",
-        "This card was made from the circuit's own description. It does not say how well the circuit steers, nor what "
-        "that costs: `emovllm evaluate` measures both.",
-        "People who read the replies must know that a machine writes them, and that their tone is set.",
+        "\n".join(f"- {limit}" for limit in (*limits, LIMIT)),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _strengths(circuit: Circuit) -> Iterator[str]:

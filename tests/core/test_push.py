@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from emovllm.card import model_card
+from emovllm.card import LIMIT, model_card
 from emovllm.circuit import Circuit
 from emovllm.circuit_files import load_circuit, resolve_circuit, save_circuit
 from emovllm.cli import main
@@ -271,6 +271,7 @@ def test_the_card_says_what_the_circuit_says_of_itself(default_spec: Circuit) ->
     assert card.count("- Refinement: ") == len(made["refinements"]) == 2
     assert default_spec.digest() in card
     assert "no evaluation" in card
+    assert card.endswith(f"\n- {LIMIT}\n")
 
 
 @pytest.fixture

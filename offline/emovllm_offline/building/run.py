@@ -134,6 +134,7 @@ def write(build: Build, state: State, out: Path, command: str) -> list[Shown]:
         {one.emotion: advice(one, build, obeyed) for one in found if not one.shows},
         command,
         build.place / "evaluate" / "run",
+        build.probe is not None,
     )
     save_circuit(circuit, out)
     if build.probe is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 import emovllm
+from emovllm.card import NAME as CARD
+from emovllm.card import compose
 from emovllm.circuit import Circuit
 from emovllm.errors import ResultsError
-from emovllm.files import read_text, write_atomically
+from emovllm.files import write_atomically
 from emovllm_offline.building.found import PLAIN, STEERED, Shown, table
 from emovllm_offline.building.state import State
 from emovllm_offline.evaluation import figures
@@ -20,9 +22,9 @@ from emovllm_offline.reading.document import Section
 from emovllm_offline.reporting import plots
 from emovllm_offline.reporting.page import render
 from emovllm_offline.reporting.tables import Table
+from emovllm_offline.storage.json_lines import read_json_lines
 
 PAGE = "page.html"
-CARD = "README.md"
 _SHOWN = (
     "Shown: the share of replies, to messages that nothing was learnt from or chosen by, one of a scenario, that the "
     "judge takes for the emotion, with Wilson's 95% interval, in percent. Chance: a guess among the emotions and none, "
@@ -32,9 +34,20 @@ _SHOWN = (
 )
 
 
+class _Line(BaseModel):
+    """What is shown of a line of SCORED."""
+
+    message: str
+    emotion: str
+    method: str
+    user: str
+    reply: str
+
+
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All that is told. advice: by emotion, what to do where it does not show."""
+    """All that is told. advice: by emotion, what to do where it does not show. scored: folder of the evaluation.
+    probe: whether one is written beside the circuit."""
 
     circuit: Circuit
     state: State
@@ -43,6 +56,7 @@ class Story:
     advice: Mapping[str, Sequence[str]]
     command: str
     scored: Path
+    probe: bool
 
     @property
     def failed(self) -> list[Shown]:
@@ -111,38 +125,26 @@ def _sections(story: Story) -> list[Section]:
 
 def _examples(story: Story) -> Table:
     """The replies to a message each, plain and in the emotion: the first message for the first emotion, and so on."""
-    try:
-        lines = [json.loads(line) for line in read_text(story.scored / SCORED, ResultsError).split("\n") if line]
-    except ValueError:
-        raise ResultsError(f"{story.scored / SCORED}: damaged; start anew with --fresh") from None
-    messages = list(dict.fromkeys(line["message"] for line in lines))
-    plain = {line["message"]: line for line in lines if line["method"] == PLAIN.method}
-    steered = {(line["message"], line["emotion"]): line for line in lines if line["method"] == STEERED.method}
+    lines = [line for _, line in read_json_lines(story.scored / SCORED, _Line, ResultsError)]
+    messages = list(dict.fromkeys(line.message for line in lines))
+    plain = {line.message: line for line in lines if line.method == PLAIN.method}
+    steered = {(line.message, line.emotion): line for line in lines if line.method == STEERED.method}
     rows = []
     for at, emotion in enumerate(story.circuit.names):
         message = messages[at % len(messages)]
-        rows.append([emotion, plain[message]["user"], plain[message]["reply"], steered[message, emotion]["reply"]])
+        rows.append([emotion, plain[message].user, plain[message].reply, steered[message, emotion].reply])
     return Table(["emotion", "message", "plain", "in the emotion"], rows)
 
 
 def as_card(story: Story) -> str:
-    """A model card, with the front matter that the Hugging Face hub reads."""
-    model = story.circuit.spec.model.id
-    names = ", ".join(story.circuit.names)
-    linked = f"[{model}](https://huggingface.co/{model})" if "/" in model else model
+    """The circuit's card, with what was measured."""
     limits = [
         "No person read or judged these replies; the judge, which chose the strengths too, is no stranger to them.",
         "Not measured: refusals, harm, facts, other languages, long replies, quantised weights; nor whether other "
         "neurons and heads do as well after the same refinement.",
-        "People who read its replies must know that a machine writes them, and that its tone is set.",
         "The licence is that of the model, and of the replies that it learnt from: add `license` above.",
     ]
-    parts = [
-        _front_matter(model),
-        f"# {model}: emotion circuit",
-        f"An emovllm circuit for {linked}: {names}. {story.said()}",
-        f"    emovllm serve {model} --circuit DIR",
-        f'Then send `"emotion": "{story.circuit.names[0]}"` with a request to `/v1/chat/completions`.',
+    sections = [
         "## How it was made",
         f"By `{story.command}`, emovllm {emovllm.__version__}, digest {story.circuit.digest()[:16]}:",
         "\n".join(_made(story.state)),
@@ -151,23 +153,9 @@ def as_card(story: Story) -> str:
         _SHOWN,
         *(["\n".join(f"- {one.told()}." for one in story.failed)] if story.failed else []),
         f"Measured by `{story.summary.command}`; {PAGE} has more.",
-        "## Limits",
-        "\n".join(f"- {limit}" for limit in limits),
     ]
-    return "\n\n".join(parts) + "\n"
+    return compose(story.circuit, "DIR", sections, limits, said=story.said(), probe=story.probe)
 
 
 def _made(state: State) -> list[str]:
     return [f"- {name}: {'; '.join(of.notes) or 'done'}" for name, of in state.stages.items()]
-
-
-def _front_matter(model: str) -> str:
-    """JSON's strings and lists are YAML's too."""
-    about: dict[str, Any] = {
-        "library_name": "emovllm",
-        # What is no id of the hub's would be a broken link there.
-        **({"base_model": model} if "/" in model else {}),
-        "tags": ["emotion", "steering", "vllm", "emovllm"],
-    }
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in about.items()]
-    return "\n".join(["---", *lines, "---"])

@@ -3,94 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from emovllm.card import LIMIT, TAGS
 from emovllm.circuit_files import load_circuit
-from emovllm.cli import main
 from emovllm.probe import load_probe
 from emovllm_offline.building import folder
 from emovllm_offline.commands.own_replies import OwnRepliesOptions
 from emovllm_offline.data.styles import load_style
-from emovllm_offline.model.generate import Generation, ModelBackend, Question
-from support.evaluated import EMOTIONS, READING, SAYS, answer, serve_by
-from support.models import tiny_chat_model
+from support.built import Place, counting, lines, obeying, without_fear
+from support.evaluated import EMOTIONS, SAYS, answer
 from support.stub import Stub
-from support.walk import ASKING, EVENTS, STYLE
+from support.walk import STYLE
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 WHOLE = ["elicit", "prompt", "discover", "refine", "probe", "calibrate", "evaluate"]
-REPLIES = {"anger": "I am furious!", "fear": "I am terrified!"}
-
-
-class Place:
-    """A folder with a model and what is given to a build of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.out, self.work = folder / "built", folder / "built.work"
-        self.model = tiny_chat_model(folder / "model", max_position_embeddings=256)
-        scenarios = [
-            {"skeleton_id": f"s{i}", "theme": "Pets", "scenario": f"Dog {i} runs.", "event": EVENTS} for i in range(15)
-        ]
-        self.data = _lines(folder / "mine.jsonl", scenarios)
-        examples = [{"id": str(i), "user": f"Day {i} is over.", "replies": REPLIES} for i in range(24)]
-        self.replies = _lines(folder / "replies.jsonl", examples)
-        self.style = folder / "asking.json"
-        self.style.write_text(json.dumps(ASKING))
-
-    def __call__(self, *words: str | Path) -> int:
-        return self.default("--effort", "quick", *words)
-
-    def default(self, *words: str | Path) -> int:
-        """With no effort given."""
-        usual = ("--data", self.data, "--replies", self.replies, "--emotions", self.style, "--judge", "lexicon")
-        return main(["build", *map(str, (self.model, "--out", self.out, *usual, *words))])
-
-    def state(self) -> dict[str, Any]:
-        return dict(json.loads((self.work / "build.json").read_text()))
-
-    def done(self) -> list[str]:
-        return [name for name, of in self.state()["stages"].items() if of["done"]]
-
-    def notes(self, stage: str) -> str:
-        return "; ".join(self.state()["stages"][stage]["notes"])
-
-
-def _lines(path: Path, rows: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def place(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    serve_by(stub, monkeypatch)
-    # The stub reads as it is told, with no probe.
-    monkeypatch.setattr("emovllm_offline.evaluation.evaluate.find_reading", lambda where, target: _reading(where))
-    return Place(tmp_path)
-
-
-def _reading(where: Any) -> Any:
-    return READING if where.readout else None
-
-
-def without_fear(asked: dict[str, Any]) -> bytes:
-    """Answers plainly where fear is to be injected."""
-    return answer({**asked, "emotion": "none"} if asked.get("emotion") == "fear" else asked)
-
-
-def obeying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model replies in the emotion that it is asked for."""
-
-    def generate(self: ModelBackend, questions: Sequence[Question], most: int) -> list[Generation]:
-        names = [next(name for name in EMOTIONS if name in str(question.frame.system)) for question in questions]
-        return [Generation(SAYS[name], "stop") for name in names]
-
-    monkeypatch.setattr(ModelBackend, "generate", generate)
 
 
 def test_a_model_that_does_not_obey_learns_from_written_replies_and_its_circuit_is_told_of(
@@ -116,7 +48,12 @@ def test_a_model_that_does_not_obey_learns_from_written_replies_and_its_circuit_
 
     card = (place.out / "README.md").read_text()
     head, body = card.removeprefix("---\n").split("\n---\n", 1)
-    assert yaml.safe_load(head) == {"library_name": "emovllm", "tags": ["emotion", "steering", "vllm", "emovllm"]}
+    assert yaml.safe_load(head) == {"library_name": "emovllm", "tags": list(TAGS)}
+    # A folder is no id of the hub's.
+    assert "emovllm serve MODEL --circuit DIR --readout" in body
+    assert 'Then send `"emotion": "anger"`' in body
+    assert "2 of 2 emotions show beyond chance" in body
+    assert body.rstrip().endswith(LIMIT)
     assert f"digest {circuit.digest()[:16]}" in body
     assert "| anger | 100.0 (44-100) | 33 |" in body
     assert str(place.out.parent) not in card
@@ -128,24 +65,6 @@ def test_a_model_that_does_not_obey_learns_from_written_replies_and_its_circuit_
     assert "What to do where one fails" not in page
     assert str(place.out.parent) not in page
     assert "http" not in page
-
-
-def counting(monkeypatch: pytest.MonkeyPatch, stop: set[str]) -> list[str]:
-    """What commands are run; each of `stop` is interrupted once as it begins."""
-    ran: list[str] = []
-
-    def counted(name: str, command: Any) -> Any:
-        def call(options: Any) -> Any:
-            ran.append(name)
-            if name in stop:
-                stop.discard(name)
-                raise KeyboardInterrupt
-            return command(options)
-
-        return call
-
-    monkeypatch.setattr(folder, "COMMANDS", {name: counted(name, of) for name, of in folder.COMMANDS.items()})
-    return ran
 
 
 def test_a_model_that_obeys_is_discovered_and_refined_by_its_own_replies(
@@ -186,6 +105,10 @@ def test_an_interrupted_build_goes_on_and_does_nothing_twice(
     assert place() == 0
     assert ran == before
     assert (place.out / "README.md").read_bytes() == card
+    scored = place.work / "evaluate" / "run" / "scored.jsonl"
+    scored.write_text('{"message": "m"}\n')
+    assert place() == 2
+    assert "scored.jsonl, line 1: emotion: missing" in capsys.readouterr().err
     # Other settings are refused by name, unless it begins anew.
     assert place("--engine-args", "--enforce-eager") == 2
     assert "made with other settings: engine; give the same again to go on, or give --fresh" in capsys.readouterr().err
@@ -286,7 +209,7 @@ def test_what_cannot_be_built_is_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.chdir(place.out.parent)
     Path("few.jsonl").write_text("".join(place.data.read_text().splitlines(keepends=True)[:2]))
-    _lines(Path("twenty.jsonl"), [_twenty(i) for i in range(9)])
+    lines(Path("twenty.jsonl"), [_twenty(i) for i in range(9)])
     assert place(*words) == 2
     assert message in capsys.readouterr().err
     assert not place.work.exists()
