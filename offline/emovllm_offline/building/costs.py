@@ -56,6 +56,7 @@ def estimates(sizes: Sizes, counts: Counts, speed: Speed) -> list[Planned]:
     learnt, texts = cost.learnt, min(sizes.texts, counts.texts)
     chosen, tested = min(sizes.chosen, counts.choose), min(sizes.tested, counts.test)
     again = sizes.again and counts.again and learnt
+    by = f", {counts.judges} judges" if counts.judges > 1 else ""
     rows: list[tuple[Stage, str, float, object]] = [
         ("elicit", f"{', '.join(styles)} on {tried} scenarios", cost.elicit(styles, tried), styles),
         ("prompt", f"{prompted} scenarios, if it obeys", cost.elicit(cost.longest, prompted), prompted > tried),
@@ -64,7 +65,7 @@ def estimates(sizes: Sizes, counts: Counts, speed: Speed) -> list[Planned]:
         ("probe", f"{texts} texts", cost.probe(texts), texts),
         ("calibrate", f"{chosen} messages, {strengths} strengths", cost.asked(chosen, strengths), True),
         ("again", f"its own replies to {learnt} messages", cost.again(learnt, chosen), again),
-        ("evaluate", f"{tested} messages that nothing was chosen by", cost.asked(tested, 1), True),
+        ("evaluate", f"{tested} messages that nothing was chosen by{by}", cost.evaluate(tested), True),
         ("write", "circuit, card and page", OVERHEAD, True),
     ]
     return [Planned(stage, what, seconds / 60) for stage, what, seconds, there in rows if there]
@@ -130,6 +131,9 @@ class _Cost:
         read = prompts + 2 * replies * REPLY_TOKENS
         engine = ENGINE_START + replies * REPLY_TOKENS * ENGINE_TOKENS * speed.token
         return OVERHEAD + engine + speed.load + read * speed.token
+
+    def evaluate(self, messages: int) -> float:
+        return self.asked(messages, 1) + (self._counts.judges - 1) * OVERHEAD
 
     def again(self, messages: int, chosen: int) -> float:
         counts, speed = self._counts, self._speed

@@ -29,15 +29,18 @@ STEERED, PROMPTED, PLAIN = Condition(CIRCUITS, 1.0, ""), Condition(PROMPTING, 0.
 class Shown:
     """How well one emotion shows in replies to messages that nothing was learnt from or chosen by.
 
-    shown: by the judge, with Wilson's interval; None where it judged none. chance: what a blind guess among the
-    emotions and none gives, or the plain replies taken for it, whichever is more. prompted: asked for by a prompt.
-    felt: by the probe. fluency, repetition: what it costs. stronger: a strength at which calibration found it in half
-    of the replies or more, past the bounds; None where there is none.
+    shown: by the judge, with Wilson's interval; None where it judged none. chooser, chosen: the judge that chose the
+    strengths, which may be the same, and what it says. chance: what a blind guess among the emotions and none gives, or
+    the plain replies taken for it, whichever is more. prompted: asked for by a prompt. felt: by the probe. fluency,
+    repetition: what it costs. stronger: a strength at which calibration found it in half of the replies or more, past
+    the bounds; None where there is none.
     """
 
     emotion: str
     judge: str
     shown: Estimate | None
+    chooser: str
+    chosen: Estimate | None
     chance: float
     prompted: Estimate | None
     felt: Estimate | None
@@ -51,14 +54,20 @@ class Shown:
         """Whether it does beyond chance: the whole interval lies above."""
         return self.shown is not None and self.shown.low > self.chance
 
+    @property
+    def apart(self) -> bool:
+        """Whether another judge chose than the one by which it is told."""
+        return self.chooser != self.judge
+
     def told(self) -> str:
         """In a sentence, with its interval and chance."""
+        by = f"; {self.chosen.value:.0%} by {self.chooser}, which chose" if self.apart and self.chosen else ""
         if self.shown is None:
-            return f"{self.emotion}: the judge {self.judge} could judge no reply"
+            return f"{self.emotion}: the judge {self.judge} could judge no reply{by}"
         how = "shows" if self.shows else "does not show beyond chance"
         return (
             f"{self.emotion} {how}: {self.shown.value:.0%} of {self.shown.count} replies by the judge {self.judge}, "
-            f"95% interval {self.shown.low:.0%} to {self.shown.high:.0%} (Wilson); chance {self.chance:.0%}"
+            f"95% interval {self.shown.low:.0%} to {self.shown.high:.0%} (Wilson); chance {self.chance:.0%}{by}"
         )
 
 
@@ -68,13 +77,15 @@ def shown(build: Build) -> list[Shown]:
     summary, circuit = Summary.load(place), circuit_in(build.served)
     assert circuit is not None
     stronger = strengths_beyond(build.served.parent, circuit)
-    judge = next(name for name in summary.judges if name != READOUT)
+    judges = [name for name in summary.judges if name != READOUT]
     if lacking := [name for name in circuit.names if find(summary.cells, STEERED, name) is None]:
         raise ResultsError(f"{place}: has no replies in {', '.join(lacking)}; start anew with --fresh")
-    return [_shown(name, judge, summary.cells, circuit, stronger.get(name)) for name in circuit.names]
+    return [_shown(name, judges, summary.cells, circuit, stronger.get(name)) for name in circuit.names]
 
 
-def _shown(name: str, judge: str, cells: Sequence[Cell], circuit: Circuit, stronger: float | None) -> Shown:
+def _shown(name: str, judges: Sequence[str], cells: Sequence[Cell], circuit: Circuit, stronger: float | None) -> Shown:
+    """judges: in the order in which they were given."""
+    chooser, judge = judges[0], judges[-1]
     steered, prompted, plain = (find(cells, condition, name) for condition in (STEERED, PROMPTED, PLAIN))
     assert steered is not None
     assert plain is not None, "every evaluation of a build has plain replies"
@@ -83,6 +94,8 @@ def _shown(name: str, judge: str, cells: Sequence[Cell], circuit: Circuit, stron
         name,
         judge,
         steered.accuracy[judge],
+        chooser,
+        steered.accuracy[chooser],
         max(1 / (len(circuit.names) + 1), mistaken.value if mistaken else 0.0),
         prompted.accuracy[judge] if prompted else None,
         steered.accuracy.get(READOUT),
@@ -158,9 +171,10 @@ def _asked(obeyed: Obedience | None, emotion: str) -> str:
 def table(found: Sequence[Shown], circuit: Circuit) -> Table:
     """A row for each emotion, the weakest first."""
     recommended = {emotion.name: emotion.recommended for emotion in circuit.spec.emotions}
-    judge = found[0].judge
+    judge, chooser, apart = found[0].judge, found[0].chooser, found[0].apart
     felt = any(one.felt for one in found)
-    head = ["emotion", f"shown, {judge}", "chance", "asked by a prompt", *(["felt"] if felt else [])]
+    shares = [f"shown, {judge}", *([f"{chooser}, which chose"] if apart else [])]
+    head = ["emotion", *shares, "chance", "asked by a prompt", *(["felt"] if felt else [])]
     ordered = sorted(found, key=lambda one: one.shown.value if one.shown else -1.0)
     return Table(
         [*head, "fluency", "repetition", "lambda"],
@@ -168,6 +182,7 @@ def table(found: Sequence[Shown], circuit: Circuit) -> Table:
             [
                 one.emotion,
                 percent(one.shown),
+                *([percent(one.chosen)] if apart else []),
                 f"{100 * one.chance:.0f}",
                 percent(one.prompted),
                 *([percent(one.felt)] if felt else []),

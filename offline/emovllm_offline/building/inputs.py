@@ -62,7 +62,8 @@ class Inputs:
         if settings.probe_data is not None:
             read_text(settings.probe_data, DataError)
         # One that cannot be made fails now.
-        settings.judging.make(settings.judge, made.emotions, None, 1)
+        for judge in settings.judge:
+            settings.judging.make(judge, made.emotions, None, 1)
         return made
 
     @property
@@ -97,7 +98,10 @@ class Inputs:
             "data": [sev.digest(part) for part in (self.parts.learn, self.parts.choose, self.parts.test)],
             "replies": examples.digest(self.written),
             "probe data": None if settings.probe_data is None else _sha256(settings.probe_data),
-            "judge": {"name": settings.judge, **{name: str(of) for name, of in asdict(settings.judging).items() if of}},
+            "judge": {
+                "name": ",".join(settings.judge),
+                **{name: str(of) for name, of in asdict(settings.judging).items() if of},
+            },
             "engine": settings.engine_args,
             "loading": asdict(settings.loading),
         }

@@ -109,7 +109,7 @@ def _ask(build: Build, style: str, out: Path, scenarios: int) -> None:
         data=build.inputs.learn(build.place),
         out=out,
         style=(build.inputs.sources[style],),
-        judge=settings.judge,
+        judge=settings.judge[0],
         judging=settings.judging,
         minimum=1,
         max_new_tokens=REPLY_TOKENS,

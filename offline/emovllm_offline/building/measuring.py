@@ -84,7 +84,7 @@ def _calibrate(build: Build, source: Path, place: Path, found: list[Message]) ->
             most_fluency=bound,
             common=_common(build),
             out=place / "run",
-            judge=settings.judge,
+            judge=settings.judge[0],
             judging=settings.judging,
         )
         # What was generated for one bound serves all.
@@ -148,7 +148,7 @@ def evaluate(build: Build) -> None:
         common=_common(build),
         out=build.place / "evaluate" / "run",
         paper_way=0,
-        judge=(inputs.settings.judge, *([READOUT] if _reads(build) else [])),
+        judge=(*inputs.settings.judge, *([READOUT] if _reads(build) else [])),
         judging=inputs.settings.judging,
     )
     build.run("evaluate", options)

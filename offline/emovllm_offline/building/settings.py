@@ -9,7 +9,7 @@ from typing import Annotated
 from annotated_types import Gt
 from cyclopts import Parameter
 
-from emovllm.options import FLAT, QUIET, Options
+from emovllm.options import COMMAS, FLAT, QUIET, Options
 from emovllm_offline.building.sizes import Effort
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
 from emovllm_offline.model.options import ModelOptions
@@ -18,8 +18,8 @@ from emovllm_offline.model.options import ModelOptions
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings(Options):
     """minutes: what the estimate is to stay within, and what is left of it what comes later. effort: how much is done
-    at most. emotions: a style with others than the six. data, replies, probe_data: the user's own. work: folder of what
-    the stages left, `OUT.work` by default."""
+    at most. emotions: a style with others than the six. data, replies, probe_data: the user's own. judge: the first
+    chooses, all measure, and what is said is by the last. work: folder of what the stages left, else `OUT.work`."""
 
     minutes: Annotated[
         float | None,
@@ -51,7 +51,15 @@ class BuildSettings(Options):
     probe_data: Annotated[
         Path | None, Parameter(help="labelled texts for the probe (default: the replies)", metavar="FILE")
     ] = None
-    judge: Annotated[str, JUDGE] = "local"
+    judge: Annotated[
+        tuple[str, ...],
+        COMMAS,
+        JUDGE,
+        Parameter(
+            help=f"{JUDGE.help}; of several the first chooses, all measure, and the last one's measure is told",
+            metavar="NAME[,NAME...]",
+        ),
+    ] = ("local",)
     judging: Annotated[JudgeOptions, FLAT] = field(default_factory=JudgeOptions)
     engine_args: Annotated[
         str,

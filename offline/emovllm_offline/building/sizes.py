@@ -72,7 +72,7 @@ class Counts:
     many an event and an emotion have. style, forced: the style of a discovery that nothing was elicited for, as many
     tokens of its prompt, replies that the model reads as its own included. message: tokens of a neutral prompt; reply:
     of a reply that is learnt from. learn, choose, test: scenarios; written: messages with written replies to learn
-    from, and held: to measure by; texts: labelled ones.
+    from, and held: to measure by; texts: labelled ones. judges: that measure.
     """
 
     emotions: int
@@ -88,3 +88,4 @@ class Counts:
     held: int
     texts: int
     again: bool = True  # whether the replies of another round can be judged
+    judges: int = 1

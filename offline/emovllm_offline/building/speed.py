@@ -103,6 +103,7 @@ def counts_of(inputs: Inputs, tokenizer: Any) -> Counts:
         held=len({scenario(example.id) for example in held}),
         texts=labelled or len(inputs.parts.learn) * len(inputs.emotions),
         again=inputs.judged_by_words,
+        judges=len(inputs.settings.judge),
     )
 
 

@@ -66,14 +66,23 @@ class Story:
     def judge(self) -> str:
         return self.found[0].judge
 
+    @property
+    def chooser(self) -> str | None:
+        """The judge that chose the strengths, where it is another."""
+        return self.found[0].chooser if self.found[0].apart else None
+
     def said(self) -> str:
-        """In a sentence: how many show, by whom."""
+        """How many show, by whom; and who chose, where that was another."""
         names = ", ".join(one.emotion for one in self.found if one.shows) or "none"
         count = max((one.shown.count for one in self.found if one.shown), default=0)
         return (
             f"{len(self.found) - len(self.failed)} of {len(self.found)} emotions show beyond chance, by the judge "
             f"{self.judge} on {count} replies each: {names}."
+            + (f" The judge {self.chooser} chose the strengths, on other messages." if self.chooser else "")
         )
+
+    def legend(self) -> str:
+        return _SHOWN + (f" Beside it: by the judge {self.chooser}, which chose the strengths." if self.chooser else "")
 
 
 def write(story: Story, out: Path) -> None:
@@ -86,7 +95,7 @@ def as_page(story: Story) -> str:
     return render(
         "probe.j2",
         title=f"Emotion circuit of {story.circuit.spec.model.id}",
-        summary=f"{story.said()} The judge also chose the strengths, on other messages.",
+        summary=story.said() + ("" if story.chooser else " The judge also chose the strengths, on other messages."),
         notes=[*(one.told() for one in story.failed), *(f"For the time: {told}." for told in story.state.left_out)],
         sections=_sections(story),
     )
@@ -97,7 +106,7 @@ def _sections(story: Story) -> list[Section]:
     drawn = figures.accuracy_by_emotion(cells, story.judge, emotions)
     image = plots.data_uri(plots.png(drawn))
     of_emotions = table(story.found, story.circuit)
-    sections = [Section("How well each emotion shows, and what it costs", _SHOWN, of_emotions, image)]
+    sections = [Section("How well each emotion shows, and what it costs", story.legend(), of_emotions, image)]
     if story.advice:
         text = "What takes least comes first."
         rows = [[emotion, told] for emotion, all_told in story.advice.items() for told in all_told]
@@ -138,8 +147,13 @@ def _examples(story: Story) -> Table:
 
 def as_card(story: Story) -> str:
     """The circuit's card, with what was measured."""
+    chose = (
+        f"the judge {story.chooser}, which chose the strengths,"
+        if story.chooser
+        else "the judge, which chose the strengths too,"
+    )
     limits = [
-        "No person read or judged these replies; the judge, which chose the strengths too, is no stranger to them.",
+        f"No person read or judged these replies; {chose} is no stranger to them.",
         "Not measured: refusals, harm, facts, other languages, long replies, quantised weights; nor whether other "
         "neurons and heads do as well after the same refinement.",
         "The licence is that of the model, and of the replies that it learnt from: add `license` above.",
@@ -150,7 +164,7 @@ def as_card(story: Story) -> str:
         "\n".join(_made(story.state)),
         "## How well it steers",
         table(story.found, story.circuit).markdown().strip(),
-        _SHOWN,
+        story.legend(),
         *(["\n".join(f"- {one.told()}." for one in story.failed)] if story.failed else []),
         f"Measured by `{story.summary.command}`; {PAGE} has more.",
     ]

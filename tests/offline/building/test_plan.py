@@ -137,3 +137,10 @@ def test_estimates_grow_with_what_is_done_and_with_what_a_token_costs() -> None:
     # For the circuit that is shipped, discovery took 4 min 8 s, and four passes of refinement 20 minutes on one core.
     assert usual["discover"] == pytest.approx(4.6, abs=1)
     assert 6 < usual["refine"] < 20
+
+
+def test_each_further_judge_costs_a_little_in_the_evaluation_alone() -> None:
+    one, three = (estimates(EFFORTS["normal"], replace(COUNTS, judges=count), SMALL) for count in (1, 3))
+    assert [row.stage for row in one if row not in three] == ["evaluate"]
+    more = sum(row.minutes for row in three) - sum(row.minutes for row in one)
+    assert 0 < more < 2
