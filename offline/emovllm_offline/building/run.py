@@ -49,10 +49,13 @@ def run(model: str, out: Path, settings: BuildSettings, *, command: str = "") ->
         commands of the stages do.
     """
     check(model)
-    inputs = Inputs.of(model, settings)
     place = settings.work or work_folder(out)
     if settings.fresh:
         shutil.rmtree(place, ignore_errors=True)
+    if settings.effort is None and (begun := State.begun(place)) is not None:
+        # Without, it goes by --minutes, which may change.
+        settings = replace(settings, effort=begun.settings.get("effort"))
+    inputs = Inputs.of(model, settings)
     about = inputs.describe(public_model_id(resolve_model(model)))
     state = State.load(place, about)
     if state is None:

@@ -43,17 +43,17 @@ class State(BaseModel):
     stages: dict[Stage, Progress] = {}
 
     @classmethod
+    def begun(cls, place: Path) -> State | None:
+        """What is in the folder; None where no stage was begun. Raises: StoredError."""
+        state = read_json(place / FILE, cls, StoredError) if (place / FILE).exists() else None
+        return state if state is not None and state.stages else None
+
+    @classmethod
     def load(cls, place: Path, settings: Mapping[str, Any]) -> State | None:
-        """What is in the folder; None where no stage was begun. Raises: StoredError where it is of other settings."""
-        if not (place / FILE).exists():
-            return None
-        state = read_json(place / FILE, cls, StoredError)
-        if not state.stages:
-            return None
-        before = state.settings.get("effort")
-        # Without --effort it depends on --minutes: that it is another may be news.
-        told = "" if before == settings.get("effort") else f" (it was made with --effort {before})"
-        refuse_others(place, state.settings, plain(settings), REMEDY + told)
+        """The same. Raises: StoredError where it is of other settings."""
+        state = cls.begun(place)
+        if state is not None:
+            refuse_others(place, state.settings, plain(settings), REMEDY)
         return state
 
     def save(self, place: Path) -> None:

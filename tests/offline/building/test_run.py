@@ -186,6 +186,10 @@ def test_a_plan_does_not_bind_what_is_built_later_and_a_default_is_what_it_stand
     assert place("--plan", "--effort", "quick") == 2
     assert "made with other settings: effort" in capsys.readouterr().err
     assert place("--plan", "--effort", "normal", "--minutes", "1000") == 0
+    # With minutes one that begins now is thorough; this one stays what it was.
+    capsys.readouterr()
+    assert place.default("--plan", "--minutes", "1000") == 0
+    assert "messages, 3 times" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

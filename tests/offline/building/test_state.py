@@ -34,11 +34,11 @@ def test_it_is_read_as_it_was_saved_and_refused_with_other_settings(tmp_path: Pa
         State.load(tmp_path, {"model": "another"})
 
 
-def test_another_effort_is_refused_with_the_one_that_it_was_made_with(tmp_path: Path) -> None:
+def test_another_effort_is_refused(tmp_path: Path) -> None:
     made = state("normal", 1.0)
     made.settings["effort"] = "normal"
     made.save(tmp_path)
-    with pytest.raises(StoredError, match=r"other settings: effort; .* \(it was made with --effort normal\)"):
+    with pytest.raises(StoredError, match="other settings: effort; "):
         State.load(tmp_path, {"model": "m", "effort": "thorough"})
 
 
