@@ -137,8 +137,8 @@ def again(build: Build) -> None:
 def evaluate(build: Build) -> None:
     """On messages that nothing was learnt from or chosen by."""
     inputs = build.inputs
-    data = build.place / "evaluate" / "messages.jsonl"
-    write_lines(data, map(asdict, messages(inputs.parts.test, build.sizes.tested)))
+    data, asked = build.place / "evaluate" / "messages.jsonl", messages(inputs.parts.test, build.sizes.tested)
+    write_lines(data, map(asdict, asked))
     options = EvaluateOptions(
         inputs.model,
         circuit=str(build.served),
@@ -152,6 +152,7 @@ def evaluate(build: Build) -> None:
         judging=inputs.settings.judging,
     )
     build.run("evaluate", options)
+    build.notes.append(f"{len(asked)} messages that nothing was learnt from or chosen by, {REPLY_TOKENS} tokens")
 
 
 def _reads(build: Build) -> bool:

@@ -158,6 +158,7 @@ def test_an_emotion_that_does_not_show_is_told_with_what_to_do(
     # That bounds were loosened to no avail leaves the tightest.
     assert load_circuit(place.out).spec.provenance["calibration"]["bounds"]["fluency"] == 2.0
     assert "less than half in fear" in place.notes("calibrate")
+    assert "- evaluate: 3 messages that nothing was learnt from or chosen by" in card
 
 
 def test_a_plan_alone_measures_and_runs_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
