@@ -105,9 +105,10 @@ class Gains:
     @property
     def nbytes(self) -> int:
         """On the device."""
-        kept = [value.values if isinstance(value, Rings) else value for value in vars(self).values()]
-        kept += self._calming.arrays if self._calming is not None else []
-        return sum(value.nbytes for value in kept if isinstance(value, Tensor | np.ndarray))
+        rings = [getattr(self, name).values for name in ("_states", "_gains") if hasattr(self, name)]
+        names = ("_muted", "_classes", "_table", "_spared", "_first", "_targets", "_labels", "_read")
+        kept = [*rings, *(getattr(self, name) for name in names if hasattr(self, name))]
+        return sum(array.nbytes for array in (*kept, *(self._calming.arrays if self._calming is not None else ())))
 
     def join(self, slot: int, wire: Wire, prompt_len: int, replied: Sequence[int]) -> None:
         """Takes a request up, or again after a preemption, with the tokens of its reply so far.
