@@ -16,8 +16,7 @@ class Tokens:
     first: position of the reply's first token. muted: bits of the phases that are spared, None where nobody spares any.
     level, rate, cap: of targets, None where nobody has one; moves: who has. labels: of the targets, [n, labels].
 
-    Of the latest forward: positions; before, here: the places of the token before and of this one in rings. base: the
-    coefficients that are multiplied, [n, columns].
+    positions: in the latest forward. base: the coefficients that are multiplied, [n, columns].
     """
 
     rows: Array
