@@ -203,7 +203,8 @@ def test_a_busy_server_is_asked_again_and_never_too_much_at_once(stub: Stub, tmp
     stub.answer = in_turn(503, 429, answer)  # type: ignore[arg-type]
     first = stub.answer
     stub.answer = lambda request: reply if isinstance(reply := first(request), int) else answer(request)
-    stub.delay = 0.01
+    # Long enough for four requests to come meanwhile, on a busy machine too.
+    stub.delay = 0.1
     run(stub, tmp_path)
     assert stub.most_busy == 4
 
