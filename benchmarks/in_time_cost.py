@@ -11,15 +11,14 @@ rounds' ratios with 95 % intervals by bootstrap over starts and rounds.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from rounds import Seconds, make_probe, measure, print_ratios, start
+from rounds import Seconds, arguments, make_probe, measure, print_ratios, start
 
 from emovllm.circuit_files import load_circuit
-from emovllm.models import NAME, resolve_model, shipped_circuits
+from emovllm.models import resolve_model
 from emovllm_server.serve import prepare_environment
 
 ONE_IN = 16
@@ -44,14 +43,8 @@ def ways(emotion: str, batch: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="default: the default model")
-    parser.add_argument("--circuit", type=Path, default=shipped_circuits() / NAME)
-    parser.add_argument("--dtype", default="auto", help="of the weights (float32: without AVX-512)")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser = arguments(__doc__, "of each start")
     parser.add_argument("--starts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20, help="of each start")
     parser.add_argument("--ways", help="with commas between: of the ways above, only these, and the constant one")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append each round's seconds, a line of JSON")
     options = parser.parse_args()

@@ -12,7 +12,6 @@ our code does to the time of other code, by what it leaves in the caches, is not
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -23,10 +22,10 @@ from typing import Any
 
 import numpy as np
 from in_time_cost import CONSTANT, ways
-from rounds import PROMPT_TOKENS, make_probe
+from rounds import PROMPT_TOKENS, arguments, make_probe
 
 from emovllm.circuit_files import load_circuit
-from emovllm.models import NAME, resolve_model, shipped_circuits
+from emovllm.models import resolve_model
 from emovllm.progress import track
 from emovllm_offline.intervals import mean_interval
 from emovllm_server.serve import prepare_environment
@@ -94,14 +93,7 @@ def engine(model: str, circuit: Path, folder: Path, dtype: str) -> Callable[[lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="default: the default model")
-    parser.add_argument("--circuit", type=Path, default=shipped_circuits() / NAME)
-    parser.add_argument("--dtype", default="auto", help="of the weights (float32: without AVX-512)")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=20)
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     prepare_environment()
     from emovllm.engine.coefficients import Coefficients

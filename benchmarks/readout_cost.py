@@ -10,13 +10,12 @@ read answers as well: two engines that are alike differ by some per cent from st
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from rounds import Seconds, Way, make_probe, measure, print_ratios, start
+from rounds import Seconds, Way, arguments, make_probe, measure, print_ratios, start
 
-from emovllm.models import NAME, resolve_model, shipped_circuits
+from emovllm.models import resolve_model
 from emovllm_server.serve import prepare_environment
 
 ASKS = {"emotion_readout": "tokens"}
@@ -26,13 +25,9 @@ ASKING = {"one in sixteen asks": 16, "all ask": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="default: the default model")
-    parser.add_argument("--circuit", type=Path, default=shipped_circuits() / NAME)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser = arguments(__doc__, "of each start")
+    parser.set_defaults(tokens=64, rounds=12)
     parser.add_argument("--starts", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=12, help="of each start")
     parser.add_argument("--beside", action="store_true", help="an engine that does not read answers as well")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append each round's seconds, a line of JSON")
     options = parser.parse_args()
@@ -50,7 +45,7 @@ def main() -> None:
             try:
                 # Each kind starts first in turn.
                 for name in sorted(kinds, reverse=bool(number % 2)):
-                    engines[name] = start(model, f"{number}-{name}", kinds[name], Path(folder))
+                    engines[name] = start(model, f"{number}-{name}", kinds[name], Path(folder), options.dtype)
                 on = engines["on"]
                 ways: dict[str, Way] = {NOBODY: (on, [{}] * batch)}
                 for way, every in ASKING.items():

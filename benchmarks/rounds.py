@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import KEY
+from emovllm.models import NAME, shipped_circuits
 from emovllm.probe import Probe, ProbeSpec, save_probe
 from emovllm.progress import track
 from emovllm_offline.model.find import find_decoder
@@ -26,6 +28,18 @@ PROMPT_TOKENS = 32
 Way = tuple[Engine, list[dict[str, Any]]]
 # By way, of each round: the seconds of the batch, and of its median step that decodes.
 Seconds = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def arguments(about: str | None, rounds: str | None = None) -> argparse.ArgumentParser:
+    """What these benchmarks are asked alike. about: their docstring. rounds: of what these are."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="default: the default model")
+    parser.add_argument("--circuit", type=Path, default=shipped_circuits() / NAME)
+    parser.add_argument("--dtype", default="auto", help="of the weights (float32: without AVX-512)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=20, help=rounds)
+    return parser
 
 
 def make_probe(model: str, circuit: Path, folder: Path) -> None:
