@@ -30,8 +30,7 @@ class Arrays:
         return torch.zeros(shape, dtype=getattr(torch, kind), device=self._device)
 
     def moved(self, values: np.ndarray) -> Array:
-        """From the host; the values may change afterwards."""
-        values = values.copy()
+        """From the host; with NumPy the same memory."""
         if self._on_host:
             return values
         tensor = torch.from_numpy(values)
