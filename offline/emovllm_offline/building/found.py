@@ -12,8 +12,9 @@ from emovllm.circuit import Circuit
 from emovllm.errors import ResultsError
 from emovllm.files import read_text
 from emovllm_offline.building.folder import Build, circuit_in
-from emovllm_offline.building.obeyed import ENOUGH, Obedience
+from emovllm_offline.building.obeyed import Obedience
 from emovllm_offline.evaluation.calibrate import RESULT
+from emovllm_offline.evaluation.choice import ENOUGH
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
 from emovllm_offline.evaluation.results import Summary
 from emovllm_offline.evaluation.summary import Cell, Condition, find

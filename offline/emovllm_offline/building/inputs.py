@@ -14,6 +14,7 @@ from emovllm_offline.building.obeyed import asks
 from emovllm_offline.building.parts import Parts, load_parts, write_lines
 from emovllm_offline.building.settings import BuildSettings
 from emovllm_offline.building.sizes import effort_of
+from emovllm_offline.building.state import MEASURING
 from emovllm_offline.commands.evaluate import arguments
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.examples import Example
@@ -98,13 +99,15 @@ class Inputs:
             "data": [sev.digest(part) for part in (self.parts.learn, self.parts.choose, self.parts.test)],
             "replies": examples.digest(self.written),
             "probe data": None if settings.probe_data is None else _sha256(settings.probe_data),
-            "judge": {
-                "name": ",".join(settings.judge),
-                **{name: str(of) for name, of in asdict(settings.judging).items() if of},
-            },
+            "judge": self._judges(settings.judge[:1]),
+            MEASURING: self._judges(settings.judge[1:]),
             "engine": settings.engine_args,
             "loading": asdict(settings.loading),
         }
+
+    def _judges(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        judging = self.settings.judging
+        return [{"name": name, **{key: str(of) for key, of in judging.given([name]).items()}} for name in names]
 
 
 def _written(settings: BuildSettings, emotions: Sequence[str], parts: Parts) -> list[Example]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
 from emovllm.circuit_files import load_circuit, save_circuit
 from emovllm.models import resolve_model
 from emovllm.probe import load_probe, save_probe
+from emovllm.spec import CircuitSpec
 from emovllm_offline.building.costs import REPLY_TOKENS, SAMPLES, STRENGTHS
 from emovllm_offline.building.folder import Build, worth
 from emovllm_offline.building.making import fit
-from emovllm_offline.building.obeyed import ENOUGH, scenario
+from emovllm_offline.building.obeyed import scenario
 from emovllm_offline.building.parts import labelled, messages, neutral_texts, write_lines
 from emovllm_offline.commands.calibrate import CalibrateOptions
 from emovllm_offline.commands.evaluate import EvaluateOptions
@@ -19,12 +21,13 @@ from emovllm_offline.commands.own_replies import OwnRepliesOptions
 from emovllm_offline.commands.probe_train import ProbeTrainOptions
 from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.data.messages import Message
+from emovllm_offline.evaluation.choice import ENOUGH
 from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING
 from emovllm_offline.judges.judge import READOUT
 from emovllm_offline.model.load import config_of, context_of
 from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
 
-# What a strength may cost in fluency: the next where none within the bound shows an emotion in half of the replies.
+# What a strength may cost in fluency: of each emotion the least within which it shows in half of the replies.
 FLUENCY = (2.0, 4.0, 10.0)
 # Texts of each label below which no probe is trained on what the model replied.
 LEAST_TEXTS = 12
@@ -73,40 +76,33 @@ def _calibrate(build: Build, source: Path, place: Path, found: list[Message]) ->
     data = place / "messages.jsonl"
     write_lines(data, map(asdict, found))
     settings = build.inputs.settings
-    weak: dict[float, list[str]] = {}
-
-    def within(bound: float) -> None:
-        options = CalibrateOptions(
-            build.inputs.model,
-            circuit=str(circuit),
-            data=str(data),
-            strengths=build.sizes.lambdas,
-            most_fluency=bound,
-            common=_common(build),
-            out=place / "run",
-            judge=settings.judge[0],
-            judging=settings.judging,
-        )
-        # What was generated for one bound serves all.
-        build.run("calibrate", options)
-        weak[bound] = _weak(circuit)
-
-    for bound in FLUENCY:
-        within(bound)
-        if not weak[bound]:
-            break
-    best = min(weak, key=lambda bound: len(weak[bound]))
-    if best != bound:
-        within(best)
-    told = f"strengths within {best:g} times the perplexity of prompted replies"
-    build.notes.append(told + (f"; less than half in {', '.join(weak[best])}" if weak[best] else ""))
+    options = CalibrateOptions(
+        build.inputs.model,
+        circuit=str(circuit),
+        data=str(data),
+        strengths=build.sizes.lambdas,
+        most_fluency=FLUENCY,
+        common=_common(build),
+        out=place / "run",
+        judge=settings.judge[0],
+        judging=settings.judging,
+    )
+    build.run("calibrate", options)
+    build.notes.append(strengths_told(load_circuit(circuit).spec))
 
 
-def _weak(circuit: Path) -> list[str]:
-    """The emotions that the strength chosen shows in less than half of the replies, or for which none will do."""
-    spec = load_circuit(circuit).spec
+def strengths_told(spec: CircuitSpec) -> str:
+    """What the strengths of a calibrated circuit cost in fluency, and the emotions that they show in less than half of
+    the replies, or for which none will do."""
     none = spec.provenance["calibration"]["uncalibrated"]
-    return [one.name for one in spec.emotions if one.name in none or one.scores.get("accuracy", 0.0) < ENOUGH]
+    scores = {one.name: one.scores for one in spec.emotions if one.name not in none}
+    told = [f"strengths within {FLUENCY[0]:g} times the perplexity of prompted replies"]
+    for tighter, bound in itertools.pairwise(FLUENCY):
+        if names := [name for name, of in scores.items() if tighter < of["fluency"] <= bound]:
+            told.append(f"{', '.join(names)} within {bound:g}")
+    if weak := [one.name for one in spec.emotions if scores.get(one.name, {}).get("accuracy", 0.0) < ENOUGH]:
+        told.append(f"less than half in {', '.join(weak)}")
+    return "; ".join(told)
 
 
 def again(build: Build) -> None:

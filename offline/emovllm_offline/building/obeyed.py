@@ -9,12 +9,11 @@ from emovllm_offline.data.examples import Example
 from emovllm_offline.data.sev import Item
 from emovllm_offline.data.styles import Style
 from emovllm_offline.discovery.survival import Reply
+from emovllm_offline.evaluation.choice import ENOUGH
 from emovllm_offline.intervals import Estimate, wilson
 from emovllm_offline.judges.text import distinct
 from emovllm_offline.refinement.own_replies import LEAST_WORDS
 
-# The share of replies from which on an emotion counts as there: obeyed, beside being above chance; shown at a strength.
-ENOUGH = 0.5
 # Of the scenarios with replies of its own, one in so many is not learnt from, but measures.
 HELD_OUT = 8
 

@@ -65,6 +65,7 @@ def run(model: str, out: Path, settings: BuildSettings, *, command: str = "") ->
         # Saved as the first stage is begun: a plan alone binds nothing.
         state = State(settings=about, speed=speed, counts=counts, sizes=plan.sizes, left_out=plan.left_out)
     else:
+        state.counts = replace(state.counts, judges=len(settings.judge))
         plan = left(state, settings)
     table_of(plan, state).print()
     for line in plan.left_out:
@@ -106,10 +107,11 @@ def go_on(build: Build, state: State, out: Path, command: str) -> list[Shown]:
             continue
         state.sizes, build.sizes, state.left_out = plan.sizes, plan.sizes, plan.left_out
         minutes = planned.minutes if planned else 0.0
+        of_it = "going on" if progress else f"about {minutes * state.slower:.0f} minutes"
         progress = progress or Progress(planned=minutes)
         state.stages[stage] = progress
         state.save(build.place)
-        say(f"{stage}: {planned.what if planned else 'going on'}, about {minutes * state.slower:.0f} minutes")
+        say(f"{stage}: {f'{planned.what}, ' if planned else ''}{of_it}")
         build.ran, build.notes = [], []
         begun = time.monotonic()
         try:

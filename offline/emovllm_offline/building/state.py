@@ -15,6 +15,8 @@ from emovllm_offline.storage.settings import plain, refuse_others
 
 FILE = "build.json"
 REMEDY = "give --fresh, or another --work"
+# The setting of the judges after the first: they measure what is made without them, so that they may change.
+MEASURING = "measured by"
 
 
 class Progress(BaseModel):
@@ -50,10 +52,19 @@ class State(BaseModel):
 
     @classmethod
     def load(cls, place: Path, settings: Mapping[str, Any]) -> State | None:
-        """The same. Raises: StoredError where it is of other settings."""
+        """The same; measured again where other judges are to, as which it is saved when that begins.
+
+        Raises: StoredError where it is of other settings.
+        """
         state = cls.begun(place)
-        if state is not None:
-            refuse_others(place, state.settings, plain(settings), REMEDY)
+        if state is None:
+            return None
+        now = plain(settings)
+        if state.settings.get(MEASURING) != now.get(MEASURING):
+            state.settings[MEASURING] = now.get(MEASURING)
+            if (evaluation := state.stages.get("evaluate")) is not None:
+                evaluation.done = False
+        refuse_others(place, state.settings, now, REMEDY)
         return state
 
     def save(self, place: Path) -> None:

@@ -37,9 +37,14 @@ class CalibrateOptions(Options):
         ),
     ] = ()
     most_fluency: Annotated[
-        float,
-        Parameter(help="median perplexity given the instruction, over the prompted reply's", metavar="X"),
-    ] = MOST_FLUENCY
+        tuple[float, ...],
+        COMMAS,
+        Parameter(
+            help="median perplexity given the instruction, over the prompted reply's; of several, an emotion gets the "
+            "least within which it shows in half of its replies",
+            metavar="X,...",
+        ),
+    ] = (MOST_FLUENCY,)
     more_repetition: Annotated[
         float,
         Parameter(help="mean share of repeated 3-grams beyond that of prompted replies", metavar="X"),
@@ -70,6 +75,7 @@ def main(options: Annotated[CalibrateOptions, FLAT] = CalibrateOptions()) -> int
     from emovllm_offline.evaluation.target import Where
 
     common, out = options.common, options.resumes_from
+    tightest, *looser = sorted(options.most_fluency)
     calibrated = calibrate(
         Where(
             options.model,
@@ -87,7 +93,7 @@ def main(options: Annotated[CalibrateOptions, FLAT] = CalibrateOptions()) -> int
         ),
         lambda emotions: [options.judging.make(options.judge, emotions, out / "judged.jsonl", common.concurrency)],
         out,
-        bounds=Bounds(options.most_fluency, options.more_repetition),
+        bounds=Bounds(tightest, options.more_repetition, tuple(looser)),
         seed=common.seed,
         fresh=common.fresh,
         command=published_command("calibrate", options),

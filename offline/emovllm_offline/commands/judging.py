@@ -17,6 +17,7 @@ from emovllm_offline.judges.judge import (
     OptionField,
     judge_kinds,
     judge_names,
+    judge_options,
     make_judge,
     option_fields,
 )
@@ -53,8 +54,16 @@ class Judging(Options):
 
     def make(self, name: str, emotions: Sequence[str], cache: Path | None, concurrency: int) -> Judge:
         """The judge of that name. Raises: as `make_judge`."""
-        values = {field.metadata["option"]: getattr(self, field.name) for field in fields(self)}
-        return make_judge(name, emotions, cache=cache, **{**values, "concurrency": concurrency})
+        return make_judge(name, emotions, cache=cache, **{**self._values(), "concurrency": concurrency})
+
+    def given(self, names: Sequence[str]) -> dict[str, Any]:
+        """What was given of the options that these judges have, by their names. Raises: JudgeError for a name that
+        no judge has."""
+        own = {option for name in names for option in judge_options(name)}
+        return {name: value for name, value in self._values().items() if name in own and value is not None}
+
+    def _values(self) -> dict[str, Any]:
+        return {field.metadata["option"]: getattr(self, field.name) for field in fields(self)}
 
 
 def _field(option: OptionField) -> tuple[str, Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # To try in a calibration.
 LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -12,6 +12,8 @@ LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 USUAL_STRENGTHS = (0.75, 1.0)
 # Of the median perplexity given the instruction, over the prompted reply's.
 MOST_FLUENCY = 2.0
+# The share of replies from which on an emotion counts as there: at a strength; asked for, beside being above chance.
+ENOUGH = 0.5
 # Of the mean share of repeated 3-grams, beyond that of prompted replies.
 MORE_REPETITION = 0.05
 # Past the collapse: half of the replies repetitive, or a median fluency of twice its bound (of a bound of 2, where
@@ -22,8 +24,15 @@ BEYOND_FLUENCY = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
+    """looser: bounds of fluency, growing, that are tried in turn for an emotion that shows in too few of the replies
+    within the last one."""
+
     fluency: float = MOST_FLUENCY
     repetition: float = MORE_REPETITION
+    looser: tuple[float, ...] = ()
+
+    def in_turn(self) -> list[Bounds]:
+        return [replace(self, fluency=fluency, looser=()) for fluency in (self.fluency, *self.looser)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +65,19 @@ def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, 
     """The most accurate strength within the bounds before the first collapse, the smaller of equals; and the last one
     before that collapse, which bounds may be too loose to notice: those of a model whose prompted replies are loops.
 
+    Of bounds that are tried in turn, the tightest within which the emotion shows in `ENOUGH` of the replies; where
+    there is none such, the tightest that recommends anything.
+
     points: of one emotion and scope, at least one. false_positives: the share of unsteered replies that the judge takes
     for the emotion, which a strength must exceed to be recommended.
     """
+    choices = [_choose(points, prompted_repetition, each, false_positives) for each in bounds.in_turn()]
+    found = [choice for choice in choices if choice.recommended is not None]
+    enough = (choice for choice in found if choice.recommended and choice.recommended.accuracy >= ENOUGH)
+    return next(enough, (found or choices)[0])
+
+
+def _choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, false_positives: float) -> Choice:
     by_strength = sorted(points, key=lambda point: point.strength)
     whole = list(itertools.takewhile(lambda point: not point.collapsed(bounds), by_strength))
     felt = [point for point in whole if point.accuracy > false_positives]

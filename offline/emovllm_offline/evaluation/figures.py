@@ -144,14 +144,15 @@ def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Cho
             chosen = choices[emotion].recommended
             if chosen is not None:
                 ax.scatter([chosen.fluency], [chosen.accuracy], s=120, facecolors="none", edgecolors="black", zorder=3)
-            ax.axvline(bounds.fluency, color=GREY, linestyle="--", linewidth=1)
+            for each in bounds.in_turn():
+                ax.axvline(each.fluency, color=GREY, linestyle="--", linewidth=1)
             ax.set_xscale("log")
             ax.set_ylim(-0.02, 1.05)
             ax.set_title(emotion)
         for ax in axes[len(points) :]:
             ax.set_visible(False)
         made.supxlabel(
-            "median perplexity given the instruction, over the prompted reply's (dashed: the bound)", fontsize=10
+            "median perplexity given the instruction, over the prompted reply's (dashed: bounds)", fontsize=10
         )
         made.supylabel("accuracy", fontsize=10)
     return made

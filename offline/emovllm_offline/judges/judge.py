@@ -225,6 +225,11 @@ def option_fields() -> list[OptionField]:
     return list(by_name.values())
 
 
+def judge_options(name: str) -> set[str]:
+    """The names of the options that a judge has. Raises: as `make_judge` where there is no such judge."""
+    return {field.name for field in dataclasses.fields(_kind(name).options)}
+
+
 def _given(hint: Any) -> Any:
     """The type of an option without None, which stands for the judge's default."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
@@ -242,8 +247,7 @@ def make_judge(name: str, emotions: Sequence[str], *, cache: str | Path | None =
     Raises: JudgeError, EmbeddingError, EndpointError; StoredError where the file is no cache; TypeError where no judge
     has such an option.
     """
-    kind = _kind(name)
-    own = {field.name for field in dataclasses.fields(kind.options)}
+    kind, own = _kind(name), judge_options(name)
     if unknown := set(values) - own - {field.name for field in option_fields()}:
         raise TypeError(f"no judge has an option {', '.join(sorted(unknown))}")
     options = kind.options(**{key: value for key, value in values.items() if key in own and value is not None})

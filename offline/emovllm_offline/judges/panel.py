@@ -59,7 +59,8 @@ def _member(path: str | Path, table: Any, emotions: Sequence[str]) -> Judge:
 
 class PanelJudge:
     """Labels a text as more than half of its members do that could judge it; without such a majority it has no label
-    and matches nothing. The reason names each member's label."""
+    and matches nothing. They are asked in their order, about a text only until more than half agree: nothing that the
+    others say would change that. The reason names the label of each that was asked."""
 
     name = "panel"
 
@@ -81,21 +82,32 @@ class PanelJudge:
             for place, of_text in zip(places, votes, strict=True):
                 done(place, self._verdict(of_text, texts[place], targets[place]))
 
-    def _votes(self, texts: Sequence[str], targets: Sequence[str]) -> list[tuple[Verdict, ...]]:
-        """The members' verdicts on each text, in their order. Raises: as `judge`."""
-        by_member = [member.judge(texts, targets) for member in self.members]
-        for member, verdicts in zip(self.members, by_member, strict=True):
-            for text, verdict in zip(texts, verdicts, strict=True):
-                if verdict.judged and verdict.label is None and text.strip():
+    def _votes(self, texts: Sequence[str], targets: Sequence[str]) -> list[list[Verdict]]:
+        """Of each text the verdicts of the members that were asked about it: the first ones. Raises: as `judge`."""
+        votes: list[list[Verdict]] = [[] for _ in texts]
+        for member in self.members:
+            places = [place for place, of_text in enumerate(votes) if not self._settled(of_text)]
+            if not places:
+                break
+            verdicts = member.judge([texts[i] for i in places], [targets[i] for i in places])
+            for place, verdict in zip(places, verdicts, strict=True):
+                if verdict.judged and verdict.label is None and texts[place].strip():
                     raise UnusableJudge(
                         f"the judge {member.name} chooses no label: a panel's members must be blind to the target"
                     )
-        return list(zip(*by_member, strict=True))
+                votes[place].append(verdict)
+        return votes
+
+    def _settled(self, votes: Sequence[Verdict]) -> bool:
+        """Whether more than half of all members agree."""
+        labels = Counter(vote.label for vote in votes if vote.judged)
+        return any(2 * count > len(self.members) for count in labels.values())
 
     def _verdict(self, votes: Sequence[Verdict], text: str, target: str) -> Verdict:
         if not text.strip():
             return EMPTY_REPLY
-        judged = [(member.name, vote) for member, vote in zip(self.members, votes, strict=True) if vote.judged]
+        # Those that were not asked are the last.
+        judged = [(member.name, vote) for member, vote in zip(self.members, votes, strict=False) if vote.judged]
         if len(judged) < LEAST:
             missing = next(vote.reason for vote in votes if not vote.judged)
             return Verdict.unjudged(f"{len(judged)} of {len(votes)} members could judge it: {missing}")
@@ -103,4 +115,5 @@ class PanelJudge:
         label, count = Counter(vote.label for _, vote in judged).most_common(1)[0]
         if 2 * count <= len(judged):
             return Verdict(False, None, f"no majority: {said}")
-        return Verdict(label == target, label, f"{count} of {len(judged)}: {said}")
+        spared = "".join(f"; {member.name} not asked" for member in self.members[len(votes) :])
+        return Verdict(label == target, label, f"{count} of {len(judged)}: {said}{spared}")

@@ -9,7 +9,8 @@ import pytest
 from emovllm.circuit_files import load_circuit
 from emovllm_offline.discovery.elicit import REPLIES, load_replies
 from emovllm_offline.evaluation.results import Summary
-from support.built import Place
+from support.built import Place, counting
+from support.stub import Stub
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -62,3 +63,38 @@ def test_judges_are_settings_and_part_of_the_plan(
         assert "--judge panel needs --judge-panel" in capsys.readouterr().err
     assert place("--judge", "lexicon,readout") == 2
     assert "only `emovllm evaluate` has them" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_build_is_measured_again_by_other_judges_and_nothing_else_is_done_again(
+    place: Place,
+    panel: tuple[str, ...],
+    stub: Stub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran = counting(monkeypatch, set())
+    assert place() == 0
+    done, asked = len(ran), len(stub.requests)
+    # A plan binds nothing, and tells what is to be done.
+    assert place("--plan", "--judge", "lexicon,panel", *panel) == 0
+    assert place.done()[-1] == "evaluate"
+    assert place("--judge", "lexicon,panel", *panel) == 1
+    assert ran[done:] == ["evaluate"]
+    assert len(stub.requests) == asked
+    assert "evaluate: 3 messages that nothing was chosen by, 2 judges, going on" in capsys.readouterr().err
+    assert "1 of 2 emotions show beyond chance, by the judge panel" in (place.out / "page.html").read_text()
+    assert place.state()["settings"]["measured by"] == [{"name": "panel", "panel": panel[1]}]
+    # And by the first alone; another that chooses would have to choose anew.
+    assert place() == 0
+    assert ran[done:] == ["evaluate", "evaluate"]
+    assert "2 of 2 emotions show beyond chance, by the judge lexicon" in (place.out / "page.html").read_text()
+    assert place("--judge", "panel,lexicon", *panel) == 2
+    assert "made with other settings: judge; give the same" in " ".join(capsys.readouterr().err.split())
+    assert ran[done:] == ["evaluate", "evaluate"]
+
+
+def test_what_a_judge_is_not_asked_with_is_no_setting_of_it(place: Place, panel: tuple[str, ...]) -> None:
+    assert place() == 0
+    # The word list has no member, so that it chose as it would with them.
+    assert place("--judge", "lexicon", *panel) == 0
+    assert place.state()["settings"]["judge"] == [{"name": "lexicon"}]

@@ -45,6 +45,21 @@ def test_the_maximum_is_the_last_strength_before_the_first_collapse() -> None:
     assert choose(loops, 0.0, Bounds(fluency=5.0)).maximal == 1
 
 
+def test_a_looser_bound_is_for_an_emotion_that_shows_in_too_few_replies_within_a_tighter_one() -> None:
+    bounds = Bounds(looser=(4.0, 10.0))
+    frontier = [point(0.5, 0.2), point(1, 0.6, 1.9), point(1.5, 0.9, 2.5), point(2, 1.0, 6.0)]
+    assert choose(frontier, 0.0, bounds).recommended == frontier[1]
+    late = [point(0.5, 0.2), point(1, 0.4, 1.9), point(1.5, 0.5, 2.5), point(2, 1.0, 6.0)]
+    assert choose(late, 0.0, bounds) == Choice(late[2], 2)
+    assert choose(late, 0.0, Bounds()) == Choice(late[1], 1.5)
+    # Where it never shows in half of them, more costs more and does not do.
+    never = [point(1, 0.3, 1.9), point(2, 0.4, 6.0)]
+    assert choose(never, 0.0, bounds).recommended == never[0]
+    # Unless the tightest bound leaves nothing.
+    assert choose(never[1:], 0.0, bounds).recommended == never[1]
+    assert choose(never, 0.0, Bounds(0.5, looser=(0.6,))) == Choice(None, 1)
+
+
 def test_nothing_is_recommended_where_nothing_keeps_within_the_bounds() -> None:
     chosen = choose([point(1, 0.9, 5.0, repetitive=0.1), point(2, 1.0, 9.0, repetitive=0.0)], 0.0, Bounds())
     assert chosen == Choice(None, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from emovllm.errors import JudgeError
@@ -46,7 +48,37 @@ def test_more_than_half_decide(said, label):
     [verdict] = panel(*({"a text": one} for one in said)).judge(["a text"], ["anger"])
     assert (verdict.label, verdict.match) == (label, label == "anger")
     assert verdict.judged
-    assert all(f"judge {number} {one}" in verdict.reason for number, one in enumerate(said))
+    needed = said[:2] if said[0] == said[1] and len(said) == 3 else said
+    assert [f"judge {number} {one}" in verdict.reason for number, one in enumerate(said)] == [
+        number < len(needed) for number in range(len(said))
+    ]
+
+
+def test_no_member_is_asked_about_what_the_others_have_decided():
+    first, second = {"a": "fear", "b": "fear", "c": "anger"}, {"a": "fear", "b": "anger"}
+    judge = panel(first, second, {"b": "anger", "c": "anger"})
+    agreed, split, missing = judge.judge(["a", "b", "c"], ["fear"] * 3)
+    assert [member.asked for member in judge.members] == [["a", "b", "c"], ["a", "b", "c"], ["b", "c"]]
+    assert agreed == Verdict(True, "fear", "2 of 2: judge 0 fear, judge 1 fear; judge 2 not asked")
+    assert split == Verdict(False, "anger", "2 of 3: judge 0 fear, judge 1 anger, judge 2 anger")
+    # One that could not judge leaves it to the others.
+    assert missing == Verdict(False, "anger", "2 of 2: judge 0 anger, judge 2 anger")
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 5])
+def test_who_is_spared_changes_no_label(members):
+    labels = ("anger", "fear", "neutral", "unjudged")
+    tables = list(product(labels, repeat=members))
+    texts = ["-".join(row) for row in tables]
+    said = [
+        {text: row[number] for text, row in zip(texts, tables, strict=True) if row[number] != "unjudged"}
+        for number in range(members)
+    ]
+    for row, verdict in zip(tables, panel(*said).judge(texts, ["fear"] * len(texts)), strict=True):
+        votes = [label for label in row if label != "unjudged"]
+        most = [label for label in set(votes) if 2 * votes.count(label) > len(votes)]
+        assert verdict.judged == (len(votes) >= 2)
+        assert verdict.label == (most[0] if most and verdict.judged else None)
 
 
 def test_those_that_could_not_judge_have_no_vote():
