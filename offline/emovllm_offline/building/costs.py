@@ -56,7 +56,7 @@ def estimates(sizes: Sizes, counts: Counts, speed: Speed) -> list[Planned]:
     learnt, texts = cost.learnt, min(sizes.texts, counts.texts)
     chosen, tested = min(sizes.chosen, counts.choose), min(sizes.tested, counts.test)
     again = sizes.again and counts.again and learnt
-    by = f", {counts.judges} judges" if counts.judges > 1 else ""
+    by = f", {len(counts.judging)} judges" if len(counts.judging) > 1 else ""
     rows: list[tuple[Stage, str, float, object]] = [
         ("elicit", f"{', '.join(styles)} on {tried} scenarios", cost.elicit(styles, tried), styles),
         ("prompt", f"{prompted} scenarios, if it obeys", cost.elicit(cost.longest, prompted), prompted > tried),
@@ -98,6 +98,7 @@ class _Cost:
             replies = EVENTS * scenarios * self._counts.emotions * self._counts.replies[name]
             seconds += self._speed.load + replies * self._counts.prompts[name] * self._speed.token
             seconds += -(-replies // BATCH) * REPLY_TOKENS * self._speed.step
+            seconds += replies * self._counts.judging[0]
         return seconds
 
     def discover(self, scenarios: int) -> float:
@@ -125,15 +126,19 @@ class _Cost:
     def asked(self, messages: int, strengths: int) -> float:
         """Of a calibration or an evaluation: plain, prompted and steered replies, and what each is worth."""
         counts, speed = self._counts, self._speed
-        replies = messages * (1 + counts.emotions * (1 + strengths))
+        replies = self._replies(messages, strengths)
         prompts = messages * (counts.message + counts.emotions * max([*counts.prompts.values(), counts.message]))
         # Each reply given the neutral prompt, and given the one that asks.
         read = prompts + 2 * replies * REPLY_TOKENS
         engine = ENGINE_START + replies * REPLY_TOKENS * ENGINE_TOKENS * speed.token
-        return OVERHEAD + engine + speed.load + read * speed.token
+        return OVERHEAD + engine + speed.load + read * speed.token + replies * counts.judging[0]
+
+    def _replies(self, messages: int, strengths: int) -> int:
+        return messages * (1 + self._counts.emotions * (1 + strengths))
 
     def evaluate(self, messages: int) -> float:
-        return self.asked(messages, 1) + (self._counts.judges - 1) * OVERHEAD
+        further = self._counts.judging[1:]
+        return self.asked(messages, 1) + sum(OVERHEAD + self._replies(messages, 1) * seconds for seconds in further)
 
     def again(self, messages: int, chosen: int) -> float:
         counts, speed = self._counts, self._speed

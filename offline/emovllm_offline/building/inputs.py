@@ -45,7 +45,7 @@ class Inputs:
 
     @classmethod
     def of(cls, model: str, settings: BuildSettings) -> Inputs:
-        """Raises: StyleError, DataError, ExamplesError, BuildError, JudgeError; OptionError for --engine-args."""
+        """Raises: StyleError, DataError, ExamplesError, BuildError; OptionError for --engine-args."""
         arguments(settings.engine_args)
         names = TRIED if settings.emotions is None else (settings.emotions,)
         loaded = {name: load_style(name) for name in names}
@@ -62,9 +62,6 @@ class Inputs:
         )
         if settings.probe_data is not None:
             read_text(settings.probe_data, DataError)
-        # One that cannot be made fails now.
-        for judge in settings.judge:
-            settings.judging.make(judge, made.emotions, None, 1)
         return made
 
     @property

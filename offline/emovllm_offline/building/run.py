@@ -23,7 +23,7 @@ from emovllm_offline.building.plan import FIELDS, Plan, make_plan, shorten
 from emovllm_offline.building.plan import told as shortened
 from emovllm_offline.building.settings import BuildSettings
 from emovllm_offline.building.sizes import STAGES, Sizes, Stage
-from emovllm_offline.building.speed import measure
+from emovllm_offline.building.speed import judging_seconds, measure
 from emovllm_offline.building.state import Progress, State
 from emovllm_offline.evaluation.results import Summary
 from emovllm_offline.reporting.tables import Table
@@ -58,14 +58,15 @@ def run(model: str, out: Path, settings: BuildSettings, *, command: str = "") ->
     inputs = Inputs.of(model, settings)
     about = inputs.describe(public_model_id(resolve_model(model)))
     state = State.load(place, about)
+    judging = judging_seconds(inputs)
     if state is None:
         say("measuring how fast the model is here")
-        speed, counts = measure(inputs)
+        speed, counts = measure(inputs, judging)
         plan = make_plan(settings.effort, settings.minutes, counts, speed)
         # Saved as the first stage is begun: a plan alone binds nothing.
         state = State(settings=about, speed=speed, counts=counts, sizes=plan.sizes, left_out=plan.left_out)
     else:
-        state.counts = replace(state.counts, judges=len(settings.judge))
+        state.counts = replace(state.counts, judging=judging)
         plan = left(state, settings)
     table_of(plan, state).print()
     for line in plan.left_out:

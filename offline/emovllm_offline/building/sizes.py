@@ -39,7 +39,7 @@ class Sizes:
 
 _USUAL = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 EFFORTS: dict[Effort, Sizes] = {
-    "quick": Sizes(2, 2, 8, 10, "gradient", 2, 80, 1, 480, 8, (0.75, 1.0, 1.5), 0, 12),
+    "quick": Sizes(2, 2, 8, 10, "gradient", 2, 80, 1, 480, 8, (0.75, 1.0, 1.5, 2.0), 0, 12),
     "normal": Sizes(3, 3, 24, 40, "exact", 8, 168, 3, 1500, 12, _USUAL, 0, 24),
     "thorough": Sizes(6, 3, 60, 120, "exact", 8, 168, 4, 1500, 40, (*_USUAL, 2.5, 3.0), 1, 80),
 }
@@ -72,7 +72,7 @@ class Counts:
     many an event and an emotion have. style, forced: the style of a discovery that nothing was elicited for, as many
     tokens of its prompt, replies that the model reads as its own included. message: tokens of a neutral prompt; reply:
     of a reply that is learnt from. learn, choose, test: scenarios; written: messages with written replies to learn
-    from, and held: to measure by; texts: labelled ones. judges: that measure.
+    from, and held: to measure by; texts: labelled ones. judging: seconds for a text, of each judge.
     """
 
     emotions: int
@@ -88,4 +88,4 @@ class Counts:
     held: int
     texts: int
     again: bool = True  # whether the replies of another round can be judged
-    judges: int = 1
+    judging: tuple[float, ...] = (0.0,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,12 @@ from emovllm_offline.building.inputs import Inputs
 from emovllm_offline.building.obeyed import scenario
 from emovllm_offline.building.parts import NEUTRAL_TEXTS
 from emovllm_offline.building.sizes import Counts, Speed
+from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.sev import expand
 from emovllm_offline.data.styles import Frame, Style
+from emovllm_offline.judges.judge import Judge
+from emovllm_offline.judges.panel import PanelJudge
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load
@@ -28,18 +31,58 @@ QUICK = 0.5  # seconds
 # faster, and the fastest time is the one that it disturbed least.
 TIMES, LONG = 6, 4.0
 REPLIES = 20
+# What judges are timed on: the first by itself, and as many of the others as it was quick.
+TEXTS = (
+    "I cannot believe that they did this to you, after all the work that you put into it.",
+    "That is good to know. You may want to bring a coat, for the evenings are cold there.",
+    "Please leave the light on. I keep thinking that somebody stands behind the door.",
+    "What a day! You have earned every bit of it, and I hope that you celebrate with all of them.",
+    "It will not come back, and the house is so quiet now.",
+    "Take that plate away from me, there is something moving in the sauce.",
+    "You did what? I had no idea that this was even allowed!",
+    "The shop opens at nine and closes at six, except on Sundays.",
+    "I have told them three times. If they call again, they will hear from my lawyer.",
+)
 # Seconds from which on a figure counts: a clock gives none below.
 LEAST = 1e-7
 
 
-def measure(inputs: Inputs) -> tuple[Speed, Counts]:
-    """Loads the model and times it. Raises: UnsupportedModelError where it has no place for a circuit; as `load`."""
+def judging_seconds(inputs: Inputs) -> tuple[float, ...]:
+    """Makes every judge and asks it, so that one which cannot be made or asked fails now: the seconds that each takes
+    for a text, a panel as if all of its members were asked about every one.
+
+    Raises: as the judges.
+    """
+    concurrency, settings = EvaluationOptions().concurrency, inputs.settings
+    made = (settings.judging.make(name, inputs.emotions, None, concurrency) for name in settings.judge)
+    return tuple(_judging(judge, inputs.emotions[0]) for judge in made)
+
+
+def _judging(judge: Judge, target: str) -> float:
+    if isinstance(judge, PanelJudge):
+        return sum(_judging(member, target) for member in judge.members)
+
+    def seconds(texts: Sequence[str]) -> float:
+        begun = time.perf_counter()
+        judge.judge(texts, [target] * len(texts))
+        return time.perf_counter() - begun
+
+    # Some load on their first text.
+    texts = TEXTS[1:2] if seconds(TEXTS[:1]) > LONG else TEXTS[1:]
+    return seconds(texts) / len(texts)
+
+
+def measure(inputs: Inputs, judging: tuple[float, ...]) -> tuple[Speed, Counts]:
+    """Loads the model and times it. judging: of `judging_seconds`.
+
+    Raises: UnsupportedModelError where the model has no place for a circuit; as `load`.
+    """
     settings = inputs.settings
     begun = time.perf_counter()
     loaded = load(inputs.model, settings.loading.dtype, settings.loading.device)
     decoder = find_decoder(loaded.network)
     seconds = time.perf_counter() - begun
-    return speed_of(decoder, seconds), counts_of(inputs, loaded.tokenizer)
+    return speed_of(decoder, seconds), counts_of(inputs, loaded.tokenizer, judging)
 
 
 @torch.no_grad()
@@ -81,7 +124,7 @@ def _seconds(work: Callable[[], Any], decoder: Decoder) -> float:
     return time.perf_counter() - begun
 
 
-def counts_of(inputs: Inputs, tokenizer: Any) -> Counts:
+def counts_of(inputs: Inputs, tokenizer: Any, judging: tuple[float, ...]) -> Counts:
     """Tokens are those of the first scenario. Raises: PromptError."""
     user = expand(inputs.parts.learn[:1])[0].user
     texts = [text for example in inputs.written[:REPLIES] for text in example.replies.values()]
@@ -103,7 +146,7 @@ def counts_of(inputs: Inputs, tokenizer: Any) -> Counts:
         held=len({scenario(example.id) for example in held}),
         texts=labelled or len(inputs.parts.learn) * len(inputs.emotions),
         again=inputs.judged_by_words,
-        judges=len(inputs.settings.judge),
+        judging=judging,
     )
 
 

@@ -47,7 +47,10 @@ class CalibrateOptions(Options):
     ] = (MOST_FLUENCY,)
     more_repetition: Annotated[
         float,
-        Parameter(help="mean share of repeated 3-grams beyond that of prompted replies", metavar="X"),
+        Parameter(
+            help="mean share of repeated 3-grams beyond that of prompted or plain replies, whichever is more",
+            metavar="X",
+        ),
     ] = MORE_REPETITION
     common: Annotated[EvaluationOptions, FLAT] = field(default_factory=EvaluationOptions)
     out: Annotated[Path | None, Parameter(help="default: calibration in CIRCUIT.work", metavar="DIR")] = None

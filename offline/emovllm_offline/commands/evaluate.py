@@ -31,7 +31,8 @@ class EvaluateOptions(Options):
     data: Annotated[
         str,
         Parameter(
-            help="sev-test, sev, sev-small, a SEV file, or lines with `user` (and `id`, `valence`)", metavar="FILE"
+            help="sev-test, closed (once a release), sev, a SEV file, or lines with `user` (and `id`, `valence`)",
+            metavar="FILE",
         ),
     ] = "sev-test"
     methods: Annotated[tuple[str, ...], COMMAS, Parameter(help="what is compared", metavar="NAME,...")] = (

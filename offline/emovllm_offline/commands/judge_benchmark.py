@@ -22,7 +22,8 @@ class JudgeBenchmarkOptions(Options):
     texts: Annotated[
         tuple[Path, ...],
         Parameter(
-            help="JSON lines {text, label, group?, register?}, or a .tsv of GoEmotions with its labels.txt",
+            help="replies (packaged), JSON lines {text, label, group?, register?}, or a .tsv of GoEmotions with its "
+            "labels.txt",
             metavar="FILE",
         ),
     ]

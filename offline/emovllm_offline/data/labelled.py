@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from emovllm_offline.data.texts import SYNONYMS
 from emovllm_offline.storage.json_lines import Id, read_json_lines
 
 _LABELS = "labels.txt"
+# Packaged texts by name: replies of models, of several registers (docs/results/judges.md tells who labelled them).
+PACKAGED = {"replies": Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "replies.jsonl"}
 
 Label = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
@@ -40,13 +43,13 @@ class Labelled(BaseModel):
 
 
 def load_labelled(path: str | Path) -> list[Labelled]:
-    """Reads JSON lines {text, label, group?, register?}, or a .tsv as GoEmotions has them: text, ids of labels with
-    commas between, id; what the ids stand for is told by a file labels.txt beside it, a name a line. A text without a
-    register has the file's name for one.
+    """Reads packaged texts by their name (`PACKAGED`), or JSON lines {text, label, group?, register?}, or a .tsv as
+    GoEmotions has them: text, ids of labels with commas between, id; what the ids stand for is told by a file
+    labels.txt beside it, a name a line. A text without a register has the file's name for one.
 
     Raises: DataError, naming the file and the line.
     """
-    path = Path(path)
+    path = PACKAGED.get(str(path), Path(path))
     rows = list(
         _table(path) if path.suffix == ".tsv" else (row for _, row in read_json_lines(path, Labelled, DataError))
     )

@@ -12,11 +12,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.errors import DataError
-from emovllm.files import read_text
+from emovllm.files import read_json, read_text
 from emovllm_offline.data import sev
 from emovllm_offline.storage.json_lines import Id, parse_json_lines
 
 TEST_SET = "sev-test"
+# Another, of other messages: see `Closed`.
+CLOSED = "closed"
+_CLOSED_FILE = sev.DATA / "closed.json"
 # Of messages that say nothing of their own valence.
 UNTOLD = "untold"
 
@@ -43,6 +46,35 @@ class _Line(BaseModel):
     group: Id = ""
 
 
+class Opening(BaseModel):
+    """When replies to the closed set were looked at or measured: of which release, model and circuit (its digest), by
+    which command."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    release: str
+    date: str
+    model: str
+    circuit: str
+    command: str
+
+
+class Closed(BaseModel):
+    """A test set that a release is measured on once, in the end: no reply to it was seen before, and nothing was
+    chosen by any. opened: each time that it was. Kinds of messages and valences take turns, so that every part is
+    balanced."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    opened: tuple[Opening, ...]
+    messages: tuple[_Line, ...]
+
+
+def load_closed() -> Closed:
+    """Raises: DataError."""
+    return read_json(_CLOSED_FILE, Closed, DataError)
+
+
 def load_messages(source: str | Path, limit: int | None = None) -> list[Message]:
     """Messages of a packaged data set, a SEV file, or a file with lines {"user": ..., "id": ..., "valence": ...,
     "group": ...}.
@@ -50,6 +82,8 @@ def load_messages(source: str | Path, limit: int | None = None) -> list[Message]
     limit: the first so many scenarios of SEV (three messages each), or lines.
     Raises: DataError, naming the file and the line.
     """
+    if str(source) == CLOSED:
+        return [Message(line.id or "", line.valence, line.user) for line in load_closed().messages][:limit]
     if str(source) in sev.PACKAGED:
         return _of_records(sev.load_sev(source)[:limit])
     path = Path(source)
@@ -74,8 +108,8 @@ def messages_digest(messages: Sequence[Message]) -> str:
 
 
 def overlaps_test_set(messages: Sequence[Message]) -> bool:
-    """Whether any message is of the test set, which nothing may be tuned on."""
-    test = {message.user for message in load_messages(TEST_SET)}
+    """Whether any message is of a test set, which nothing may be tuned on."""
+    test = {message.user for name in (TEST_SET, CLOSED) for message in load_messages(name)}
     return any(message.user in test for message in messages)
 
 

@@ -21,7 +21,7 @@ Valence = Literal["positive", "neutral", "negative"]
 VALENCES: tuple[Valence, ...] = get_args(Valence)
 Text = Annotated[str, Field(min_length=1)]
 
-_DATA = Path(str(resources.files("emovllm_offline"))) / "data" / "files"
+DATA = Path(str(resources.files("emovllm_offline"))) / "data" / "files"
 WORDS_PER_SENTENCE = (15, 25)
 # The three events of a scenario are to be the same sentence but for the outcome.
 LEAST_OVERLAP = 0.35
@@ -75,7 +75,7 @@ def load_sev(source: str | Path = DEFAULT) -> list[Record]:
     Raises: DataError, naming the file and the line.
     """
     name, part = PACKAGED.get(str(source), (None, slice(None)))
-    path = Path(source) if name is None else _DATA / name
+    path = Path(source) if name is None else DATA / name
     return parse_sev(path, read_text(path, DataError))[part]
 
 
@@ -159,7 +159,7 @@ def _sentences(record: Record) -> dict[str, str]:
 
 def emotion_words() -> frozenset[str]:
     """Words that name or show an emotion: a sentence of SEV may not have them, it tells what happened."""
-    return frozenset((_DATA / "emotion_words.txt").read_text(encoding="ascii").split())
+    return frozenset((DATA / "emotion_words.txt").read_text(encoding="ascii").split())
 
 
 def _sentence_faults(sentence: str, emotion_words: frozenset[str]) -> list[str]:

@@ -111,9 +111,10 @@ def choose_all(
         for emotion in emotions:
             found = [_cell(cells, Condition(CIRCUITS, strength, scope), emotion) for strength in strengths]
             points[scope][emotion] = [_point(cell, judge) for cell in found]
-            prompted = _value(_cell(cells, Condition(PROMPTING, 0.0, ""), emotion).repetition)
-            mistaken = _value(_cell(cells, Condition(NONE, 0.0, ""), emotion).accuracy[judge])
-            choices[scope][emotion] = choose(points[scope][emotion], prompted, bounds, mistaken)
+            unsteered = [_cell(cells, Condition(method, 0.0, ""), emotion) for method in (NONE, PROMPTING)]
+            repetition = max(_value(cell.repetition) for cell in unsteered)
+            mistaken = _value(unsteered[0].accuracy[judge])
+            choices[scope][emotion] = choose(points[scope][emotion], repetition, bounds, mistaken)
     scope = best_scope(choices)
     scores = {}
     for emotion, choice in choices[scope].items():

@@ -14,7 +14,7 @@ USUAL_STRENGTHS = (0.75, 1.0)
 MOST_FLUENCY = 2.0
 # The share of replies from which on an emotion counts as there: at a strength; asked for, beside being above chance.
 ENOUGH = 0.5
-# Of the mean share of repeated 3-grams, beyond that of prompted replies.
+# Of the mean share of repeated 3-grams, beyond that of prompted or of plain replies, whichever repeat more.
 MORE_REPETITION = 0.05
 # Past the collapse: half of the replies repetitive, or a median fluency of twice its bound (of a bound of 2, where
 # single replies count as explosive).
@@ -45,8 +45,9 @@ class Point:
     repetition: float  # mean
     repetitive: float  # share of the replies
 
-    def within(self, prompted_repetition: float, bounds: Bounds) -> bool:
-        return self.fluency <= bounds.fluency and self.repetition <= prompted_repetition + bounds.repetition
+    def within(self, unsteered: float, bounds: Bounds) -> bool:
+        """unsteered: the repetition of replies that nothing was injected into."""
+        return self.fluency <= bounds.fluency and self.repetition <= unsteered + bounds.repetition
 
     def collapsed(self, bounds: Bounds) -> bool:
         return self.repetitive >= COLLAPSED or self.fluency > BEYOND_FLUENCY * bounds.fluency
@@ -61,27 +62,28 @@ class Choice:
     maximal: float
 
 
-def choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, false_positives: float = 0.0) -> Choice:
+def choose(points: Sequence[Point], unsteered: float, bounds: Bounds, false_positives: float = 0.0) -> Choice:
     """The most accurate strength within the bounds before the first collapse, the smaller of equals; and the last one
     before that collapse, which bounds may be too loose to notice: those of a model whose prompted replies are loops.
 
     Of bounds that are tried in turn, the tightest within which the emotion shows in `ENOUGH` of the replies; where
     there is none such, the tightest that recommends anything.
 
-    points: of one emotion and scope, at least one. false_positives: the share of unsteered replies that the judge takes
+    points: of one emotion and scope, at least one. unsteered: the repetition of replies that nothing was injected into,
+    prompted ones or plain ones, whichever repeat more. false_positives: the share of plain replies that the judge takes
     for the emotion, which a strength must exceed to be recommended.
     """
-    choices = [_choose(points, prompted_repetition, each, false_positives) for each in bounds.in_turn()]
+    choices = [_choose(points, unsteered, each, false_positives) for each in bounds.in_turn()]
     found = [choice for choice in choices if choice.recommended is not None]
     enough = (choice for choice in found if choice.recommended and choice.recommended.accuracy >= ENOUGH)
     return next(enough, (found or choices)[0])
 
 
-def _choose(points: Sequence[Point], prompted_repetition: float, bounds: Bounds, false_positives: float) -> Choice:
+def _choose(points: Sequence[Point], unsteered: float, bounds: Bounds, false_positives: float) -> Choice:
     by_strength = sorted(points, key=lambda point: point.strength)
     whole = list(itertools.takewhile(lambda point: not point.collapsed(bounds), by_strength))
     felt = [point for point in whole if point.accuracy > false_positives]
-    allowed = [point for point in felt if point.within(prompted_repetition, bounds)]
+    allowed = [point for point in felt if point.within(unsteered, bounds)]
     # max() takes the first of equals.
     recommended = max(allowed, key=lambda point: point.accuracy, default=None)
     return Choice(recommended, whole[-1].strength if whole else by_strength[0].strength)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from emovllm.errors import BuildError
-from emovllm_offline.building.costs import estimates
+from emovllm_offline.building.costs import Planned, estimates
 from emovllm_offline.building.plan import Plan, make_plan, shorten
 from emovllm_offline.building.sizes import EFFORTS, LEAST, STAGES, Counts, Sizes, Speed
 
@@ -139,8 +140,26 @@ def test_estimates_grow_with_what_is_done_and_with_what_a_token_costs() -> None:
     assert 6 < usual["refine"] < 20
 
 
-def test_each_further_judge_costs_a_little_in_the_evaluation_alone() -> None:
-    one, three = (estimates(EFFORTS["normal"], replace(COUNTS, judges=count), SMALL) for count in (1, 3))
-    assert [row.stage for row in one if row not in three] == ["evaluate"]
-    more = sum(row.minutes for row in three) - sum(row.minutes for row in one)
-    assert 0 < more < 2
+def test_each_further_judge_takes_its_time_in_the_evaluation_alone() -> None:
+    sizes = EFFORTS["normal"]
+    one, quick, slow = (
+        estimates(sizes, replace(COUNTS, judging=judging), SMALL) for judging in ((0.0,), (0.0, 0.0, 0.0), (0.0, 7.0))
+    )
+    for several in (quick, slow):
+        assert [row.stage for row in one if row not in several] == ["evaluate"]
+    assert 0 < minutes_of(quick) - minutes_of(one) < 2
+    replies = sizes.tested * (1 + 2 * COUNTS.emotions)
+    assert minutes_of(slow) - minutes_of(one) == pytest.approx(7 * replies / 60, rel=0.05)
+
+
+def test_the_judge_that_chooses_takes_its_time_wherever_replies_are_judged() -> None:
+    quick, slow = (estimates(EFFORTS["thorough"], replace(COUNTS, judging=(of,)), SMALL) for of in (0.0, 7.0))
+    slower = {of.stage for before, of in zip(quick, slow, strict=True) if of.minutes > before.minutes}
+    assert slower == {"elicit", "prompt", "calibrate", "again", "evaluate"}
+    # What is planned in a given time is less, then.
+    counts = replace(COUNTS, judging=(7.0,))
+    assert make_plan("normal", 60, counts, SMALL).sizes.chosen < make_plan("normal", 60, COUNTS, SMALL).sizes.chosen
+
+
+def minutes_of(planned: Sequence[Planned]) -> float:
+    return sum(of.minutes for of in planned)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from emovllm_offline.building import speed
 from emovllm_offline.building.costs import BATCH
+from emovllm_offline.judges.judge import Verdict
+from emovllm_offline.judges.panel import PanelJudge
 
 
 class Clock:
@@ -89,3 +92,47 @@ def test_a_model_that_is_slow_is_timed_twice_and_no_longer(of: Callable[..., tup
 def test_no_more_tokens_are_timed_than_the_model_takes(of: Callable[..., tuple[speed.Speed, Clock]]) -> None:
     found, _ = of(0.001, itertools.repeat(1.0), most=12)
     assert found.token == pytest.approx(0.001)
+
+
+class Slow:
+    """A judge that takes so long a text, and longer for its first."""
+
+    config: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, clock: Clock, seconds: float, loading: float, name: str = "slow") -> None:
+        self.name, self.clock, self.seconds, self.loading = name, clock, seconds, loading
+        self.asked: list[int] = []
+
+    def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
+        self.clock.work(self.seconds * len(texts) + self.loading)
+        self.loading = 0.0
+        self.asked.append(len(texts))
+        return [Verdict(target == "anger", "anger", "") for target in targets]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, ...]]:
+    """`judged(clock, judges by name)`: how long each takes for a text."""
+
+    def timed(clock: Clock, judges: dict[str, Any]) -> tuple[float, ...]:
+        monkeypatch.setattr(speed, "time", clock)
+        making = SimpleNamespace(make=lambda name, emotions, cache, concurrency: judges[name])
+        settings = SimpleNamespace(judging=making, judge=tuple(judges))
+        return speed.judging_seconds(SimpleNamespace(settings=settings, emotions=("anger", "fear")))  # type: ignore[arg-type]
+
+    return timed
+
+
+def test_a_judge_is_timed_without_what_it_loads_first(judged: Callable[..., tuple[float, ...]]) -> None:
+    clock = Clock(itertools.repeat(1.0))
+    quick, slow = Slow(clock, 0.01, 2.0), Slow(clock, 7.0, 9.0)
+    assert judged(clock, {"quick": quick, "slow": slow}) == (pytest.approx(0.01), pytest.approx(7.0))
+    # What is slow is asked no more than it has to be.
+    assert (quick.asked, slow.asked) == ([1, len(speed.TEXTS) - 1], [1, 1])
+
+
+def test_a_panel_takes_what_all_its_members_take(judged: Callable[..., tuple[float, ...]]) -> None:
+    clock = Clock(itertools.repeat(1.0))
+    members = [Slow(clock, seconds, 0.0, str(seconds)) for seconds in (0.5, 1.0, 7.0)]
+    # Two agree on everything here, and elsewhere they may not.
+    assert judged(clock, {"panel": PanelJudge(members)}) == (pytest.approx(8.5),)

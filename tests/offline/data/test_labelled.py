@@ -8,6 +8,7 @@ import pytest
 
 from emovllm.errors import DataError
 from emovllm_offline.data.labelled import by_register, draw, load_labelled
+from emovllm_offline.judges.sentences import LABELS
 
 
 def test_json_lines_have_one_or_several_labels(tmp_path):
@@ -66,3 +67,16 @@ def test_a_draw_is_the_same_each_time_and_keeps_the_order(tmp_path):
     assert len(drawn) == 10
     assert [row.text for row in drawn] == sorted(row.text for row in drawn)
     assert draw(rows, 100) == draw(rows, None) == rows
+
+
+def test_packaged_replies_are_of_several_registers_and_hold_every_label():
+    rows = load_labelled("replies")
+    assert len({row.text for row in rows}) == len(rows) > 250
+    assert {label for row in rows for label in row.label} == set(LABELS)
+    assert {name: len(of) > 80 for name, of in by_register(rows).items()} == {
+        "circuit, SmolLM2-135M": True,
+        "no circuit, SmolLM2-135M": True,
+        "prompted, Qwen2.5-Coder-0.5B": True,
+    }
+    # Replies to one scenario are no independent evidence.
+    assert all(row.group for row in rows)

@@ -349,7 +349,8 @@ def test_any_json_lines_are_messages(tmp_path: Path) -> None:
 
 
 def test_the_test_set_is_known_by_its_messages() -> None:
-    assert overlaps_test_set([Message("mine", "positive", load_messages("sev-test")[7].user)])
+    for name in ("sev-test", "closed"):
+        assert overlaps_test_set([Message("mine", "positive", load_messages(name)[7].user)])
     assert not overlaps_test_set(load_messages("sev"))
 
 
