@@ -71,12 +71,14 @@ def test_a_draw_is_the_same_each_time_and_keeps_the_order(tmp_path):
 
 def test_packaged_replies_are_of_several_registers_and_hold_every_label():
     rows = load_labelled("replies")
-    assert len({row.text for row in rows}) == len(rows) > 250
+    assert len({row.text for row in rows}) == len(rows) > 500
     assert {label for row in rows for label in row.label} == set(LABELS)
-    assert {name: len(of) > 80 for name, of in by_register(rows).items()} == {
-        "circuit, SmolLM2-135M": True,
-        "no circuit, SmolLM2-135M": True,
-        "prompted, Qwen2.5-Coder-0.5B": True,
+    assert {name for name, of in by_register(rows).items() if len(of) > 60} == {
+        "default circuit, SmolLM2-135M",
+        "circuit, SmolLM2-135M",
+        "no circuit, SmolLM2-135M",
+        "circuit, Qwen2.5-Coder-0.5B",
+        "prompted, Qwen2.5-Coder-0.5B",
     }
     # Replies to one scenario are no independent evidence.
     assert all(row.group for row in rows)
