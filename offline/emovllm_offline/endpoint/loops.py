@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -21,18 +22,27 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     except RuntimeError:
         return asyncio.run(work)
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+    ended = threading.Event()
 
     async def begin() -> T:
         begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
         return await work
 
+    def run() -> T:
+        try:
+            return asyncio.run(begin())
+        finally:
+            ended.set()
+
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
-            return thread.submit(asyncio.run, begin()).result()
+            return thread.submit(run).result()
         except BaseException:
             # It may have ended by itself, or an interrupt may have come before it was handed over.
             with contextlib.suppress(RuntimeError, TimeoutError):
                 loop, task = begun.result(timeout=_HANDED_OVER)
                 assert task is not None
                 loop.call_soon_threadsafe(task.cancel)
+                # The executor does not wait for a thread in whose start the interrupt came.
+                ended.wait()
             raise

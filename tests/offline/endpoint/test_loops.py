@@ -61,3 +61,32 @@ def test_an_interrupt_cancels_work_in_another_thread() -> None:
         asyncio.run(cell())
     assert cancelled.is_set()
     assert time.monotonic() - start < 30
+
+
+def test_an_interrupt_while_the_thread_starts_waits_until_the_work_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    begun = threading.Event()
+    start = threading.Thread.start
+
+    async def long() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            # Late, so that whoever does not wait for it finds it unfinished.
+            time.sleep(0.2)
+            ended.set()
+
+    def interrupted(thread: threading.Thread) -> None:
+        """As where the signal comes before the executor has noted the thread."""
+        start(thread)
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    async def cell() -> None:
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        wait_for(long())
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(cell())
+    assert ended.is_set()
