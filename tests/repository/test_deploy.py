@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from emovllm_server.arguments import parse as parse_arguments
 from emovllm_server.top.scrape import parse
 from support.dashboard import DASHBOARD, ROOT, check_dashboard, filled, missing, queries
 
@@ -172,6 +173,31 @@ def test_a_server_that_stops_has_time_to_finish() -> None:
     unit = (DEPLOY / "systemd/emovllm.service").read_text()
     given = [re.search(pattern, unit) for pattern in (r"--shutdown-timeout (\d+)", r"(?m)^TimeoutStopSec=(\d+)$")]
     assert int(given[0][1]) < int(given[1][1])  # type: ignore[index]
+
+
+def test_the_production_stack_serves_a_circuit_as_the_dockerfile_has_it() -> None:
+    engines = read("production-stack/values.yaml")["servingEngineSpec"]
+    pod, container = engines["securityContext"], engines["containerSecurityContext"]
+    deployment = manifests()["deployment"]["spec"]["template"]["spec"]
+    assert pod == deployment["securityContext"]
+    # The chart has a default for it here, which the pod's would not override.
+    assert container == {**deployment["containers"][0]["securityContext"], "runAsNonRoot": True}
+    startup = deployment["containers"][0]["startupProbe"]
+    assert engines["startupProbe"] == {key: startup[key] for key in ("periodSeconds", "failureThreshold")}
+    (model,) = engines["modelSpec"]
+    # A claim of one node would hold back every replica but the first.
+    assert model["replicaCount"] == 1 or model["pvcAccessMode"] == ["ReadWriteMany"]
+    assert "lmcacheConfig" not in model
+    keys = [(engines["vllmApiKey"], "api-key"), (model["hf_token"], "hf-token")]
+    assert [(key["secretName"], key["secretKey"]) for key, _ in keys] == [("emovllm", name) for _, name in keys]
+    # As the chart's command: with `vllm serve`, the configuration alone says that there is a circuit.
+    config = model["vllmConfig"]
+    assert config["enablePrefixCaching"] is True
+    _, args = parse_arguments([model["modelURL"], *config["extraArgs"]], "serve")
+    assert args.additional_config == {"emovllm": {"circuit": "your-name/your-circuit"}}
+    assert args.kv_offloading_size < int(model["requestMemory"].removesuffix("Gi"))
+    # What Kubernetes gives a pod where nothing else is said, as in the chart.
+    assert 0 < args.shutdown_timeout < 30
 
 
 def test_no_compose_file_of_docker_copies_secrets_into_the_image() -> None:

@@ -7,6 +7,8 @@ import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import BaseModel
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "emovllm": ROOT / "emovllm",
@@ -86,6 +88,24 @@ def test_no_function_takes_more_than_eight_parameters_and_no_module_is_long() ->
                     wide.append(f"{module}.{node.name}")
     assert (long, wide) == ([], [])
     assert functions > 1000
+
+
+def test_no_field_has_the_name_of_a_method_of_pydantic() -> None:
+    """It would warn whoever runs a command that loads the class."""
+    models = [
+        node
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) for base in node.bases)
+    ]
+    names = {
+        field.target.id
+        for model in models
+        for field in model.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    assert "register_" in names
+    assert [name for name in sorted(names) if hasattr(BaseModel, name) and name != "model_config"] == []
 
 
 def test_emovllm_knows_neither_server_nor_offline_but_in_its_command() -> None:

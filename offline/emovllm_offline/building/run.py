@@ -58,7 +58,8 @@ def run(model: str, out: Path, settings: BuildSettings, *, command: str = "") ->
     inputs = Inputs.of(model, settings)
     about = inputs.describe(public_model_id(resolve_model(model)))
     state = State.load(place, about)
-    judging = judging_seconds(inputs)
+    # Of a build that has ended nothing is judged any more.
+    judging = judging_seconds(inputs) if state is None or not state.ended else state.counts.judging
     if state is None:
         say("measuring how fast the model is here")
         speed, counts = measure(inputs, judging)

@@ -72,6 +72,11 @@ class State(BaseModel):
         write_atomically(place / FILE, (self.model_dump_json(indent=1) + "\n").encode())
 
     @property
+    def ended(self) -> bool:
+        """Whether all that there is to do was done; the last stage is that of the evaluation."""
+        return (last := self.stages.get("evaluate")) is not None and last.done
+
+    @property
     def spent(self) -> float:
         """Minutes that all stages took so far."""
         return sum(stage.minutes for stage in self.stages.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from emovllm.errors import ExamplesError
 from emovllm.spec import EmotionName
 from emovllm_offline.storage.json_lines import Id, read_json_lines
+from emovllm_offline.storage.places import DATA
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 DEFAULT = "replies"
-_PACKAGED = Path(str(resources.files("emovllm_offline"))) / "data" / "files" / "replies.jsonl"
+_PACKAGED = DATA / "replies.jsonl"
 
 
 class Example(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +14,11 @@ from emovllm.errors import DataError
 from emovllm.files import read_text
 from emovllm_offline.data.texts import SYNONYMS
 from emovllm_offline.storage.json_lines import Id, read_json_lines
+from emovllm_offline.storage.places import JUDGES
 
 _LABELS = "labels.txt"
 # Packaged texts by name: replies of models, of several registers (docs/results/judges.md tells who labelled them).
-PACKAGED = {"replies": Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "replies.jsonl"}
+PACKAGED = {"replies": JUDGES / "replies.jsonl"}
 
 Label = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
@@ -26,7 +26,8 @@ Label = Annotated[str, Field(min_length=1, pattern=r"\S")]
 class Labelled(BaseModel):
     """A text. label: one or several, by people or by how the text was made.
 
-    group: texts of one group are no independent evidence (one scenario, one author); register: the kind of text.
+    group: texts of one group are no independent evidence (one scenario, one author). register_: the kind of text; in
+    files `register`, which is the name of a method of every class of pydantic's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +35,7 @@ class Labelled(BaseModel):
     text: Annotated[str, Field(min_length=1, pattern=r"\S")]
     label: tuple[Label, ...] = Field(min_length=1)
     group: Id | None = None
-    register: str | None = None
+    register_: str | None = Field(default=None, alias="register")
 
     @field_validator("label", mode="before")
     @classmethod
@@ -60,7 +61,7 @@ def load_labelled(path: str | Path) -> list[Labelled]:
 
 def _named(row: Labelled, register: str) -> Labelled:
     label = tuple(SYNONYMS.get(name, name) for name in row.label)
-    return row.model_copy(update={"label": label, "register": row.register or register})
+    return row.model_copy(update={"label": label, "register_": row.register_ or register})
 
 
 def _table(path: Path) -> Iterator[Labelled]:
@@ -91,5 +92,5 @@ def by_register(rows: Sequence[Labelled]) -> Mapping[str, list[Labelled]]:
     """The texts of each register, in the order in which they first come."""
     groups: dict[str, list[Labelled]] = {}
     for row in rows:
-        groups.setdefault(row.register or "", []).append(row)
+        groups.setdefault(row.register_ or "", []).append(row)
     return groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from emovllm.errors import DataError
 from emovllm.files import read_json, read_text
 from emovllm_offline.data import sev
 from emovllm_offline.storage.json_lines import Id, parse_json_lines
+from emovllm_offline.storage.places import DATA
 
 TEST_SET = "sev-test"
 # Another, of other messages: see `Closed`.
 CLOSED = "closed"
-_CLOSED_FILE = sev.DATA / "closed.json"
+_CLOSED_FILE = DATA / "closed.json"
 # Of messages that say nothing of their own valence.
 UNTOLD = "untold"
 
@@ -109,8 +111,12 @@ def messages_digest(messages: Sequence[Message]) -> str:
 
 def overlaps_test_set(messages: Sequence[Message]) -> bool:
     """Whether any message is of a test set, which nothing may be tuned on."""
-    test = {message.user for name in (TEST_SET, CLOSED) for message in load_messages(name)}
-    return any(message.user in test for message in messages)
+    return not _test_messages().isdisjoint(message.user for message in messages)
+
+
+@functools.cache
+def _test_messages() -> frozenset[str]:
+    return frozenset(message.user for name in (TEST_SET, CLOSED) for message in load_messages(name))
 
 
 def _of_records(records: Sequence[sev.Record]) -> list[Message]:

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -16,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from emovllm.errors import DataError
 from emovllm.files import read_text
 from emovllm_offline.storage.json_lines import Id, parse_json_lines
+from emovllm_offline.storage.places import DATA
 
 Valence = Literal["positive", "neutral", "negative"]
 VALENCES: tuple[Valence, ...] = get_args(Valence)
 Text = Annotated[str, Field(min_length=1)]
 
-DATA = Path(str(resources.files("emovllm_offline"))) / "data" / "files"
 WORDS_PER_SENTENCE = (15, 25)
 # The three events of a scenario are to be the same sentence but for the outcome.
 LEAST_OVERLAP = 0.35
@@ -167,17 +166,18 @@ def _sentence_faults(sentence: str, emotion_words: frozenset[str]) -> list[str]:
     least, most = WORDS_PER_SENTENCE
     if not least <= len(sentence.split()) <= most:
         faults.append(f"{len(sentence.split())} words, expected {least} to {most}")
-    if found := sorted(_words(sentence) & emotion_words):
+    if found := sorted(set(words(sentence)) & emotion_words):
         faults.append(f"emotion words: {', '.join(found)}")
     if not sentence.isascii():
         faults.append("has characters that are not ASCII")
     return faults
 
 
-def _words(sentence: str) -> set[str]:
-    return set(re.findall(r"[a-z0-9']+", sentence.lower()))
+def words(text: str) -> list[str]:
+    """In lower case, in their order."""
+    return re.findall(r"[a-z0-9']+", text.lower())
 
 
 def _jaccard(one: str, other: str) -> float:
-    a, b = _words(one), _words(other)
+    a, b = set(words(one)), set(words(other))
     return len(a & b) / len(a | b)

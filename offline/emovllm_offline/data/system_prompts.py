@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,9 @@ from pydantic import Field, RootModel
 
 from emovllm.errors import DataError
 from emovllm.files import read_json
+from emovllm_offline.storage.places import DATA
 
-PACKAGED = Path(str(resources.files("emovllm_offline"))) / "data" / "files" / "system_prompts.json"
+PACKAGED = DATA / "system_prompts.json"
 # What there is without one.
 NONE = "none"
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,27 +22,26 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     except RuntimeError:
         return asyncio.run(work)
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
-    ended = threading.Event()
+    ended: Future[T] = Future()
 
     async def begin() -> T:
         begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
         return await work
 
-    def run() -> T:
+    def run() -> None:
         try:
-            return asyncio.run(begin())
-        finally:
-            ended.set()
+            ended.set_result(asyncio.run(begin()))
+        except BaseException as error:
+            ended.set_exception(error)
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        try:
-            return thread.submit(run).result()
-        except BaseException:
-            # It may have ended by itself, or an interrupt may have come before it was handed over.
-            with contextlib.suppress(RuntimeError, TimeoutError):
-                loop, task = begun.result(timeout=_HANDED_OVER)
-                assert task is not None
-                loop.call_soon_threadsafe(task.cancel)
-                # The executor does not wait for a thread in whose start the interrupt came.
-                ended.wait()
-            raise
+    try:
+        threading.Thread(target=run).start()
+        return ended.result()
+    except BaseException:
+        # It may have ended by itself, or an interrupt may have come before it was handed over.
+        with contextlib.suppress(RuntimeError, TimeoutError):
+            loop, task = begun.result(timeout=_HANDED_OVER)
+            assert task is not None
+            loop.call_soon_threadsafe(task.cancel)
+            wait([ended])
+        raise

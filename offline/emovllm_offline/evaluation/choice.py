@@ -74,9 +74,9 @@ def choose(points: Sequence[Point], unsteered: float, bounds: Bounds, false_posi
     for the emotion, which a strength must exceed to be recommended.
     """
     choices = [_choose(points, unsteered, each, false_positives) for each in bounds.in_turn()]
-    found = [choice for choice in choices if choice.recommended is not None]
-    enough = (choice for choice in found if choice.recommended and choice.recommended.accuracy >= ENOUGH)
-    return next(enough, (found or choices)[0])
+    found = [(choice, choice.recommended.accuracy) for choice in choices if choice.recommended is not None]
+    enough = (choice for choice, accuracy in found if accuracy >= ENOUGH)
+    return next(enough, found[0][0] if found else choices[0])
 
 
 def _choose(points: Sequence[Point], unsteered: float, bounds: Bounds, false_positives: float) -> Choice:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from emovllm.files import write_atomically
 from emovllm.readout import NEUTRAL
@@ -34,7 +34,7 @@ class Figure(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     judge: str
-    register: str
+    register_: str = Field(alias="register")
     texts: int
     unjudged: int
     accuracy: float
@@ -61,7 +61,7 @@ class Benchmark(BaseModel):
         """Writes FILE."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FILE, (self.model_dump_json(indent=1) + "\n").encode())
+        write_atomically(folder / FILE, (self.model_dump_json(indent=1, by_alias=True) + "\n").encode())
 
     def print(self) -> None:
         print_all([self.accuracies(), *([self.agreements()] if any(self.kappa.values()) else [])])
@@ -71,7 +71,7 @@ class Benchmark(BaseModel):
             ["register, judge", "texts", "not judged", "accuracy", "95% interval", "counts", *self.labels],
             [
                 [
-                    f"{figure.register}, {figure.judge}",
+                    f"{figure.register_}, {figure.judge}",
                     str(figure.texts),
                     str(figure.unjudged),
                     f"{figure.accuracy:.3f}",

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +22,9 @@ from emovllm.files import read_json
 from emovllm.readout import NEUTRAL
 from emovllm.spec import EmotionName
 from emovllm_offline.judges.judge import Verdict, judge, option
+from emovllm_offline.storage.places import JUDGES
 
-_PACKAGED = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "lexicon.json"
+_PACKAGED = JUDGES / "lexicon.json"
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # A negation reaches this many words ahead, within its clause.
 REACH = 3

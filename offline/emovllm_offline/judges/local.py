@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, shared_embedder
 from emovllm_offline.judges.judge import EMPTY_REPLY, Verdict, judge, option
 from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences
 from emovllm_offline.judges.softmax import Softmax
+from emovllm_offline.storage.places import JUDGES
 
-HEAD = Path(str(resources.files("emovllm_offline"))) / "judges" / "data" / "local_head.safetensors"
+HEAD = JUDGES / "local_head.safetensors"
 # By cross-validation on the sentences (docs/results/judges.md).
 PENALTY = 1e-3
 

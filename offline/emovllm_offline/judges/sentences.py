@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 from emovllm.errors import JudgeError
 from emovllm.files import read_text
 from emovllm.readout import NEUTRAL
 from emovllm_offline.data.sev import emotion_words
 from emovllm_offline.judges.lexicon import Entries, load_lexicon, tokens
+from emovllm_offline.storage.places import JUDGES
 
 # The judge's labels: Ekman's six and neutral, in the order of every table.
 LABELS = ("anger", "sadness", "happiness", "fear", "surprise", "disgust", NEUTRAL)
-_FOLDER = Path(str(resources.files("emovllm_offline"))) / "judges" / "data"
 # Weights from which a lexicon's entry shows its emotion; below, it hints.
 SHOWS = 2
 
@@ -45,13 +43,13 @@ def load_sentences(part: str = "sentences") -> Sentences:
     texts: list[str] = []
     labels: list[str] = []
     for label in LABELS:
-        path = _FOLDER / part / f"{label}.txt"
+        path = JUDGES / part / f"{label}.txt"
         lines = [line for line in read_text(path, JudgeError).splitlines() if line.strip()]
         texts += lines
         labels += [label] * len(lines)
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
-        raise JudgeError(f"{_FOLDER / part}: a text stands there twice: {twice!r}")
+        raise JudgeError(f"{JUDGES / part}: a text stands there twice: {twice!r}")
     return Sentences(tuple(texts), tuple(labels))
 
 

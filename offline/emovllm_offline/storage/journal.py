@@ -32,7 +32,7 @@ class Lines(Generic[Row]):
         """Writes rows to the end of the file, which is made with its folder where it is not there."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(row.model_dump_json() + "\n" for row in rows))
+            file.write("".join(row.model_dump_json(by_alias=True) + "\n" for row in rows))
         self.rows += rows
 
     def replace(self, rows: Mapping[int, Row]) -> None:
@@ -41,7 +41,7 @@ class Lines(Generic[Row]):
         if not rows:
             return
         new = [rows.get(number, row) for number, row in enumerate(self.rows)]
-        write_atomically(self.path, "".join(row.model_dump_json() + "\n" for row in new).encode())
+        write_atomically(self.path, "".join(row.model_dump_json(by_alias=True) + "\n" for row in new).encode())
         self.rows = new
 
     def keep(self, count: int) -> None:

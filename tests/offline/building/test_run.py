@@ -100,9 +100,11 @@ def test_an_interrupted_build_goes_on_and_does_nothing_twice(
     assert ran == [*made, "evaluate", "evaluate"]
     assert place.state()["sizes"] == sizes
     assert place.state()["stages"]["refine"]["minutes"] > spent
-    # Once more runs nothing, and writes the same.
+    # Once more runs nothing, asks no judge, and writes the same.
     card, before = (place.out / "README.md").read_bytes(), list(ran)
-    assert place() == 0
+    with monkeypatch.context() as patch:
+        patch.delattr("emovllm_offline.building.run.judging_seconds")
+        assert place() == 0
     assert ran == before
     assert (place.out / "README.md").read_bytes() == card
     scored = place.work / "evaluate" / "run" / "scored.jsonl"

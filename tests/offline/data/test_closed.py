@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -10,16 +9,12 @@ import pytest
 
 from emovllm_offline.data.examples import load_examples
 from emovllm_offline.data.messages import CLOSED, Message, load_closed, load_messages
-from emovllm_offline.data.sev import emotion_words, expand, load_sev
+from emovllm_offline.data.sev import emotion_words, expand, load_sev, words
 
 KINDS = {"told", "question", "request", "chat", "work", "plan", "review"}
 EACH = 12
 # Words in a row that two texts have in common only where one is made of the other.
 RUN = 5
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9']+", text.lower())
 
 
 def runs(texts: Iterable[str]) -> set[tuple[str, ...]]:

@@ -19,8 +19,8 @@ def test_json_lines_have_one_or_several_labels(tmp_path):
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     first, second = load_labelled(file)
-    assert (first.label, first.group, first.register) == (("happiness",), None, "replies")
-    assert (second.label, second.group, second.register) == (("fear", "sadness"), "7", "letters")
+    assert (first.label, first.group, first.register_) == (("happiness",), None, "replies")
+    assert (second.label, second.group, second.register_) == (("fear", "sadness"), "7", "letters")
     assert {name: len(of) for name, of in by_register([first, second, first]).items()} == {"replies": 2, "letters": 1}
 
 
@@ -30,7 +30,7 @@ def test_the_table_of_goemotions_is_read_with_its_labels(tmp_path):
     file.write_text('He said "go\t0\tabc\nFine, then.\t1,2\tdef\n')
     first, second = load_labelled(file)
     assert (first.text, first.label) == ('He said "go', ("anger",))
-    assert (second.label, second.register) == (("happiness", "neutral"), "test")
+    assert (second.label, second.register_) == (("happiness", "neutral"), "test")
 
 
 @pytest.mark.parametrize(

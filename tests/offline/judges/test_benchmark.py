@@ -49,11 +49,11 @@ def test_accuracies_and_recalls_by_register():
     ]
     result = benchmark({"one": Answering()}, rows, EMOTIONS)
     first, second = result.figures
-    assert (first.register, first.texts, first.unjudged, first.accuracy, first.counts) == ("r", 5, 1, 0.75, False)
+    assert (first.register_, first.texts, first.unjudged, first.accuracy, first.counts) == ("r", 5, 1, 0.75, False)
     assert first.recall == {"anger": 0.5, "fear": None, "neutral": 1.0}
     # Wilson's interval of three of four.
     assert (first.low, first.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
-    assert (second.register, second.accuracy, second.recall["anger"]) == ("s", 0.5, 0.5)
+    assert (second.register_, second.accuracy, second.recall["anger"]) == ("s", 0.5, 0.5)
 
 
 def test_a_judge_counts_above_three_of_four():
@@ -99,7 +99,7 @@ def test_the_command_measures_a_panel_beside_its_members(tmp_path, capsys, monke
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     result = Benchmark.model_validate_json((tmp_path / "out" / FILE).read_text())
     assert [figure.judge for figure in result.figures] == ["lexicon 1", "local 2", "panel"]
-    assert {figure.register for figure in result.figures} == {"letters"}
+    assert {figure.register_ for figure in result.figures} == {"letters"}
     assert result.judges["panel"]["config"]["members"][1]["name"] == "local"
     assert "lexicon 1, local 2" in capsys.readouterr().out
     # What was judged is kept.

@@ -17,8 +17,9 @@ from emovllm_offline.judges.embeddings import WEIGHTS, Embedder, relevance, shar
 from emovllm_offline.judges.judge import CachedJudge, Verdict, make_judge
 from emovllm_offline.judges.local import LocalJudge, features, fit_head, load_head, save_head
 from emovllm_offline.judges.report import JudgeReport, Score, cross_validate, judge_report
-from emovllm_offline.judges.sentences import _FOLDER, LABELS, Sentences, load_sentences, named
+from emovllm_offline.judges.sentences import LABELS, Sentences, load_sentences, named
 from emovllm_offline.judges.softmax import Softmax, fit
+from emovllm_offline.storage.places import JUDGES
 
 EMOTIONS = LABELS[:-1]
 
@@ -312,8 +313,8 @@ def test_cross_validation_never_judges_what_it_was_fitted_on():
 def test_sentences_that_an_editor_saved_again_are_the_same(tmp_path, monkeypatch):
     plain = load_sentences("held_out")
     for label in LABELS:
-        lines = (_FOLDER / "held_out" / f"{label}.txt").read_text(encoding="utf-8")
+        lines = (JUDGES / "held_out" / f"{label}.txt").read_text(encoding="utf-8")
         (tmp_path / "held_out").mkdir(exist_ok=True)
         (tmp_path / "held_out" / f"{label}.txt").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
-    monkeypatch.setattr("emovllm_offline.judges.sentences._FOLDER", tmp_path)
+    monkeypatch.setattr("emovllm_offline.judges.sentences.JUDGES", tmp_path)
     assert load_sentences("held_out").digest() == plain.digest()

@@ -55,7 +55,7 @@ def test_a_pass_goes_on_where_it_was_ended(tmp_path):
     rows = load_labelled(tmp_path / "out.jsonl")
     assert [row.text for row in rows] == whole
     assert [row.label for row in rows] == [("happiness",)] * 2 + [("fear",)] * 3
-    assert {row.register for row in rows} == {"letters"}
+    assert {row.register_ for row in rows} == {"letters"}
 
 
 def test_labels_are_taken_back_one_by_one(tmp_path):
