@@ -40,6 +40,10 @@ _COMMANDS = {
     "report": ("emovllm_offline.commands.report", "draw a circuit and what was measured, as one page"),
     "calibrate": ("emovllm_offline.commands.calibrate", "find the strengths to serve a circuit at"),
     "evaluate": ("emovllm_offline.commands.evaluate", "measure how well emotions show in replies, and what that costs"),
+    "side-effects": (
+        "emovllm_offline.commands.side_effects",
+        "measure what emotions cost: sums, facts, formats, refusals",
+    ),
     "judge-report": ("emovllm_offline.commands.judge_report", "measure how often the built-in judge is right"),
     "label": ("emovllm_offline.commands.label", "label texts by hand, on a page of this machine"),
     "judge-benchmark": ("emovllm_offline.commands.judge_benchmark", "measure judges on texts whose emotions are known"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from emovllm_offline.intervals import by_group, mean_interval, means_by_group, wilson
+from emovllm_offline.intervals import by_group, mean_interval, means_by_group, paired_difference, wilson
 
 
 def test_wilson_agrees_with_its_published_values() -> None:
@@ -123,3 +123,35 @@ def test_many_means_have_the_intervals_that_each_has_alone() -> None:
         assert [of[place] for of in of_all] == pytest.approx([alone.value, alone.low, alone.high])
     with pytest.raises(ValueError, match="0 values"):
         means_by_group(values[:0], [])
+
+
+def paired(both: int, ours: int, theirs: int, neither: int) -> tuple[float, float, float]:
+    first = [True] * (both + ours) + [False] * (theirs + neither)
+    found = paired_difference(first, [True] * both + [False] * ours + [True] * theirs + [False] * neither)
+    return found.value, found.low, found.high
+
+
+def test_a_paired_difference_agrees_with_its_published_values() -> None:
+    # Newcombe 1998, table II, the first example, by his method 10.
+    assert paired(36, 12, 2, 0) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
+    value, low, high = paired(36, 2, 12, 0)
+    assert (value, low, high) == pytest.approx((-0.2, -0.3404, -0.0569), abs=1e-4)
+
+
+def test_pairs_that_never_differ_leave_room_for_a_difference() -> None:
+    for pairs in ((20, 0, 0, 0), (0, 0, 0, 20), (10, 0, 0, 10)):
+        value, low, high = paired(*pairs)
+        assert value == 0
+        assert low == pytest.approx(-high)
+        assert 0.05 < high < 0.2
+    with pytest.raises(ValueError, match="1 and 0 values"):
+        paired_difference([True], [])
+
+
+def test_the_interval_of_a_paired_difference_holds_it_in_95_of_100_cases() -> None:
+    random, shares = np.random.default_rng(0), (0.5, 0.2, 0.1, 0.2)
+    held = 0
+    for _ in range(1000):
+        _, low, high = paired(*map(int, random.multinomial(40, shares)))
+        held += low < shares[1] - shares[2] < high
+    assert held / 1000 == pytest.approx(0.95, abs=0.02)

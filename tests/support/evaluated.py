@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def ids(text: str) -> list[int]:
     return [sum(map(ord, word)) for word in text.split()]
 
 
-def answer(request: dict[str, Any]) -> bytes:
+def answer(request: dict[str, Any], say: Callable[[dict[str, Any]], str] = says) -> bytes:
     """A token is a word, its id the sum of its letters, and the larger the less likely."""
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
     reply: dict[str, Any] = {"id": "1", "created": 0, "model": request["model"], "choices": [choice]}
@@ -66,7 +66,7 @@ def answer(request: dict[str, Any]) -> bytes:
         logprobs = [None, *({str(token): {"logprob": -token / 1000}} for token in request["prompt"][1:])]
         choice |= {"text": "", "prompt_logprobs": logprobs}
         return json.dumps({**reply, "object": "text_completion"}).encode()
-    text = says(request)
+    text = say(request)
     choice |= {"message": {"role": "assistant", "content": text}, "token_ids": [*ids(text), 0]}
     if "emotion_readout" in request:
         choice["emotion_readout"] = reads(request)

@@ -93,14 +93,21 @@ def collect(
     where: Where, target: Target, planned: Sequence[Task], folder: Folder, max_tokens: int, steering: bool
 ) -> None:
     """Fills the folder with what it lacks; starts no server where it lacks nothing."""
-    if generate.missing_replies(planned, folder):
-        with serving(where, target, folder.path / "server.log", steering) as server:
-            generate.run(planned, folder, server, max_tokens, target.served.circuit)
+    collect_replies(where, target, planned, folder, max_tokens, steering)
     # After the engine: the two would share the machine.
     if target.model is not None:
         generate.ask_model(planned, folder, target.model)
     elif where.base_url is not None and generate.questions(planned, folder):
         generate.ask_server(planned, folder, connection(where.base_url, where))
+
+
+def collect_replies(
+    where: Where, target: Target, planned: Sequence[Task], folder: Folder, max_tokens: int, steering: bool = False
+) -> None:
+    """The replies alone."""
+    if generate.missing_replies(planned, folder):
+        with serving(where, target, folder.path / "server.log", steering) as server:
+            generate.run(planned, folder, server, max_tokens, target.served.circuit)
 
 
 def speeds(target: Target, planned: Sequence[Task], folder: Folder, items: int) -> dict[str, Any]:

@@ -120,13 +120,17 @@ def plan(asked: Asked, served: Served) -> tuple[list[Task], list[str]]:
         raise EvaluationError(f"further conditions are of the methods {' and '.join(WITH_CIRCUIT)}: name one of them")
     check(asked.further, emotions, asked.strengths, served.spec)
     planned = tasks(asked.messages, emotions, asked.style, asked.methods, asked.strengths, asked.scopes, asked.further)
-    strengths = dict.fromkeys(task.key.strength for task in planned if task.key.method in WITH_CIRCUIT)
-    for name, most in served.strengths.items():
-        if over := [f"{strength:g}" for strength in strengths if abs(strength) > most * (1 + 1e-9)]:
-            raise EvaluationError(f"strength {', '.join(over)} is over the circuit's maximum for {name}, {most:g}")
+    refuse_too_strong([task.key.strength for task in planned if task.key.method in WITH_CIRCUIT], served)
     if len({task.key for task in planned}) < len(planned):
         raise EvaluationError("a method, a strength or a message is named twice")
     return planned, emotions
+
+
+def refuse_too_strong(strengths: Sequence[float], served: Served) -> None:
+    """Raises: EvaluationError."""
+    for name, most in served.strengths.items():
+        if over := [f"{strength:g}" for strength in dict.fromkeys(strengths) if abs(strength) > most * (1 + 1e-9)]:
+            raise EvaluationError(f"strength {', '.join(over)} is over the circuit's maximum for {name}, {most:g}")
 
 
 def settings(
@@ -193,11 +197,11 @@ def _of_message(
             for strength in strengths if method in WITH_STRENGTH else (0.0,):
                 for scope in scopes if method in WITH_CIRCUIT else ("",):
                     key = Key(message.id, method, emotion, strength, scope)
-                    yield Task(key, message.valence, message.user, frame, _fields(key), group)
+                    yield Task(key, message.valence, message.user, frame, fields_of(key), group)
             for name, more in further.items() if method in WITH_CIRCUIT else ():
                 for strength in strengths_of(more, strengths):
                     key = Key(message.id, method, emotion, strength, "", name)
-                    yield Task(key, message.valence, message.user, frame, {**_fields(key), **more}, group)
+                    yield Task(key, message.valence, message.user, frame, {**fields_of(key), **more}, group)
 
 
 def plain_name(emotion: str) -> str:
@@ -205,7 +209,8 @@ def plain_name(emotion: str) -> str:
     return emotion.rpartition("/")[2]
 
 
-def _fields(key: Key) -> dict[str, Any]:
+def fields_of(key: Key) -> dict[str, Any]:
+    """The request's emotion fields."""
     if key.method not in WITH_STRENGTH:
         return {}
     fields: dict[str, Any] = {"emotion": key.emotion, "emotion_strength": key.strength}

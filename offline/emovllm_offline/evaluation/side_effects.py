@@ -1,0 +1,220 @@
+"""What an emotion costs beside its tone: sums, facts, formats, refusals and false claims, with it and without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import emovllm
+from emovllm.errors import EvaluationError, ResultsError
+from emovllm.files import read_json, write_atomically
+from emovllm.models import public_model_id
+from emovllm.spec import Frozen
+from emovllm_offline.data.side_effects import Item, items_digest
+from emovllm_offline.data.styles import Frame
+from emovllm_offline.evaluation.checks import Outcome, outcome
+from emovllm_offline.evaluation.evaluate import collect_replies
+from emovllm_offline.evaluation.folder import Folder
+from emovllm_offline.evaluation.plan import (
+    CIRCUITS,
+    DECODING,
+    NONE,
+    Key,
+    Served,
+    Task,
+    fields_of,
+    plan_digest,
+    refuse_too_strong,
+)
+from emovllm_offline.evaluation.target import Target, Where, find_target
+from emovllm_offline.intervals import by_group, means_by_group, paired_difference
+from emovllm_offline.reading.results import Figure
+
+FILE = "side-effects.json"
+# Of an effect over all emotions, or of none.
+ALL, PLAIN = "all", "plain"
+
+
+class Checked(Frozen):
+    """One reply. emotion: PLAIN, at strength 0, of one that nothing was injected into."""
+
+    item: str
+    kind: str
+    emotion: str
+    strength: float
+    outcome: Outcome
+    user: str
+    text: str
+
+
+class Effect(Frozen):
+    """Replies to the items of a kind in an emotion (or PLAIN, or ALL of them) at a strength. right: the share, with its
+    interval over items. none: the share in which what counts is not there. change: of `right` from the plain replies to
+    the same items; None of these."""
+
+    kind: str
+    emotion: str
+    strength: float
+    replies: int
+    right: Figure
+    none: float
+    change: Figure | None = None
+
+
+class SideEffects(Frozen):
+    """All of `side-effects.json`. items: how many there are of each kind."""
+
+    format: Literal["emovllm-side-effects"] = "emovllm-side-effects"
+    format_version: Literal[1] = 1
+    command: str
+    emovllm: str
+    model: str
+    circuit: str
+    settings: dict[str, Any]
+    items: dict[str, int]
+    emotions: tuple[str, ...]
+    strengths: tuple[float, ...]
+    effects: tuple[Effect, ...]
+    replies: tuple[Checked, ...]
+
+    def of(self, kind: str, emotion: str, strength: float = 0.0) -> Effect:
+        """Raises: KeyError where there is none."""
+        for effect in self.effects:
+            if (effect.kind, effect.emotion, effect.strength) == (kind, emotion, strength):
+                return effect
+        raise KeyError((kind, emotion, strength))
+
+    def save(self, folder: str | Path) -> None:
+        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SideEffects:
+        """Raises: ResultsError."""
+        return read_json(Path(folder) / FILE, cls, ResultsError)
+
+
+def measure(
+    where: Where,
+    items: Sequence[Item],
+    strengths: Sequence[float],
+    out: Path,
+    *,
+    max_tokens: int = 100,
+    fresh: bool = False,
+    command: str = "",
+) -> SideEffects:
+    """Asks every item plain and in each emotion at each strength, in one mixed batch, and checks the replies by rule.
+
+    out: of the replies, from which the same call goes on. Raises: EvaluationError, EndpointError, CircuitError,
+    DefaultModelError, StoredError, OSError.
+    """
+    target = find_target(where, steering=False)
+    planned = plan(items, strengths, target.served)
+    settings = {
+        "circuit": target.served.circuit,
+        "emotions": list(target.served.strengths),
+        "strengths": list(strengths),
+        "items": {"sha256": items_digest(items), "count": len(items)},
+        "decoding": {**DECODING, "max_tokens": max_tokens},
+        "requests": plan_digest(planned),
+    }
+    folder = Folder(out, settings, fresh)
+    collect_replies(where, target, planned, folder, max_tokens)
+    known = {item.id: item for item in items}
+    replies = tuple(_checked(task, known[task.key.message], folder.replies[task.key].text) for task in planned)
+    return SideEffects(
+        command=command,
+        emovllm=emovllm.__version__,
+        model=_model(target),
+        circuit=target.served.circuit,
+        settings=settings,
+        items={kind: sum(item.kind == kind for item in items) for kind in _kinds(items)},
+        emotions=tuple(target.served.strengths),
+        strengths=tuple(strengths),
+        effects=tuple(effects(replies)),
+        replies=replies,
+    )
+
+
+def plan(items: Sequence[Item], strengths: Sequence[float], served: Served) -> list[Task]:
+    """Item by item, each alone: no system prompt, no turns before it. Raises: EvaluationError."""
+    if not items:
+        raise EvaluationError("there are no items to ask")
+    if len(set(strengths)) < len(strengths):
+        raise EvaluationError("a strength is named twice")
+    refuse_too_strong(strengths, served)
+    keys = [
+        (item, key)
+        for item in items
+        for key in (
+            Key(item.id, NONE),
+            *(Key(item.id, CIRCUITS, emotion, strength) for emotion in served.strengths for strength in strengths),
+        )
+    ]
+    return [Task(key, item.kind, item.user, Frame(), fields_of(key), item.id) for item, key in keys]
+
+
+def effects(replies: Sequence[Checked]) -> Iterator[Effect]:
+    """Of each kind: the plain replies, then of each strength those of all emotions and of each."""
+    for kind in dict.fromkeys(reply.kind for reply in replies):
+        of_kind = [reply for reply in replies if reply.kind == kind]
+        plain = {reply.item: reply.outcome == "right" for reply in of_kind if reply.emotion == PLAIN}
+        yield _effect([reply for reply in of_kind if reply.emotion == PLAIN], PLAIN, {})
+        steered = [reply for reply in of_kind if reply.emotion != PLAIN]
+        for strength in dict.fromkeys(reply.strength for reply in steered):
+            at = [reply for reply in steered if reply.strength == strength]
+            yield _effect(at, ALL, plain)
+            for emotion in dict.fromkeys(reply.emotion for reply in at):
+                yield _effect([reply for reply in at if reply.emotion == emotion], emotion, plain)
+
+
+def _effect(replies: Sequence[Checked], emotion: str, plain: Mapping[str, bool]) -> Effect:
+    """plain: whether each item's plain reply is right; empty for those themselves."""
+    right, groups = [reply.outcome == "right" for reply in replies], [reply.item for reply in replies]
+    before = [plain[item] for item in groups] if plain else []
+    return Effect(
+        kind=replies[0].kind,
+        emotion=emotion,
+        strength=replies[0].strength,
+        replies=len(replies),
+        right=Figure.of(by_group(right, groups)),
+        none=sum(reply.outcome == "none" for reply in replies) / len(replies),
+        change=_change(right, before, groups) if plain else None,
+    )
+
+
+def _change(right: Sequence[bool], before: Sequence[bool], groups: Sequence[str]) -> Figure:
+    """In pairs; of several replies to an item, items are drawn, and where all items change alike it has the room that
+    pairs have which never differ."""
+    if len(set(groups)) == len(groups):
+        return Figure.of(paired_difference(right, before))
+    value, low, high = map(float, means_by_group(np.subtract(right, before, dtype=np.float64), groups))
+    if low == high:
+        known = list(dict(zip(groups, before, strict=True)).values())
+        room = paired_difference(known, known)
+        low, high = max(value + room.low, -1.0), min(value + room.high, 1.0)
+    return Figure(value=value, low=low, high=high)
+
+
+def _checked(task: Task, item: Item, text: str) -> Checked:
+    return Checked(
+        item=item.id,
+        kind=item.kind,
+        emotion=task.key.emotion or PLAIN,
+        strength=task.key.strength,
+        outcome=outcome(item, text),
+        user=item.user,
+        text=text,
+    )
+
+
+def _kinds(items: Sequence[Item]) -> list[str]:
+    return list(dict.fromkeys(item.kind for item in items))
+
+
+def _model(target: Target) -> str:
+    # A server's name for its model is often where it lies.
+    return Path(target.served.model).name if target.model is None else public_model_id(target.model)
