@@ -10,22 +10,35 @@ from emovllm.circuit_files import is_repository_id
 
 NAME = "README.md"
 TAGS = ("emovllm", "emotion", "steering")
+_UNMEASURED = (
+    "This card was made from the circuit's own description. It does not say how well the circuit steers, nor what that "
+    "costs: `emovllm evaluate` and `emovllm side-effects` measure both, and `emovllm card` tells of it."
+)
 LIMIT = "People who read the replies must know that a machine writes them, and that their tone is set."
 
 
-def model_card(circuit: Circuit, repository: str, *, revision: str | None = None, probe: bool = False) -> str:
+def model_card(
+    circuit: Circuit,
+    repository: str,
+    *,
+    revision: str | None = None,
+    probe: bool = False,
+    measured: Iterable[str] = (),
+    limits: Iterable[str] = (_UNMEASURED,),
+) -> str:
     """What `circuit.json` says of a circuit that is in `repository`, of which `revision` is not the usual one.
 
-    probe: whether a probe lies beside it.
+    probe: whether a probe lies beside it. measured: further paragraphs, what else is known of it; limits: then those.
     """
     return compose(
         circuit,
         repository if revision is None else f"{repository}@{revision}",
-        ["## Strengths", "\n".join(_strengths(circuit)), "## How it was made", "\n".join(_made(circuit))],
         [
-            "This card was made from the circuit's own description. It does not say how well the circuit steers, nor "
-            "what that costs: `emovllm evaluate` measures both."
+            *("## Strengths", "\n".join(_strengths(circuit))),
+            *("## How it was made", "\n".join(_made(circuit))),
+            *measured,
         ],
+        limits,
         probe=probe,
     )
 

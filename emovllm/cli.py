@@ -60,6 +60,7 @@ _COMMANDS = {
         "measure how far apart emotions lie in hidden states",
     ),
     "compare": ("emovllm_offline.commands.compare", "put several runs' results into one table"),
+    "card": ("emovllm_offline.commands.card", "write the model card of a circuit, with what was measured of it"),
     "push": ("emovllm.push", "put a circuit on the Hugging Face hub"),
     "import-published": ("emovllm_offline.commands.import_circuit", "make a circuit of the published artefacts"),
 }

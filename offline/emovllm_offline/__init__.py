@@ -1,7 +1,7 @@
 """Finding, validating, calibrating and evaluating emotion circuits with Hugging Face models.
 
-`from emovllm_offline import discover, refine, validate, calibrate, evaluate, train_probe, measure_persistence, compare,
-Control, load_style`
+`from emovllm_offline import discover, refine, validate, calibrate, evaluate, measure_side_effects, train_probe,
+measure_persistence, compare, Control, load_style`
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from emovllm_offline.api import discover as discover
     from emovllm_offline.api import evaluate as evaluate
     from emovllm_offline.api import measure_persistence as measure_persistence
+    from emovllm_offline.api import measure_side_effects as measure_side_effects
     from emovllm_offline.api import refine as refine
     from emovllm_offline.api import train_probe as train_probe
     from emovllm_offline.api import validate as validate
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "load_style",
     "measure_persistence",
+    "measure_side_effects",
     "refine",
     "train_probe",
     "validate",
@@ -41,6 +43,7 @@ _FUNCTIONS = (
     "discover",
     "evaluate",
     "measure_persistence",
+    "measure_side_effects",
     "refine",
     "train_probe",
     "validate",

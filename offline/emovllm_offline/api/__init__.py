@@ -10,7 +10,6 @@ from emovllm_offline.api.comparing import RunComparison as RunComparison
 from emovllm_offline.api.comparing import compare as compare
 from emovllm_offline.api.evaluating import Calibration as Calibration
 from emovllm_offline.api.evaluating import Evaluation as Evaluation
-from emovllm_offline.api.evaluating import Server as Server
 from emovllm_offline.api.evaluating import calibrate as calibrate
 from emovllm_offline.api.evaluating import evaluate as evaluate
 from emovllm_offline.api.finding import Discovery as Discovery
@@ -24,8 +23,12 @@ from emovllm_offline.api.reading import ProbeTraining as ProbeTraining
 from emovllm_offline.api.reading import measure_persistence as measure_persistence
 from emovllm_offline.api.reading import train_probe as train_probe
 from emovllm_offline.api.results import Picture as Picture
+from emovllm_offline.api.serving import Server as Server
+from emovllm_offline.api.side_effects import Costs as Costs
+from emovllm_offline.api.side_effects import measure_side_effects as measure_side_effects
 from emovllm_offline.evaluation.settings import CalibrationSettings as CalibrationSettings
 from emovllm_offline.evaluation.settings import EvaluationSettings as EvaluationSettings
+from emovllm_offline.evaluation.settings import RunSettings as RunSettings
 from emovllm_offline.reading.settings import Fitting as Fitting
 from emovllm_offline.reading.settings import Persisting as Persisting
 from emovllm_offline.reading.settings import Reading as Reading

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from emovllm.circuit import Circuit
-from emovllm.circuit_files import load_circuit, save_circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.errors import CircuitError, EvaluationError, ModelError
-from emovllm.models import is_default
 from emovllm_offline.api.results import Picture, Row
+from emovllm_offline.api.serving import Server, place_of, refuse_without_circuit, where_of
 from emovllm_offline.data.messages import TEST_SET, load_messages
 from emovllm_offline.data.styles import load_style
 from emovllm_offline.evaluation import calibrate as calibration
@@ -24,7 +24,6 @@ from emovllm_offline.evaluation.plan import CIRCUITS, NONE, PROMPTING, Asked
 from emovllm_offline.evaluation.results import PAGE
 from emovllm_offline.evaluation.settings import CalibrationSettings, EvaluationSettings, RunSettings
 from emovllm_offline.evaluation.summary import ALL, Cell
-from emovllm_offline.evaluation.target import Where
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.judge import READOUT, CachedJudge, Judge, make_judge
 from emovllm_offline.judges.readout import ReadoutJudge, ReplyJudge
@@ -32,19 +31,6 @@ from emovllm_offline.storage.places import calibration_folder
 
 # A judge's name, or what makes one for these emotions.
 JudgeChoice = str | Callable[[Sequence[str]], Judge]
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running emovllm server, to be evaluated as it is.
-
-    url: such as http://localhost:8000/v1. model: its name there (default: the first that it lists). key_variable: the
-    environment variable that holds its key.
-    """
-
-    url: str
-    model: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +174,8 @@ def evaluate(
     """
     out = Path(out)
     probe = None if settings.probe is None else str(settings.probe)
-    served = replace(_where(model, settings), circuit=_place(circuit, model, out), probe=probe)
-    if circuit is None and not isinstance(model, Server) and not is_default(served.model):
-        raise CircuitError(f"no circuit for {model}: pass its folder or Hugging Face repository id")
+    served = replace(where_of(model, settings), circuit=place_of(circuit, model, out), probe=probe)
+    refuse_without_circuit(circuit, model)
     chosen = [judges] if isinstance(judges, str) or callable(judges) else list(judges)
     makers = [_reply_maker(judge, out, settings) for judge in chosen]
     results = evaluation.evaluate(
@@ -232,7 +217,7 @@ def calibrate(
     if isinstance(model, Server):
         raise ModelError("a calibration serves the model itself: pass its folder or Hugging Face id, not a server")
     folder = calibration_folder(str(circuit)) if out is None else Path(out)
-    where = replace(_where(model, settings), circuit=_place(circuit, model, folder))
+    where = replace(where_of(model, settings), circuit=place_of(circuit, model, folder))
     make = _maker(judge, folder, settings)
     calibrated = calibration.calibrate(
         where,
@@ -250,28 +235,6 @@ def _asked(
     data: str | Path, limit: int | None, methods: Sequence[str], strengths: Sequence[float], settings: RunSettings
 ) -> Asked:
     return Asked(load_messages(data, limit), load_style(settings.style), methods, tuple(strengths), settings.max_tokens)
-
-
-def _where(model: Any, settings: RunSettings) -> Where:
-    """Raises: ModelError."""
-    how: dict[str, Any] = {"concurrency": settings.concurrency, "engine_args": settings.engine_args}
-    if isinstance(model, Server):
-        return Where(model.model, base_url=model.url, key_variable=model.key_variable, **how)
-    if model is not None and not isinstance(model, str | Path):
-        raise ModelError("a model that is in memory cannot be served: save it, and pass its folder or Hugging Face id")
-    return Where(None if model is None else str(model), **how)
-
-
-def _place(circuit: Circuit | str | Path | None, model: Any, out: Path) -> str | None:
-    """Where a circuit can be served from. Raises: CircuitError."""
-    if not isinstance(circuit, Circuit):
-        return None if circuit is None else str(circuit)
-    if isinstance(model, Server):
-        raise CircuitError("a server has its circuits loaded: pass the name that one has there, or none")
-    # Of one content only: another circuit's results are not to be mistaken for its own.
-    folder = out / f"circuit-{circuit.digest()[:12]}"
-    save_circuit(circuit, folder)
-    return str(folder)
 
 
 def _maker(judge: JudgeChoice, out: Path, settings: RunSettings) -> Callable[[Sequence[str]], Judge]:

@@ -170,7 +170,7 @@ def _asked(obeyed: Obedience | None, emotion: str) -> str:
 
 
 def table(found: Sequence[Shown], circuit: Circuit) -> Table:
-    """A row for each emotion, the weakest first."""
+    """A row for each emotion, the weakest first. lambda: what strength 1 stands for."""
     recommended = {emotion.name: emotion.recommended for emotion in circuit.spec.emotions}
     judge, chooser, apart = found[0].judge, found[0].chooser, found[0].apart
     felt = any(one.felt for one in found)
@@ -189,7 +189,7 @@ def table(found: Sequence[Shown], circuit: Circuit) -> Table:
                 *([percent(one.felt)] if felt else []),
                 number(one.fluency),
                 percent(one.repetition),
-                f"{recommended[one.emotion]:g}" if one.calibrated else "none found",
+                f"{recommended[one.emotion]:g}" + ("" if one.calibrated else ", not calibrated"),
             ]
             for one in ordered
         ],

@@ -11,7 +11,7 @@ import pytest
 
 from emovllm import load_circuit
 from emovllm.errors import CircuitError, EvaluationError, JudgeError, ModelError
-from emovllm_offline import calibrate, evaluate
+from emovllm_offline import calibrate, evaluate, measure_side_effects
 from emovllm_offline.api import CalibrationSettings, EvaluationSettings, Server
 from emovllm_offline.evaluation.choice import Bounds
 from emovllm_offline.judges.judge import Judge, Verdict
@@ -233,3 +233,26 @@ def test_what_cannot_be_served_or_changed_is_told_in_a_line(
     with pytest.raises(EvaluationError, match="of the test set"):
         calibrate(circuit, model, data="sev-test", limit=1, judge="lexicon", **out)
     assert stub.requests == []
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_side_effects_are_measured_from_a_folder_or_from_memory(
+    stub: Stub, model: str, circuit: Path, tmp_path: Path, rendered: None, in_memory: bool
+) -> None:
+    given = load_circuit(circuit) if in_memory else circuit
+    costs = measure_side_effects(given, model, out=tmp_path / "out", limit=1, strengths=(1,))
+    rows = {(row["kind"], row["emotion"]): row for row in costs.table()}
+    assert len(rows) == 7 * (1 + 1 + len(EMOTIONS))
+    # The stub says the same of everything: a statement, which neither answers nor declines.
+    assert (rows["harmless", "plain"]["right"], rows["harmless", "plain"]["change"]) == (1, None)
+    assert rows["true claims", "anger"]["none"] == 1
+    assert rows["harmless", "all"]["change"] == 0
+    assert rows["harmless", "all"]["change, low"] < 0 < rows["harmless", "all"]["change, high"]
+    assert costs.plot().png.startswith(b"\x89PNG")
+    assert "Side effects" in costs.page.read_text()
+    assert costs.found.circuit == load_circuit(circuit).digest()
+
+
+def test_side_effects_of_a_model_without_a_circuit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CircuitError, match="no circuit for some/model"):
+        measure_side_effects(model="some/model", out=tmp_path)
