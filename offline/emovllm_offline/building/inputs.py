@@ -15,7 +15,7 @@ from emovllm_offline.building.parts import Parts, load_parts, write_lines
 from emovllm_offline.building.settings import BuildSettings
 from emovllm_offline.building.sizes import effort_of
 from emovllm_offline.building.state import MEASURING
-from emovllm_offline.commands.evaluate import arguments
+from emovllm_offline.commands.shared import arguments
 from emovllm_offline.data import examples, sev
 from emovllm_offline.data.examples import Example
 from emovllm_offline.data.styles import Style, load_style

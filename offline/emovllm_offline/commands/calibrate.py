@@ -9,9 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from emovllm.options import COMMAS, FLAT, QUIET, STRENGTHS, Options, published_command
-from emovllm_offline.commands.evaluate import arguments
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
-from emovllm_offline.commands.shared import MODEL, EvaluationOptions
+from emovllm_offline.commands.shared import MODEL, EvaluationOptions, arguments
 from emovllm_offline.evaluation.choice import LAMBDAS, MORE_REPETITION, MOST_FLUENCY
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -11,23 +10,24 @@ from typing import Annotated
 from annotated_types import Ge
 from cyclopts import Parameter
 
-from emovllm.errors import OptionError
 from emovllm.options import COMMAS, FLAT, QUIET, STRENGTHS, Options, published_command
 from emovllm_offline.commands.judging import JUDGE_OR_READOUT, JudgeOptions
-from emovllm_offline.commands.shared import EvaluationOptions
+from emovllm_offline.commands.shared import (
+    BASE_URL,
+    KEY_VARIABLE,
+    SERVED_CIRCUIT,
+    SERVED_MODEL,
+    EvaluationOptions,
+    arguments,
+)
 from emovllm_offline.evaluation.choice import USUAL_STRENGTHS
 
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    model: Annotated[
-        str | None,
-        Parameter(help="folder or Hugging Face id (default: the default model); its name at --base-url"),
-    ] = None
+    model: Annotated[str | None, SERVED_MODEL] = None
     _: KW_ONLY
-    circuit: Annotated[
-        str | None, Parameter(help="a folder, or a Hugging Face repository id; its name at --base-url", metavar="DIR")
-    ] = None
+    circuit: Annotated[str | None, SERVED_CIRCUIT] = None
     data: Annotated[
         str,
         Parameter(
@@ -58,12 +58,8 @@ class EvaluateOptions(Options):
         ),
     ] = ()
     common: Annotated[EvaluationOptions, FLAT] = field(default_factory=EvaluationOptions)
-    base_url: Annotated[
-        str | None, Parameter(help="a running emovllm server, such as http://localhost:8000/v1", metavar="URL")
-    ] = None
-    api_key_variable: Annotated[str, Parameter(help="environment variable of that server's key", metavar="NAME")] = (
-        "OPENAI_API_KEY"
-    )
+    base_url: Annotated[str | None, BASE_URL] = None
+    api_key_variable: Annotated[str, KEY_VARIABLE] = "OPENAI_API_KEY"
     out: Annotated[Path, Parameter(metavar="DIR", help="folder of the results")] = Path("emovllm-evaluate")
     paper_way: Annotated[
         int,
@@ -140,11 +136,3 @@ def main(options: Annotated[EvaluateOptions, FLAT] = EvaluateOptions()) -> None:
     )
     tables.overview(results.cells, options.judge).print()
     print(options.out / PAGE)
-
-
-def arguments(text: str) -> tuple[str, ...]:
-    """Raises: OptionError."""
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise OptionError(f"--engine-args {text}: {error}") from None

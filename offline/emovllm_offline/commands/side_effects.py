@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Gt
 from cyclopts import Parameter
 
-from emovllm.options import FLAT, QUIET, STRENGTHS, Options, published_command
-from emovllm_offline.commands.evaluate import arguments
+from emovllm.options import FLAT, STRENGTHS, Options, published_command
+from emovllm_offline.commands.shared import (
+    BASE_URL,
+    KEY_VARIABLE,
+    SERVED_CIRCUIT,
+    SERVED_MODEL,
+    ReplyOptions,
+    arguments,
+)
 
 
 @dataclass(frozen=True)
 class SideEffectsOptions(Options):
-    model: Annotated[
-        str | None,
-        Parameter(help="folder or Hugging Face id (default: the default model); its name at --base-url"),
-    ] = None
+    model: Annotated[str | None, SERVED_MODEL] = None
     _: KW_ONLY
-    circuit: Annotated[
-        str | None, Parameter(help="a folder, or a Hugging Face repository id; its name at --base-url", metavar="DIR")
-    ] = None
+    circuit: Annotated[str | None, SERVED_CIRCUIT] = None
     data: Annotated[
         Path | None,
         Parameter(help="JSON lines {id, kind, user, check} (default: the packaged items)", metavar="FILE"),
     ] = None
     limit: Annotated[int | None, Gt(0), Parameter(help="of each kind, the first N items", metavar="N")] = None
     strengths: Annotated[tuple[float, ...], STRENGTHS, Parameter(help="1.0 is the recommended strength")] = (0.5, 1.0)
-    max_tokens: Annotated[int, Gt(0), Parameter(help="of a reply", metavar="N")] = 100
-    concurrency: Annotated[int, Gt(0), Parameter(help="requests at a time", metavar="N")] = 64
-    base_url: Annotated[
-        str | None, Parameter(help="a running emovllm server, such as http://localhost:8000/v1", metavar="URL")
-    ] = None
-    api_key_variable: Annotated[str, Parameter(help="environment variable of that server's key", metavar="NAME")] = (
-        "OPENAI_API_KEY"
-    )
-    engine_args: Annotated[
-        str,
-        QUIET,
-        Parameter(
-            help="further arguments of vllm serve, in one string, for the local engine",
-            metavar="ARGS",
-            allow_leading_hyphen=True,
-        ),
-    ] = ""
+    common: Annotated[ReplyOptions, FLAT] = field(default_factory=ReplyOptions)
+    base_url: Annotated[str | None, BASE_URL] = None
+    api_key_variable: Annotated[str, KEY_VARIABLE] = "OPENAI_API_KEY"
     out: Annotated[Path, Parameter(metavar="DIR", help="folder of the results")] = Path("emovllm-side-effects")
-    fresh: Annotated[bool, QUIET, Parameter(help="forget what --out holds")] = False
 
     @property
     def resumes_from(self) -> Path:
@@ -70,14 +57,14 @@ def main(options: Annotated[SideEffectsOptions, FLAT] = SideEffectsOptions()) ->
             options.circuit,
             options.base_url,
             options.api_key_variable,
-            options.concurrency,
-            arguments(options.engine_args),
+            options.common.concurrency,
+            arguments(options.common.engine_args),
         ),
         load_items(options.data, options.limit),
         options.strengths,
         options.out,
-        max_tokens=options.max_tokens,
-        fresh=options.fresh,
+        max_tokens=options.common.max_tokens,
+        fresh=options.common.fresh,
         command=published_command("side-effects", options),
     )
     write_report(found, options.out)
