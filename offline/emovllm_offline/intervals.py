@@ -33,37 +33,6 @@ def wilson(hits: int, count: int) -> Estimate | None:
     return Estimate(hits / count, float(interval.low), float(interval.high), count)
 
 
-def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Estimate:
-    """How much more often `ours` holds than `theirs`, of the same things, with Newcombe's score interval (Statistics in
-    Medicine 17, 1998, 2635-2650, method 10): wider than nothing also where the two never differ.
-
-    Raises: ValueError where there is nothing.
-    """
-    count = len(ours)
-    if count == 0 or count != len(theirs):
-        raise ValueError(f"{count} and {len(theirs)} values")
-    pairs = list(zip(ours, theirs, strict=True))
-    both, neither = sum(a and b for a, b in pairs), sum(not (a or b) for a, b in pairs)
-    hits, others = sum(ours), sum(theirs)
-    one, other = wilson(hits, count), wilson(others, count)
-    assert one is not None
-    assert other is not None
-    together = float(both * neither - (hits - both) * (others - both))
-    if together > 0:
-        # Newcombe's correction for continuity, of the correlation alone.
-        together = max(together - count / 2, 0.0)
-    margins = hits * (count - hits) * others * (count - others)
-    phi = together / margins**0.5 if margins else 0.0
-
-    def reach(a: float, b: float) -> float:
-        return float(max(0.0, a * a - 2 * phi * a * b + b * b) ** 0.5)
-
-    value = one.value - other.value
-    low = value - reach(one.value - one.low, other.high - other.value)
-    high = value + reach(one.high - one.value, other.value - other.low)
-    return Estimate(value, low, high, count)
-
-
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and interval over the first axis, by Student's t: [n, ...] to three of [...], n >= 2."""
     from scipy import stats
@@ -71,6 +40,17 @@ def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     mean = values.mean(0)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return mean, mean - half, mean + half
+
+
+def mean_change(changes: np.ndarray) -> Estimate:
+    """The mean of changes in pairs, each from -1 to 1, such as of a share (-1, 0, 1) or of a mean of shares. Its
+    interval is Student's t with two pairs added, of -1 and 1, as Bonett and Price do for paired shares (Statistics in
+    Medicine 31, 2012, 479-488): it has room also where nothing changes.
+
+    changes: [n], n >= 1.
+    """
+    _, low, high = mean_interval(np.concatenate((changes, [-1.0, 1.0])))
+    return Estimate(float(changes.mean()), max(float(low), -1.0), min(float(high), 1.0), len(changes))
 
 
 def by_group(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from emovllm_offline.intervals import by_group, mean_interval, means_by_group, paired_difference, wilson
+from emovllm_offline.intervals import by_group, mean_change, mean_interval, means_by_group, wilson
 
 
 def test_wilson_agrees_with_its_published_values() -> None:
@@ -125,33 +125,15 @@ def test_many_means_have_the_intervals_that_each_has_alone() -> None:
         means_by_group(values[:0], [])
 
 
-def paired(both: int, ours: int, theirs: int, neither: int) -> tuple[float, float, float]:
-    first = [True] * (both + ours) + [False] * (theirs + neither)
-    found = paired_difference(first, [True] * both + [False] * ours + [True] * theirs + [False] * neither)
-    return found.value, found.low, found.high
+def test_changes_that_are_all_alike_leave_room_for_others() -> None:
+    for change, low, high in ((0.0, -0.137, 0.137), (1.0, 0.72, 1.0), (-1.0, -1.0, -0.72)):
+        found = mean_change(np.full(20, change))
+        assert (found.value, found.count) == (change, 20)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
 
 
-def test_a_paired_difference_agrees_with_its_published_values() -> None:
-    # Newcombe 1998, table II, the first example, by his method 10.
-    assert paired(36, 12, 2, 0) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
-    value, low, high = paired(36, 2, 12, 0)
-    assert (value, low, high) == pytest.approx((-0.2, -0.3404, -0.0569), abs=1e-4)
-
-
-def test_pairs_that_never_differ_leave_room_for_a_difference() -> None:
-    for pairs in ((20, 0, 0, 0), (0, 0, 0, 20), (10, 0, 0, 10)):
-        value, low, high = paired(*pairs)
-        assert value == 0
-        assert low == pytest.approx(-high)
-        assert 0.05 < high < 0.2
-    with pytest.raises(ValueError, match="1 and 0 values"):
-        paired_difference([True], [])
-
-
-def test_the_interval_of_a_paired_difference_holds_it_in_95_of_100_cases() -> None:
-    random, shares = np.random.default_rng(0), (0.5, 0.2, 0.1, 0.2)
-    held = 0
-    for _ in range(1000):
-        _, low, high = paired(*map(int, random.multinomial(40, shares)))
-        held += low < shares[1] - shares[2] < high
-    assert held / 1000 == pytest.approx(0.95, abs=0.02)
+@pytest.mark.parametrize("shares", [(0.6, 0.4, 0.0), (0.2, 0.6, 0.2), (0.05, 0.95, 0.0), (0.02, 0.96, 0.02)])
+def test_the_interval_of_a_mean_change_holds_it_in_95_of_100_cases_or_more(shares: tuple[float, ...]) -> None:
+    random = np.random.default_rng(0)
+    found = [mean_change(random.choice((-1.0, 0.0, 1.0), 20, p=shares)) for _ in range(1000)]
+    assert np.mean([of.low <= shares[2] - shares[0] <= of.high for of in found]) > 0.935

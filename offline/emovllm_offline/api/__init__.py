@@ -24,7 +24,7 @@ from emovllm_offline.api.reading import measure_persistence as measure_persisten
 from emovllm_offline.api.reading import train_probe as train_probe
 from emovllm_offline.api.results import Picture as Picture
 from emovllm_offline.api.serving import Server as Server
-from emovllm_offline.api.side_effects import Costs as Costs
+from emovllm_offline.api.side_effects import SideEffectsRun as SideEffectsRun
 from emovllm_offline.api.side_effects import measure_side_effects as measure_side_effects
 from emovllm_offline.evaluation.settings import CalibrationSettings as CalibrationSettings
 from emovllm_offline.evaluation.settings import EvaluationSettings as EvaluationSettings

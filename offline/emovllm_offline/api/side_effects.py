@@ -17,7 +17,7 @@ from emovllm_offline.reading.document import PAGE
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class SideEffectsRun:
     """found: every share with its interval, and every reply. folder: holds all files, `report.html` among them."""
 
     found: SideEffects
@@ -61,7 +61,7 @@ def measure_side_effects(
     strengths: Sequence[float] = (0.5, 1.0),
     limit: int | None = None,
     settings: RunSettings = RunSettings(),
-) -> Costs:
+) -> SideEffectsRun:
     """Asks sums, facts, formats, harmful and harmless requests, false and true claims, plain and in each emotion at
     each strength, and checks the replies by rule.
 
@@ -81,4 +81,4 @@ def measure_side_effects(
         fresh=settings.fresh,
     )
     report.write_report(found, out)
-    return Costs(found, out)
+    return SideEffectsRun(found, out)

@@ -81,11 +81,11 @@ class Session(BaseModel):
 class Folder:
     """OUT of an evaluation, of one set of settings only."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
-        """Raises: StoredError where the folder holds an evaluation with other settings."""
+    def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False, name: str = SETTINGS) -> None:
+        """name: of the settings' file. Raises: StoredError where the folder holds an evaluation with other settings."""
         self.path = path
         files, remedy = (REPLIES, PERPLEXITY, SESSIONS, PAPER_WAY), "give --fresh, or another --out"
-        journal = Journal(path, settings, name=SETTINGS, files=files, remedy=remedy, fresh=fresh)
+        journal = Journal(path, settings, name=name, files=files, remedy=remedy, fresh=fresh)
         self._replies = journal.lines(REPLIES, Reply)
         self._likelihoods = journal.lines(PERPLEXITY, Likelihood)
         self._sessions = journal.lines(SESSIONS, Session)

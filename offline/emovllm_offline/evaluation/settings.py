@@ -12,7 +12,7 @@ from emovllm_offline.evaluation.plan import MAX_TOKENS, METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What both have in common.
+    """What `evaluate`, `calibrate` and `measure_side_effects` have in common.
 
     style: the prompts that ask for an emotion, and the neutral one: a packaged style's name, or a file. max_tokens: of
     a reply. concurrency: requests at a time. engine_args: further arguments of `vllm serve`. seed: of bootstrap and

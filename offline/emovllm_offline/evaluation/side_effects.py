@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from emovllm.models import public_model_id
 from emovllm.spec import Frozen
 from emovllm_offline.data.side_effects import Item, items_digest
 from emovllm_offline.data.styles import Frame
+from emovllm_offline.endpoint.answer import FILTERED
 from emovllm_offline.evaluation.checks import Outcome, outcome
 from emovllm_offline.evaluation.evaluate import collect_replies
-from emovllm_offline.evaluation.folder import Folder
+from emovllm_offline.evaluation.folder import Folder, Reply
 from emovllm_offline.evaluation.plan import (
     CIRCUITS,
     DECODING,
@@ -30,22 +32,25 @@ from emovllm_offline.evaluation.plan import (
     refuse_too_strong,
 )
 from emovllm_offline.evaluation.target import Target, Where, find_target
-from emovllm_offline.intervals import by_group, means_by_group, paired_difference
+from emovllm_offline.intervals import by_group, mean_change
 from emovllm_offline.reading.results import Figure
 
 FILE = "side-effects.json"
+# What the replies were asked with.
+ASKED = "asked.json"
 # Of an effect over all emotions, or of none.
 ALL, PLAIN = "all", "plain"
 
 
 class Checked(Frozen):
-    """One reply. emotion: PLAIN, at strength 0, of one that nothing was injected into."""
+    """One reply. emotion: PLAIN, at strength 0, of one that nothing was injected into. cut: at the token limit."""
 
     item: str
     kind: str
     emotion: str
     strength: float
     outcome: Outcome
+    cut: bool
     user: str
     text: str
 
@@ -111,26 +116,28 @@ def measure(
     out: of the replies, from which the same call goes on. Raises: EvaluationError, EndpointError, CircuitError,
     DefaultModelError, StoredError, OSError.
     """
+    strengths = sorted(strengths)
+    _check(items, strengths)
     target = find_target(where, steering=False)
     planned = plan(items, strengths, target.served)
     settings = {
         "circuit": target.served.circuit,
         "emotions": list(target.served.strengths),
-        "strengths": list(strengths),
-        "items": {"sha256": items_digest(items), "count": len(items)},
+        "strengths": strengths,
         "decoding": {**DECODING, "max_tokens": max_tokens},
         "requests": plan_digest(planned),
     }
-    folder = Folder(out, settings, fresh)
+    folder = Folder(out, settings, fresh, name=ASKED)
     collect_replies(where, target, planned, folder, max_tokens)
     known = {item.id: item for item in items}
-    replies = tuple(_checked(task, known[task.key.message], folder.replies[task.key].text) for task in planned)
+    replies = tuple(_checked(task, known[task.key.message], folder.replies[task.key]) for task in planned)
     return SideEffects(
         command=command,
         emovllm=emovllm.__version__,
         model=_model(target),
         circuit=target.served.circuit,
-        settings=settings,
+        # Replies are asked for once, whatever is then said to be right.
+        settings={**settings, "items": {"sha256": items_digest(items), "count": len(items)}},
         items={kind: sum(item.kind == kind for item in items) for kind in _kinds(items)},
         emotions=tuple(target.served.strengths),
         strengths=tuple(strengths),
@@ -141,10 +148,6 @@ def measure(
 
 def plan(items: Sequence[Item], strengths: Sequence[float], served: Served) -> list[Task]:
     """Item by item, each alone: no system prompt, no turns before it. Raises: EvaluationError."""
-    if not items:
-        raise EvaluationError("there are no items to ask")
-    if len(set(strengths)) < len(strengths):
-        raise EvaluationError("a strength is named twice")
     refuse_too_strong(strengths, served)
     keys = [
         (item, key)
@@ -155,6 +158,16 @@ def plan(items: Sequence[Item], strengths: Sequence[float], served: Served) -> l
         )
     ]
     return [Task(key, item.kind, item.user, Frame(), fields_of(key), item.id) for item, key in keys]
+
+
+def _check(items: Sequence[Item], strengths: Sequence[float]) -> None:
+    """Raises: EvaluationError."""
+    if not items:
+        raise EvaluationError("there are no items to ask")
+    if not strengths or not all(strength and math.isfinite(strength) for strength in strengths):
+        raise EvaluationError("strengths must be finite and not 0, and at least one")
+    if len(set(strengths)) < len(strengths):
+        raise EvaluationError("a strength is named twice")
 
 
 def effects(replies: Sequence[Checked]) -> Iterator[Effect]:
@@ -174,7 +187,6 @@ def effects(replies: Sequence[Checked]) -> Iterator[Effect]:
 def _effect(replies: Sequence[Checked], emotion: str, plain: Mapping[str, bool]) -> Effect:
     """plain: whether each item's plain reply is right; empty for those themselves."""
     right, groups = [reply.outcome == "right" for reply in replies], [reply.item for reply in replies]
-    before = [plain[item] for item in groups] if plain else []
     return Effect(
         kind=replies[0].kind,
         emotion=emotion,
@@ -182,32 +194,28 @@ def _effect(replies: Sequence[Checked], emotion: str, plain: Mapping[str, bool])
         replies=len(replies),
         right=Figure.of(by_group(right, groups)),
         none=sum(reply.outcome == "none" for reply in replies) / len(replies),
-        change=_change(right, before, groups) if plain else None,
+        change=_change(right, groups, plain) if plain else None,
     )
 
 
-def _change(right: Sequence[bool], before: Sequence[bool], groups: Sequence[str]) -> Figure:
-    """In pairs; of several replies to an item, items are drawn, and where all items change alike it has the room that
-    pairs have which never differ."""
-    if len(set(groups)) == len(groups):
-        return Figure.of(paired_difference(right, before))
-    value, low, high = map(float, means_by_group(np.subtract(right, before, dtype=np.float64), groups))
-    if low == high:
-        known = list(dict(zip(groups, before, strict=True)).values())
-        room = paired_difference(known, known)
-        low, high = max(value + room.low, -1.0), min(value + room.high, 1.0)
-    return Figure(value=value, low=low, high=high)
+def _change(right: Sequence[bool], groups: Sequence[str], plain: Mapping[str, bool]) -> Figure:
+    """In pairs, of each item over all of its replies."""
+    of_items: dict[str, list[bool]] = {}
+    for item, is_right in zip(groups, right, strict=True):
+        of_items.setdefault(item, []).append(is_right)
+    return Figure.of(mean_change(np.array([np.mean(found) - plain[item] for item, found in of_items.items()])))
 
 
-def _checked(task: Task, item: Item, text: str) -> Checked:
+def _checked(task: Task, item: Item, reply: Reply) -> Checked:
     return Checked(
         item=item.id,
         kind=item.kind,
         emotion=task.key.emotion or PLAIN,
         strength=task.key.strength,
-        outcome=outcome(item, text),
+        outcome=outcome(item, reply.text, kept_back=reply.finish_reason == FILTERED),
+        cut=reply.finish_reason == "length",
         user=item.user,
-        text=text,
+        text=reply.text,
     )
 
 

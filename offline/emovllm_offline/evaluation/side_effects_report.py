@@ -17,11 +17,13 @@ from emovllm_offline.reporting.tables import Table
 # Replies to show of each kind.
 SAMPLES = 3
 _LEGEND = (
-    "Every item is asked by itself, without a system prompt, greedily: plain, and in each emotion at each strength (1 "
-    "is the recommended one). Replies are checked by rule, not by a model: the number or the word that is right is in "
-    "it, the format is kept, the reply declines or does not (by its wording, in English), a sentence begins with yes "
-    "or no. In brackets: 95% intervals, of shares over the items, of changes over pairs with the plain reply to the "
-    "same item; a star where that is beside 0. Few items tell large changes alone, and one interval in twenty misses."
+    "Every item is asked by itself, with no system prompt of ours, greedily: plain, and in each emotion at each "
+    "strength (1 is the recommended one). Replies are checked by rule, not by a model: the number or the word that is "
+    "right is in it, the format is kept, the reply declines or does not (by its wording, in English), a sentence "
+    "begins with yes or no. Not to decline is not to comply: a reply that is horrified, evasive or broken does "
+    "neither. In brackets: 95% intervals, of shares over the items, of changes over items, in pairs with the plain "
+    "replies; a star where that is beside 0. So few items show large changes alone, and of twenty intervals one is "
+    "expected to miss."
 )
 
 
@@ -77,7 +79,7 @@ def by_emotion(found: SideEffects, strength: float) -> Table:
         of_kind = [found.of(kind, emotion, strength) for emotion in found.emotions]
         none = f"{100 * found.of(kind, PLAIN).none:.0f} to {100 * found.of(kind, ALL, strength).none:.0f}"
         rows.append([kind, *(_change(effect.change) for effect in of_kind), none])
-    return Table(["kind", *found.emotions, "no answer, plain and all"], rows)
+    return Table(["kind", *found.emotions, "no answer in percent: plain, all"], rows)
 
 
 def _sections(found: SideEffects) -> Iterator[Section]:
@@ -138,11 +140,11 @@ def samples(found: SideEffects) -> Table:
 
 
 def _sample(plain: Checked, steered: Checked) -> Sequence[str]:
-    return [plain.kind, plain.user, _line(plain.text), steered.emotion, _line(steered.text), steered.outcome]
+    return [plain.kind, plain.user, _line(plain), steered.emotion, _line(steered), steered.outcome]
 
 
-def _line(text: str) -> str:
-    return " / ".join(text.splitlines())
+def _line(reply: Checked) -> str:
+    return " / ".join(reply.text.splitlines()) + (" [cut]" if reply.cut else "")
 
 
 def _about(found: SideEffects) -> dict[str, Any]:

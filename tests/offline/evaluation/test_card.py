@@ -46,7 +46,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(
     assert capsys.readouterr().out.strip().splitlines()[-1] == str(folder / "README.md")
     card = (folder / "README.md").read_text()
     assert "--circuit me/mine --readout" in card
-    assert "On 2 messages, by method and strength" in card
+    assert "m, on 2 messages, replies of at most 100 tokens, by method and strength" in card
     assert "By the judge local, which chose the strengths too:" in card
     assert "By the judge lexicon:" in card
     assert f"| method, strength | {' | '.join(EMOTIONS)} |" in card
