@@ -107,7 +107,8 @@ _SAMPLED = (
 
 
 def figure(found: SideEffects) -> Any:
-    """The share that is right over strength, one panel for each kind, a line for each emotion; plain at 0."""
+    """The share that is right over strength, one panel for each kind, a line for each emotion; plain at 0, with its
+    interval."""
     kinds = list(found.items)
     strengths = [0.0, *found.strengths]
     with plots.figure(2.6 * -(-len(kinds) // plots.COLUMNS) + 0.6) as made:
@@ -120,8 +121,9 @@ def figure(found: SideEffects) -> Any:
             ax.set_title(kind)
             ax.set_ylim(-0.04, 1.04)
             ax.set_xticks(strengths)
-        made.supxlabel("strength (0: plain, with its interval)", fontsize=10)
-        made.supylabel("share that is right", fontsize=10)
+            ax.set_xlabel("strength")
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel("share that is right")
         plots.legend(made, found.emotions)
     return made
 
