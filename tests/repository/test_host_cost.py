@@ -17,18 +17,35 @@ def handing_over() -> None:
     rows.index_select(0, torch.arange(256))
 
 
+# In units: 9 to 10 microseconds here, where the first three were 0.8, 3.8 and 55 to 86, and the others 76, 73 and 105;
+# with PyTorch's operations, one call for each schedule, those were 170 and more.
+MOST = {
+    "no request is steered": 1,
+    "all are steered, steady decode": 1,
+    "all are steered, one leaves and one joins": 13,
+    "all have a schedule": 18,
+    "all spare their thinking": 18,
+    "all have a target": 18,
+}
+# What else runs makes it slower, never faster: each counts as it was in the least disturbed of so many times.
+TIMES = 8
+
+
 def test_a_step_costs_microseconds() -> None:
     spec = importlib.util.spec_from_file_location("host_cost", _PATH)
     assert spec is not None
     assert spec.loader is not None
     host_cost = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(host_cost)
-    # 9 to 10 microseconds here, where the three were 0.8, 3.8 and 55 to 86: at most 10 units.
-    unit = host_cost.microseconds(handing_over)
-    cost = host_cost.measure(256)
-    assert cost["no request is steered"] < unit
-    assert cost["all are steered, steady decode"] < unit
-    assert cost["all are steered, one leaves and one joins"] < 13 * unit
-    # 76, 73 and 105 microseconds; with PyTorch's operations, one call for each schedule, they were 170 and more.
-    for kind in ("all have a schedule", "all spare their thinking", "all have a target"):
-        assert cost[kind] < 18 * unit, kind
+    least = dict.fromkeys(MOST, float("inf"))
+    for _ in range(TIMES):
+        # Before and after, so that a pause in the one does not excuse the other.
+        before, cost, after = (
+            host_cost.microseconds(handing_over),
+            host_cost.measure(256),
+            host_cost.microseconds(handing_over),
+        )
+        least = {kind: min(most, cost[kind] / min(before, after)) for kind, most in least.items()}
+        if all(least[kind] < most for kind, most in MOST.items()):
+            break
+    assert {kind: found for kind, found in least.items() if found >= MOST[kind]} == {}
