@@ -7,8 +7,8 @@
 
 The quick measure by which docs/results/experiments.md compares circuits, before `emovllm calibrate` measures one in the
 engine. It also tries what the engine serves another way or not at all: a scope, a part of the circuit, a strength that
-decays. The messages are of `sev-dev`, from whose scenarios `emovllm refine` does not learn; greedy, the neutral prompt,
-float32. Prompted replies, the yardstick of fluency, are kept in
+decays. The messages are of `sev-dev`, from whose scenarios `emovllm refine` does not learn, or of --data; greedy, the
+neutral prompt, float32. Prompted replies, the yardstick of fluency, are kept in
 --cache, since they are the same for every circuit.
 """
 
@@ -32,6 +32,7 @@ from emovllm.progress import track
 from emovllm_offline.data.messages import Message, load_messages
 from emovllm_offline.data.prompts import render
 from emovllm_offline.data.styles import load_style
+from emovllm_offline.judges.embeddings import relevance
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.judges.local import LocalJudge
 from emovllm_offline.judges.text import openings, text_metrics
@@ -56,6 +57,7 @@ class Row(NamedTuple):
     lexicon: str | None
     repetition: float
     fluency: float
+    relevance: float
     cut: bool
     text: str
 
@@ -148,6 +150,7 @@ def main() -> None:
     add("circuits", nargs="+", metavar="CIRCUIT")
     add("--model", default="default")
     add("--lambdas", type=lambda text: [float(part) for part in text.split(",")], default=[1.0], metavar="X,...")
+    add("--data", default="sev-dev", metavar="NAME|FILE", help="of any that `emovllm evaluate` takes")
     add("--messages", type=int, default=12)
     add("--prompt-style", default="fewshot")
     add("--max-tokens", type=int, default=60)
@@ -163,7 +166,8 @@ def main() -> None:
     model, tokenizer, _ = load(args.model)
     model.requires_grad_(False)
     decoder, likelihoods, stops = find_decoder(model), Likelihoods(model), stop_tokens(model, tokenizer)
-    items = random.Random(1).sample(load_messages("sev-dev"), args.messages)
+    found = load_messages(args.data)
+    items = random.Random(1).sample(found, min(args.messages, len(found)))
     prompted: dict[str, list[int]] = json.loads(args.cache.read_text()) if args.cache.exists() else {}
 
     def instruction(number: int, item: Message, name: str) -> tuple[int, ...]:
@@ -175,6 +179,7 @@ def main() -> None:
         if circuit.experts:
             raise SystemExit(f"{source}: vectors of routed experts are not measured here")
         cells = [(e, scale) for scale in args.lambdas for e in range(len(circuit.names))]
+        judges = LocalJudge(circuit.names), LexiconJudge(circuit.names)
         added = Added(vectors(decoder, circuit, cells, args), args.scope, args.half_life)
         rows = []
         for number, item in enumerate(track(items, Path(source).name, len(items), unit="messages")):
@@ -192,7 +197,8 @@ def main() -> None:
                 nll |= {row: value - plain for row, value in zip(mine, steered, strict=True)}
             texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens, _ in replies]
             targets = [circuit.names[e] for e, _ in cells]
-            judged = [judge.judge(texts, targets) for judge in (LocalJudge(circuit.names), LexiconJudge(circuit.names))]
+            judged = [judge.judge(texts, targets) for judge in judges]
+            near = relevance([item.user] * len(texts), texts)
             for row, (e, scale) in enumerate(cells):
                 tokens, cut = replies[row]
                 rows.append(
@@ -206,6 +212,7 @@ def main() -> None:
                         judged[1][row].label,
                         text_metrics(texts[row], tokens).repetition,
                         float(np.exp(nll[row])),
+                        float(near[row]),
                         cut,
                         texts[row],
                     )
@@ -243,10 +250,11 @@ def _said(rows: Sequence[Row]) -> str:
     repetition = np.mean([row.repetition for row in rows])
     fluency = np.median([row.fluency for row in rows])
     cut = np.mean([row.cut for row in rows])
+    near = np.mean([row.relevance for row in rows])
     different = openings([(row.emotion, row.text) for row in rows])
     return (
-        f"local {local:.0%}, lexicon {lexicon:.0%}, repetition {repetition:.1%}, fluency {fluency:.2f}, cut {cut:.0%}, "
-        f"openings {different:.0%}"
+        f"local {local:.0%}, lexicon {lexicon:.0%}, repetition {repetition:.1%}, fluency {fluency:.2f}, "
+        f"relevance {near:.2f}, cut {cut:.0%}, openings {different:.0%}"
     )
 
 

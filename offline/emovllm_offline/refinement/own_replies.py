@@ -5,6 +5,10 @@ no three tokens, name something of the message and, by the lexicon judge, show t
 plain model finds likeliest when its prompt asks for the emotion (best of n); where none is left, the reply that was
 there stays. Without the third condition the likeliest replies fit every message ("I am so stunned, I can hardly believe
 it!"), and a circuit that learns from them says little else.
+
+Constant vectors by themselves bring about what is the same for all messages: of replies that begin alike, the
+beginning is learnt. Those that begin with something of their message differ as messages do. Hence two more conditions
+that can be set: how early something is named, and how many replies may begin in the same way.
 """
 
 from __future__ import annotations
@@ -15,26 +19,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from emovllm import cpu
 from emovllm.circuit_files import load_circuit
 from emovllm.errors import OwnRepliesError
 from emovllm.files import write_atomically
 from emovllm.models import public_model_id, resolve_model
-from emovllm.progress import ENGINE_START, ENGINE_START_HINT, Bar, stage
+from emovllm.progress import Bar
 from emovllm.spec import EmotionName
 from emovllm_offline.data import examples
 from emovllm_offline.data.examples import Example
-from emovllm_offline.data.prompts import render
-from emovllm_offline.data.styles import Style, load_style
+from emovllm_offline.data.styles import load_style
 from emovllm_offline.judges.judge import Judge
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon, tokens
-from emovllm_offline.judges.text import text_metrics
-from emovllm_offline.model.likelihood import Likelihoods
-from emovllm_offline.model.load import load_tokenizer
-from emovllm_offline.refinement.refine import FRAMES
-from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
+from emovllm_offline.judges.text import opening, text_metrics
+from emovllm_offline.refinement.sampling import Sample, Sampler, Samples, Scorer, engine, plain
+from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling, Sifting
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.places import work_folder
 
@@ -47,39 +45,17 @@ NAMING = 5
 CHUNK = 16
 
 
-class Sample(BaseModel):
-    """A reply that ended by itself; tokens: its ids without the one that ended it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    text: str
-    tokens: tuple[int, ...]
-
-
-class Samples(BaseModel):
-    """All samples of one message, by emotion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str
-    replies: dict[str, tuple[Sample, ...]]
-
-
 class Chosen(Example):
     """An example, and the emotions in which its reply is the model's own."""
 
     own: tuple[EmotionName, ...]
 
 
-# Samples of a few messages, each with its number among all of them, which seeds it.
-Sampler = Callable[[Sequence[tuple[int, Example]]], list[Samples]]
-# Mean negative log-probabilities of replies (token ids) after the prompt that asks the message, by its number, for an
-# emotion.
-Scorer = Callable[[int, Example, str, Sequence[Sequence[int]]], list[float]]
-
-
-def worth_learning(samples: Sequence[Sample], message: str, emotion: str, judge: Judge) -> list[Sample]:
-    """Those that show the emotion, speak of the message, and do not repeat themselves."""
+def worth_learning(
+    samples: Sequence[Sample], message: str, emotion: str, judge: Judge, within: int | None = None
+) -> list[Sample]:
+    """Those that show the emotion, speak of the message (in their first `within` words), and do not repeat
+    themselves."""
     named = _named(message)
     verdicts = judge.judge([sample.text for sample in samples], [emotion] * len(samples))
     measured = [text_metrics(sample.text, sample.tokens) for sample in samples]
@@ -89,21 +65,32 @@ def worth_learning(samples: Sequence[Sample], message: str, emotion: str, judge:
         if verdict.label == emotion
         and metrics.words >= LEAST_WORDS
         and metrics.repetition == 0
-        and named & _named(sample.text)
+        and named & _named(sample.text, within)
     ]
 
 
-def _named(text: str) -> set[str]:
-    return {word[:NAMING] for word in tokens(text) if len(word) >= NAMING}
+def _named(text: str, within: int | None = None) -> set[str]:
+    return {word[:NAMING] for word in tokens(text)[:within] if len(word) >= NAMING}
 
 
-def choose(number: int, example: Example, sampled: Samples, judge: Judge, score: Scorer) -> Chosen:
-    """The example with the model's own replies where there are good ones."""
+def choose(
+    number: int,
+    example: Example,
+    sampled: Samples,
+    judge: Judge,
+    score: Scorer,
+    sifting: Sifting = Sifting(),
+    worn: Callable[[str, str], bool] = lambda emotion, text: False,
+) -> Chosen:
+    """The example with the model's own replies where there are good ones. worn: whether enough replies in an emotion
+    begin as a text does."""
     replies = dict(example.replies)
     own = []
     for emotion, samples in sampled.replies.items():
-        if good := worth_learning(samples, example.user, emotion, judge):
-            scores = score(number, example, emotion, [sample.tokens for sample in good])
+        good = worth_learning(samples, example.user, emotion, judge, sifting.named_within)
+        if good := [sample for sample in good if not worn(emotion, sample.text)]:
+            # Of one there is nothing to choose, and scores take a forward of the prompt.
+            scores = score(number, example, emotion, [sample.tokens for sample in good]) if good[1:] else [0.0]
             replies[emotion] = min(zip(scores, good, strict=True), key=lambda pair: pair[0])[1].text
             own.append(emotion)
     return Chosen(**{**dict(example), "replies": replies}, own=tuple(own))
@@ -128,6 +115,10 @@ class Work:
         self._chosen.append(row)
         self.chosen[row.id] = row
 
+    def openings(self) -> Counter[tuple[str, tuple[str, ...]]]:
+        """How many of the chosen replies that are the model's own begin alike, by emotion and beginning."""
+        return Counter((name, opening(row.replies[name])) for row in self.chosen.values() for name in row.own)
+
 
 def run(
     model: str | None,
@@ -135,6 +126,7 @@ def run(
     out: str | Path,
     settings: OwnRepliesSettings = OwnRepliesSettings(),
     sampling: Sampling = Sampling(),
+    sifting: Sifting = Sifting(),
     *,
     progress: bool = True,
     make_sampler: Callable[[], Sampler] | None = None,
@@ -160,12 +152,13 @@ def run(
         "messages": examples.digest(found),
         "style": chosen.digest(),
         **asdict(sampling),
+        **asdict(sifting),
     }
     if settings.lexicon is not None:
         about["lexicon"] = judge.config["lexicon"]
     place = Work(settings.work or work_folder(out), about, settings.fresh)
-    _sample(found, place, make_sampler or (lambda: _engine(folder, circuit, given.names, sampling)), progress)
-    _choose(found, place, judge, make_scorer or (lambda: _plain(folder, chosen)), progress)
+    _sample(found, place, make_sampler or (lambda: engine(folder, circuit, given.names, sampling)), progress)
+    _choose(found, place, judge, sifting, make_scorer or (lambda: plain(folder, chosen)), progress)
     lines = [
         place.chosen[example.id].model_dump_json(exclude={"own"}, exclude_defaults=True) + "\n" for example in found
     ]
@@ -198,75 +191,30 @@ def _sample(found: Sequence[Example], place: Work, make: Callable[[], Sampler], 
                 bar.advance()
 
 
-def _choose(found: Sequence[Example], place: Work, judge: Judge, make: Callable[[], Scorer], progress: bool) -> None:
+def _choose(
+    found: Sequence[Example],
+    place: Work,
+    judge: Judge,
+    sifting: Sifting,
+    make: Callable[[], Scorer],
+    progress: bool,
+) -> None:
     todo = [(number, example) for number, example in enumerate(found) if example.id not in place.chosen]
     if not todo:
         return
     scorer = make()
+    begun = place.openings()
+
+    def worn(emotion: str, text: str) -> bool:
+        return sifting.alike is not None and begun[emotion, opening(text)] >= sifting.alike
+
     with _bar("choosing", len(todo), len(found), progress) as bar:
         for number, example in todo:
-            place.add_chosen(choose(number, example, place.samples[example.id], judge, scorer))
+            row = choose(number, example, place.samples[example.id], judge, scorer, sifting, worn)
+            begun.update((name, opening(row.replies[name])) for name in row.own)
+            place.add_chosen(row)
             bar.advance()
 
 
 def _bar(what: str, todo: int, total: int, progress: bool) -> Bar:
     return Bar(what, total, done=total - todo, unit="messages", shown=progress)
-
-
-def _engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sampling) -> Sampler:
-    """A vLLM engine in processes of its own, which end with the sampler."""
-
-    cpu.prepare()
-    with stage(ENGINE_START, hint=ENGINE_START_HINT):
-        from vllm import LLM, SamplingParams, TokensPrompt
-
-        engine = LLM(
-            folder,
-            # No sampling parameters of the model's own; blocks small enough for prompts to share them between emotions.
-            generation_config="vllm",
-            block_size=32,
-            max_model_len=1024,
-            seed=0,
-            additional_config={"emovllm": {"circuit": str(circuit)}},
-        )
-    tokenizer = load_tokenizer(folder)
-    each = [(name, strength) for name in names for strength in sampling.strengths]
-
-    def sample(some: Sequence[tuple[int, Example]]) -> list[Samples]:
-        prompts, params = [], []
-        for number, example in some:
-            ids = list(render(tokenizer, FRAMES[0], example.user).ids)
-            for at, (name, strength) in enumerate(each):
-                prompts.append(TokensPrompt(prompt_token_ids=ids))
-                params.append(
-                    SamplingParams(
-                        n=sampling.samples,
-                        temperature=sampling.temperature,
-                        max_tokens=sampling.max_tokens,
-                        seed=number * len(each) + at,
-                        extra_args={"emotion": name, "emotion_strength": strength},
-                    )
-                )
-        outputs = iter(engine.generate(prompts, params, use_tqdm=False))
-        rows = []
-        for _, example in some:
-            replies: dict[str, tuple[Sample, ...]] = dict.fromkeys(names, ())
-            for name, _ in each:
-                ended = [one for one in next(outputs).outputs if one.finish_reason == "stop"]
-                replies[name] += tuple(Sample(text=o.text.strip(), tokens=tuple(o.token_ids[:-1])) for o in ended)
-            rows.append(Samples(id=example.id, replies=replies))
-        return rows
-
-    return sample
-
-
-def _plain(folder: str, style: Style) -> Scorer:
-    """The unsteered model, asked for the emotion in the style's words."""
-
-    tokenizer, likelihoods = load_tokenizer(folder), Likelihoods.load(folder)
-
-    def score(number: int, example: Example, emotion: str, replies: Sequence[Sequence[int]]) -> list[float]:
-        frame = style.frames(emotion, number)[0].model_copy(update={"reply": None})
-        return likelihoods.means(render(tokenizer, frame, example.user).ids, replies)
-
-    return score

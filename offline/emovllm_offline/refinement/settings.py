@@ -87,6 +87,22 @@ class Sampling(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sifting(Options):
+    """Which of its replies are learnt from, besides what all of them must be. None: whatever."""
+
+    named_within: Annotated[
+        int | None,
+        Gt(0),
+        Parameter(help="something of the message must be named in a reply's first N words", metavar="N"),
+    ] = None
+    alike: Annotated[
+        int | None,
+        Gt(0),
+        Parameter(help="replies of an emotion that may begin with the same three words", metavar="N"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnRepliesSettings(Options):
     """What `emovllm own-replies` replies to, and where. work: folder of what an interrupted run goes on from,
     `OUT.work` by default.

@@ -5,8 +5,9 @@ from emovllm.errors import OwnRepliesError, StoredError
 from emovllm_offline.data.examples import Example, load_examples
 from emovllm_offline.judges.lexicon import LexiconJudge, load_lexicon
 from emovllm_offline.refinement import own_replies
-from emovllm_offline.refinement.own_replies import CHUNK, Sample, Samples, choose, worth_learning
-from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
+from emovllm_offline.refinement.own_replies import CHUNK, choose, worth_learning
+from emovllm_offline.refinement.sampling import Sample, Samples
+from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling, Sifting
 from support.circuits import SIX, random_circuit
 from support.models import tiny_model
 
@@ -61,15 +62,17 @@ class Fake:
 
 
 SAMPLING = Sampling()
+SIFTING = Sifting()
 
 
-def run(given, circuit, tmp_path, fake, sampling=SAMPLING, **more):
+def run(given, circuit, tmp_path, fake, sampling=SAMPLING, sifting=SIFTING, **more):
     return own_replies.run(
         "default",
         circuit,
         tmp_path / "own.jsonl",
         OwnRepliesSettings(replies=str(given), **more),
         sampling,
+        sifting,
         progress=False,
         make_sampler=fake.sampler,
         make_scorer=fake.scorer,
@@ -103,6 +106,25 @@ def test_the_likeliest_is_chosen_and_the_written_one_stays_where_none_is_good():
     assert chosen.replies == {"anger": ANGRIER, "fear": "written fear"}
     assert chosen.own == ("anger",)
     assert asked == [(7, "a", "anger", [sample(ANGRY).tokens, sample(ANGRIER).tokens])]
+
+
+def test_something_of_the_message_can_be_asked_for_in_the_first_words():
+    early, late = sample("A message! I am so furious about it."), sample(ANGRY)
+    message = "Your message came."
+    assert worth_learning([early, late], message, "anger", LEXICON, within=2) == [early]
+    assert worth_learning([early, late], message, "anger", LEXICON, within=6) == [early, late]
+
+
+def test_no_more_replies_than_asked_for_begin_alike_also_where_a_run_goes_on(given, circuit, tmp_path):
+    # Even messages are given one that begins with "I am furious", odd ones one with "Such messages are".
+    alike = Sifting(alike=CHUNK // 2)
+    assert run(given, circuit, tmp_path, Fake(), sifting=alike)["anger"] == CHUNK
+    whole = [example.replies["anger"] for example in load_examples(tmp_path / "own.jsonl")]
+    assert whole.count(ANGRY) == whole.count(ANGRIER) == CHUNK // 2
+    chosen = tmp_path / "own.jsonl.work" / "chosen.jsonl"
+    chosen.write_text("".join(chosen.read_text().splitlines(keepends=True)[:5]))
+    run(given, circuit, tmp_path, Fake(), sifting=alike)
+    assert [example.replies["anger"] for example in load_examples(tmp_path / "own.jsonl")] == whole
 
 
 def test_a_run_writes_examples_that_refine_reads(given, circuit, tmp_path):
