@@ -12,7 +12,6 @@ import numpy as np
 import emovllm
 from emovllm.errors import EvaluationError, ResultsError
 from emovllm.files import read_json, write_atomically
-from emovllm.models import public_model_id
 from emovllm.spec import Frozen
 from emovllm_offline.data.side_effects import Item, items_digest
 from emovllm_offline.data.styles import Frame
@@ -31,7 +30,7 @@ from emovllm_offline.evaluation.plan import (
     plan_digest,
     refuse_too_strong,
 )
-from emovllm_offline.evaluation.target import Target, Where, find_target
+from emovllm_offline.evaluation.target import Where, find_target
 from emovllm_offline.intervals import by_group, mean_change
 from emovllm_offline.reading.results import Figure
 
@@ -134,7 +133,7 @@ def measure(
     return SideEffects(
         command=command,
         emovllm=emovllm.__version__,
-        model=_model(target),
+        model=target.name,
         circuit=target.served.circuit,
         # Replies are asked for once, whatever is then said to be right.
         settings={**settings, "items": {"sha256": items_digest(items), "count": len(items)}},
@@ -221,8 +220,3 @@ def _checked(task: Task, item: Item, reply: Reply) -> Checked:
 
 def _kinds(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(item.kind for item in items))
-
-
-def _model(target: Target) -> str:
-    # A server's name for its model is often where it lies.
-    return Path(target.served.model).name if target.model is None else public_model_id(target.model)
