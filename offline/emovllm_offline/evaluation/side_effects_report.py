@@ -14,6 +14,8 @@ from emovllm_offline.reading.results import Figure
 from emovllm_offline.reporting import plots
 from emovllm_offline.reporting.tables import Table
 
+# The fields that tell how it was made.
+_ABOUT = {"command", "emovllm", "model", "circuit", "settings"}
 # Replies to show of each kind.
 SAMPLES = 3
 _LEGEND = (
@@ -97,7 +99,7 @@ def _sections(found: SideEffects) -> Iterator[Section]:
             by_emotion(found, strength),
         )
     yield Section("Replies", _SAMPLED, samples(found))
-    yield Section("Provenance", "", Table(["what", "value"], list(flat(_about(found)))))
+    yield Section("Provenance", "", Table(["what", "value"], list(flat(found.model_dump(include=_ABOUT)))))
 
 
 _SAMPLED = (
@@ -147,16 +149,6 @@ def _sample(plain: Checked, steered: Checked) -> Sequence[str]:
 
 def _line(reply: Checked) -> str:
     return " / ".join(reply.text.splitlines()) + (" [cut]" if reply.cut else "")
-
-
-def _about(found: SideEffects) -> dict[str, Any]:
-    return {
-        "command": found.command,
-        "emovllm": found.emovllm,
-        "model": found.model,
-        "circuit": found.circuit,
-        "settings": found.settings,
-    }
 
 
 def _share(figure: Figure) -> str:
