@@ -116,7 +116,7 @@ def measure(
     DefaultModelError, StoredError, OSError.
     """
     strengths = sorted(strengths)
-    _check(items, strengths)
+    _check(strengths)
     target = find_target(where, steering=False)
     planned = plan(items, strengths, target.served)
     settings = {
@@ -159,10 +159,8 @@ def plan(items: Sequence[Item], strengths: Sequence[float], served: Served) -> l
     return [Task(key, item.kind, item.user, Frame(), fields_of(key), item.id) for item, key in keys]
 
 
-def _check(items: Sequence[Item], strengths: Sequence[float]) -> None:
+def _check(strengths: Sequence[float]) -> None:
     """Raises: EvaluationError."""
-    if not items:
-        raise EvaluationError("there are no items to ask")
     if not strengths or not all(strength and math.isfinite(strength) for strength in strengths):
         raise EvaluationError("strengths must be finite and not 0, and at least one")
     if len(set(strengths)) < len(strengths):
