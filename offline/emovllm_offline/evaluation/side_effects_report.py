@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emovllm_offline.evaluation.side_effects import ALL, PLAIN, Checked, SideEffects
+from emovllm_offline.evaluation.tables import percent
 from emovllm_offline.reading.document import Section, flat, write_document
 from emovllm_offline.reading.results import Figure
 from emovllm_offline.reporting import plots
@@ -67,8 +68,8 @@ def overview(found: SideEffects) -> Table:
             [
                 kind,
                 str(count),
-                _share(found.of(kind, PLAIN).right),
-                *(_share(effect.right) for effect in steered),
+                percent(found.of(kind, PLAIN).right, 0),
+                *(percent(effect.right, 0) for effect in steered),
                 *(_change(effect.change) for effect in steered),
             ]
         )
@@ -150,10 +151,6 @@ def _sample(plain: Checked, steered: Checked) -> Sequence[str]:
 
 def _line(reply: Checked) -> str:
     return " / ".join(reply.text.splitlines()) + (" [cut]" if reply.cut else "")
-
-
-def _share(figure: Figure) -> str:
-    return f"{100 * figure.value:.0f} ({100 * figure.low:.0f}-{100 * figure.high:.0f})"
 
 
 def _change(figure: Figure | None) -> str:
