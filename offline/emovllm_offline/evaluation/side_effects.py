@@ -13,7 +13,7 @@ import emovllm
 from emovllm.errors import EvaluationError, ResultsError
 from emovllm.files import read_json, write_atomically
 from emovllm.spec import Frozen
-from emovllm_offline.data.side_effects import Item, items_digest
+from emovllm_offline.data.side_effects import Item, by_kind, items_digest
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.endpoint.answer import FILTERED
 from emovllm_offline.evaluation.checks import Outcome, outcome
@@ -137,7 +137,7 @@ def measure(
         circuit=target.served.circuit,
         # Replies are asked for once, whatever is then said to be right.
         settings={**settings, "items": {"sha256": items_digest(items), "count": len(items)}},
-        items={kind: sum(item.kind == kind for item in items) for kind in _kinds(items)},
+        items={kind: len(of_kind) for kind, of_kind in by_kind(items).items()},
         emotions=tuple(target.served.strengths),
         strengths=tuple(strengths),
         effects=tuple(effects(replies)),
@@ -214,7 +214,3 @@ def _checked(task: Task, item: Item, reply: Reply) -> Checked:
         user=item.user,
         text=reply.text,
     )
-
-
-def _kinds(items: Sequence[Item]) -> list[str]:
-    return list(dict.fromkeys(item.kind for item in items))
