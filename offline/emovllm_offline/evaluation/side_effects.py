@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 import emovllm
-from emovllm.errors import EvaluationError, ResultsError
-from emovllm.files import read_json, write_atomically
+from emovllm.errors import EvaluationError
 from emovllm.spec import Frozen
 from emovllm_offline.data.side_effects import Item, by_kind, items_digest
 from emovllm_offline.data.styles import Frame
@@ -33,8 +32,8 @@ from emovllm_offline.evaluation.plan import (
 from emovllm_offline.evaluation.target import Where, find_target
 from emovllm_offline.intervals import by_group, mean_change
 from emovllm_offline.reading.results import Figure
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "side-effects.json"
 # What the replies were asked with.
 ASKED = "asked.json"
 # Of an effect over all emotions, or of none.
@@ -68,8 +67,10 @@ class Effect(Frozen):
     change: Figure | None = None
 
 
-class SideEffects(Frozen):
+class SideEffects(ResultsFile):
     """All of `side-effects.json`. items: how many there are of each kind."""
+
+    FILE = "side-effects.json"
 
     format: Literal["emovllm-side-effects"] = "emovllm-side-effects"
     format_version: Literal[1] = 1
@@ -90,14 +91,6 @@ class SideEffects(Frozen):
             if (effect.kind, effect.emotion, effect.strength) == (kind, emotion, strength):
                 return effect
         raise KeyError((kind, emotion, strength))
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> SideEffects:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
 
 
 def measure(
