@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from emovllm.errors import ResultsError
-from emovllm.files import read_json, write_atomically
 from emovllm.spec import Frozen
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.reading.results import Figure
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "comparison.json"
 Kind = Literal["probe train", "probe compare", "probe prompts", "probe separate", "evaluate", "circuit"]
 # So many digits of a digest tell texts apart.
 SHORT = 8
@@ -86,8 +83,10 @@ class OfKind(Frozen):
     notes: tuple[str, ...]
 
 
-class Comparison(Frozen):
+class Comparison(ResultsFile):
     """All of `comparison.json`. about: what each run's file says of how it was made, by kind and run."""
+
+    FILE = "comparison.json"
 
     format: Literal["emovllm-comparison"] = "emovllm-comparison"
     format_version: Literal[1] = 1
@@ -100,11 +99,3 @@ class Comparison(Frozen):
             if table.kind == kind:
                 return table
         raise KeyError(kind)
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Comparison:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)

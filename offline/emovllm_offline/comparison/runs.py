@@ -29,13 +29,13 @@ class Source:
 
 
 SOURCES: dict[Kind, Source] = {
-    "probe train": Source(results.FILE, results.Results.load, probes.rows, probes.size_of),
+    "probe train": Source(results.Results.FILE, results.Results.load, probes.rows, probes.size_of),
     "probe compare": Source(
-        compare.FILE, compare.Compared.load, probes.compared_rows, lambda of: _recorded(of.about.get("size"))
+        compare.Compared.FILE, compare.Compared.load, probes.compared_rows, lambda of: _recorded(of.about.get("size"))
     ),
-    "probe prompts": Source(shift.FILE, shift.Shifts.load, states.prompt_rows, states.shifts_size, "prompt"),
+    "probe prompts": Source(shift.Shifts.FILE, shift.Shifts.load, states.prompt_rows, states.shifts_size, "prompt"),
     "probe separate": Source(
-        separate.FILE, separate.Separated.load, states.way_rows, states.separated_size, "states while"
+        separate.Separated.FILE, separate.Separated.load, states.way_rows, states.separated_size, "states while"
     ),
     "evaluate": Source(SUMMARY, Summary.load, steering.rows, steering.size_of, "method, strength"),
     "circuit": Source(JSON_NAME, circuits.Validated.load, circuits.rows, circuits.size_of),

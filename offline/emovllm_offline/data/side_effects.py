@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,17 +69,20 @@ def load_items(path: str | Path | None = None, limit: int | None = None) -> list
     """
     path = PACKAGED if path is None else Path(path)
     items = [item for _, item in read_json_lines(path, Item, DataError)]
-    if not items:
-        raise DataError(f"{path}: no items in it")
     if len({item.id for item in items}) < len(items):
         raise DataError(f"{path}: two items have the same id")
-    places: dict[str, int] = {}
-    kept = []
+    first = {item.id for of_kind in by_kind(items).values() for item in of_kind[:limit]}
+    if not first:
+        raise DataError(f"{path}: no items in it")
+    return [item for item in items if item.id in first]
+
+
+def by_kind(items: Sequence[Item]) -> Mapping[str, list[Item]]:
+    """The items of each kind, in the order in which they first come."""
+    groups: dict[str, list[Item]] = {}
     for item in items:
-        places[item.kind] = places.get(item.kind, 0) + 1
-        if limit is None or places[item.kind] <= limit:
-            kept.append(item)
-    return kept
+        groups.setdefault(item.kind, []).append(item)
+    return groups
 
 
 def items_digest(items: Sequence[Item]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import emovllm
 from emovllm.files import write_json
-from emovllm.models import public_model_id
 from emovllm_offline.evaluation import generate, paper_way
 from emovllm_offline.evaluation.felt import felt
 from emovllm_offline.evaluation.folder import PAPER_WAY, Folder
@@ -71,8 +70,7 @@ def evaluate(
     about = {
         **({"command": command} if command else {}),
         "emovllm": emovllm.__version__,
-        # A server's name for its model is often where it lies.
-        "model": Path(target.served.model).name if target.model is None else public_model_id(target.model),
+        "model": target.name,
         "circuit": target.served.circuit,
         "settings": decided,
         "seed": seed,

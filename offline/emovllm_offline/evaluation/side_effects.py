@@ -10,11 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 import emovllm
-from emovllm.errors import EvaluationError, ResultsError
-from emovllm.files import read_json, write_atomically
-from emovllm.models import public_model_id
+from emovllm.errors import EvaluationError
 from emovllm.spec import Frozen
-from emovllm_offline.data.side_effects import Item, items_digest
+from emovllm_offline.data.side_effects import Item, by_kind, items_digest
 from emovllm_offline.data.styles import Frame
 from emovllm_offline.endpoint.answer import FILTERED
 from emovllm_offline.evaluation.checks import Outcome, outcome
@@ -31,11 +29,11 @@ from emovllm_offline.evaluation.plan import (
     plan_digest,
     refuse_too_strong,
 )
-from emovllm_offline.evaluation.target import Target, Where, find_target
+from emovllm_offline.evaluation.target import Where, find_target
 from emovllm_offline.intervals import by_group, mean_change
 from emovllm_offline.reading.results import Figure
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "side-effects.json"
 # What the replies were asked with.
 ASKED = "asked.json"
 # Of an effect over all emotions, or of none.
@@ -69,8 +67,10 @@ class Effect(Frozen):
     change: Figure | None = None
 
 
-class SideEffects(Frozen):
+class SideEffects(ResultsFile):
     """All of `side-effects.json`. items: how many there are of each kind."""
+
+    FILE = "side-effects.json"
 
     format: Literal["emovllm-side-effects"] = "emovllm-side-effects"
     format_version: Literal[1] = 1
@@ -92,14 +92,6 @@ class SideEffects(Frozen):
                 return effect
         raise KeyError((kind, emotion, strength))
 
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> SideEffects:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
-
 
 def measure(
     where: Where,
@@ -117,7 +109,7 @@ def measure(
     DefaultModelError, StoredError, OSError.
     """
     strengths = sorted(strengths)
-    _check(items, strengths)
+    _check(strengths)
     target = find_target(where, steering=False)
     planned = plan(items, strengths, target.served)
     settings = {
@@ -134,11 +126,11 @@ def measure(
     return SideEffects(
         command=command,
         emovllm=emovllm.__version__,
-        model=_model(target),
+        model=target.name,
         circuit=target.served.circuit,
         # Replies are asked for once, whatever is then said to be right.
         settings={**settings, "items": {"sha256": items_digest(items), "count": len(items)}},
-        items={kind: sum(item.kind == kind for item in items) for kind in _kinds(items)},
+        items={kind: len(of_kind) for kind, of_kind in by_kind(items).items()},
         emotions=tuple(target.served.strengths),
         strengths=tuple(strengths),
         effects=tuple(effects(replies)),
@@ -160,10 +152,8 @@ def plan(items: Sequence[Item], strengths: Sequence[float], served: Served) -> l
     return [Task(key, item.kind, item.user, Frame(), fields_of(key), item.id) for item, key in keys]
 
 
-def _check(items: Sequence[Item], strengths: Sequence[float]) -> None:
+def _check(strengths: Sequence[float]) -> None:
     """Raises: EvaluationError."""
-    if not items:
-        raise EvaluationError("there are no items to ask")
     if not strengths or not all(strength and math.isfinite(strength) for strength in strengths):
         raise EvaluationError("strengths must be finite and not 0, and at least one")
     if len(set(strengths)) < len(strengths):
@@ -217,12 +207,3 @@ def _checked(task: Task, item: Item, reply: Reply) -> Checked:
         user=item.user,
         text=reply.text,
     )
-
-
-def _kinds(items: Sequence[Item]) -> list[str]:
-    return list(dict.fromkeys(item.kind for item in items))
-
-
-def _model(target: Target) -> str:
-    # A server's name for its model is often where it lies.
-    return Path(target.served.model).name if target.model is None else public_model_id(target.model)

@@ -8,6 +8,7 @@ from emovllm_offline.evaluation.felt import KINDS, Parting, Rise
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.text import REGIMES
+from emovllm_offline.reading.results import Figure
 from emovllm_offline.reporting.tables import Table
 
 # So many emotions fit a page side by side.
@@ -150,10 +151,10 @@ def accuracy(cell: Cell, judge: str) -> str:
     return percent(estimate) + (f" of {estimate.count}" if estimate and cell.unjudged[judge] else "")
 
 
-def percent(estimate: Estimate | None) -> str:
+def percent(estimate: Estimate | Figure | None, decimals: int = 1) -> str:
     if estimate is None:
         return "-"
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})"
+    return f"{100 * estimate.value:.{decimals}f} ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})"
 
 
 def number(estimate: Estimate | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emovllm.circuit_files import load_circuit, resolve_circuit
 from emovllm.errors import CircuitError, EvaluationError
-from emovllm.models import NAME, is_default, resolve_model, shipped_circuits
+from emovllm.models import NAME, is_default, public_model_id, resolve_model, shipped_circuits
 from emovllm.progress import ENGINE_START, ENGINE_START_HINT, stage
 from emovllm_offline.endpoint.loops import wait_for
 from emovllm_offline.evaluation.client import Connection, connect
@@ -46,6 +46,12 @@ class Target:
     served: Served
     model: str | None
     circuit: Path | None
+
+    @property
+    def name(self) -> str:
+        """What its model is called in results."""
+        # A server's name for its model is often where it lies.
+        return Path(self.served.model).name if self.model is None else public_model_id(self.model)
 
 
 def find_target(where: Where, steering: bool) -> Target:

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emovllm.errors import ResultsError
-from emovllm.files import read_json, write_atomically
 from emovllm.spec import Frozen
 from emovllm_offline.data.texts import load_texts
 from emovllm_offline.intervals import by_group
@@ -29,8 +27,8 @@ from emovllm_offline.reading.scores import McNemar, Resamples
 from emovllm_offline.reading.settings import Measuring
 from emovllm_offline.reading.zero_shot import Answers, ask
 from emovllm_offline.storage.places import work_folder
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "compare.json"
 LOGITS = "logits.safetensors"
 PROBE, ZERO_SHOT = "probe", "zero-shot"
 # Other ways to read the model's answers, which show what the choice of the first decides.
@@ -65,11 +63,13 @@ class Teller(Frozen):
     split: Split | None = None
 
 
-class Compared(Frozen):
+class Compared(ResultsFile):
     """All of `compare.json`. tellers: the probe, the model asked, and how else its answers may be read.
 
     texts: of each label. equal: the share of texts that the model tells the same with the labels listed either way.
     """
+
+    FILE = "compare.json"
 
     format: Literal["emovllm-probe-compare"] = "emovllm-probe-compare"
     format_version: Literal[1] = 1
@@ -84,14 +84,6 @@ class Compared(Frozen):
 
     def of(self, name: str) -> Teller:
         return next(teller for teller in self.tellers if teller.name == name)
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Compared:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
 
 
 @dataclass(frozen=True, slots=True)

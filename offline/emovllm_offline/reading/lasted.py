@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from emovllm.errors import ResultsError
-from emovllm.files import read_json, write_atomically
 from emovllm.spec import Frozen
 from emovllm_offline.intervals import times_drawn
 from emovllm_offline.reading.persistence import Intervals, Sample, intervals, longest
 from emovllm_offline.reading.replies import Way
 from emovllm_offline.reading.results import Figure
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "persist.json"
 # Of the replies, how many lie below the band, and below its upper end.
 BAND = (0.1, 0.9)
 _DECIMALS = 5
@@ -91,9 +88,11 @@ class Lasted(Frozen):
     curve: Curve
 
 
-class Persistence(Frozen):
+class Persistence(ResultsFile):
     """All of `persist.json`. layer: the one that is read, of `of_layers`. length: tokens of each reply.
     messages: how many have each label."""
+
+    FILE = "persist.json"
 
     format: Literal["emovllm-probe-persist"] = "emovllm-probe-persist"
     format_version: Literal[1] = 1
@@ -111,14 +110,6 @@ class Persistence(Frozen):
 
     def of(self, name: str) -> Lasted:
         return next(one for one in self.conditions if one.name == name)
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Persistence:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
 
 
 def conclude(

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from emovllm.errors import ResultsError
-from emovllm.files import read_json, write_atomically
 from emovllm.spec import Frozen
 from emovllm_offline.intervals import Estimate
 from emovllm_offline.reading.corpus import Corpus, Split
 from emovllm_offline.reading.layers import Probes
 from emovllm_offline.reading.scores import Comparison, Resamples, confusion, f1
-
-FILE = "results.json"
+from emovllm_offline.storage.results_file import ResultsFile
 
 
 class Figure(Frozen):
@@ -72,9 +68,11 @@ class LabelResult(Frozen):
     f1: float | None
 
 
-class Results(Frozen):
+class Results(ResultsFile):
     """All of `results.json`. layer: the chosen one. confusion: at that layer, on the test texts: rows are the labels
     that the texts have, columns those that the probe gives."""
+
+    FILE = "results.json"
 
     format: Literal["emovllm-probe-results"] = "emovllm-probe-results"
     format_version: Literal[1] = 1
@@ -90,14 +88,6 @@ class Results(Frozen):
     @property
     def best(self) -> LayerResult:
         return next(of_layer for of_layer in self.layers if of_layer.layer == self.layer)
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Results:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from emovllm.errors import DataError, ResultsError
-from emovllm.files import read_json, write_atomically
+from emovllm.errors import DataError
 from emovllm.spec import Frozen
 from emovllm_offline.data.messages import load_messages
 from emovllm_offline.data.prompts import render
@@ -26,8 +25,8 @@ from emovllm_offline.reading.pairs import Pairs, Separation, cosines, mean_cosin
 from emovllm_offline.reading.prompts import Read, unread
 from emovllm_offline.reading.results import Figure
 from emovllm_offline.reading.states import order_of, read_states
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "separate.json"
 # While the model writes a reply that its prompt asks for; the same without the prompt that asks; while it reads it as
 # its user's message.
 Way = Literal["generation", "own turn", "comprehension"]
@@ -72,8 +71,10 @@ class LayerApart(Frozen):
     centred: Apart
 
 
-class Separated(Frozen):
+class Separated(ResultsFile):
     """All of `separate.json`."""
+
+    FILE = "separate.json"
 
     format: Literal["emovllm-probe-separate"] = "emovllm-probe-separate"
     format_version: Literal[1] = 1
@@ -87,14 +88,6 @@ class Separated(Frozen):
     def best(self, way: Way) -> LayerApart:
         """The layer with the largest effect of the centred states."""
         return max(self.ways[way], key=lambda of: of.centred.effect.value)
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Separated:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
 
 
 @dataclass(frozen=True, slots=True)

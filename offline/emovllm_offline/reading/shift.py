@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emovllm.errors import ResultsError
-from emovllm.files import read_json, write_atomically
 from emovllm.probe import probabilities
 from emovllm.spec import Frozen
 from emovllm_offline.data import sev
@@ -33,8 +31,8 @@ from emovllm_offline.reading.reader import Reader
 from emovllm_offline.reading.results import Figure
 from emovllm_offline.reading.settings import Measuring
 from emovllm_offline.storage.places import work_folder
+from emovllm_offline.storage.results_file import ResultsFile
 
-FILE = "prompts.json"
 LOGITS = "prompts.safetensors"
 
 
@@ -64,8 +62,10 @@ class OfPrompt(Frozen):
         return next(of for of in self.layers if of.layer == layer)
 
 
-class Shifts(Frozen):
+class Shifts(ResultsFile):
     """All of `prompts.json`. at: where in the chat was read. layers: of the model."""
+
+    FILE = "prompts.json"
 
     format: Literal["emovllm-probe-prompts"] = "emovllm-probe-prompts"
     format_version: Literal[1] = 1
@@ -84,14 +84,6 @@ class Shifts(Frozen):
     def named(self) -> list[OfPrompt]:
         """The prompts that name an emotion of the probe."""
         return [of for of in self.prompts if of.name in self.labels]
-
-    def save(self, folder: str | Path) -> None:
-        write_atomically(Path(folder) / FILE, (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Shifts:
-        """Raises: ResultsError."""
-        return read_json(Path(folder) / FILE, cls, ResultsError)
 
 
 @dataclass(frozen=True, slots=True)

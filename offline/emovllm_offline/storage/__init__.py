@@ -1,1 +1,1 @@
-"""Files of long work, from which it resumes."""
+"""Files of long work, from which it resumes, and of what it found."""

@@ -11,7 +11,7 @@ import pytest
 
 from emovllm.cli import main
 from emovllm_offline.evaluation import side_effects_report as report
-from emovllm_offline.evaluation.side_effects import ALL, FILE, PLAIN, Checked, SideEffects, effects
+from emovllm_offline.evaluation.side_effects import ALL, PLAIN, Checked, SideEffects, effects
 from emovllm_offline.reporting import plots
 from support.evaluated import EMOTIONS, answer
 from support.stub import Stub, filtering
@@ -108,11 +108,11 @@ def test_given_again_it_asks_nothing_and_other_items_are_refused(
     stub: Stub, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*asked, "--strengths", "1"]) == 0
-    before = (tmp_path / "out" / FILE).read_bytes()
+    before = (tmp_path / "out" / SideEffects.FILE).read_bytes()
     stub.requests.clear()
     assert main([*asked, "--strengths", "1"]) == 0
     assert [request for request in stub.requests if "messages" in request] == []
-    assert (tmp_path / "out" / FILE).read_bytes() == before
+    assert (tmp_path / "out" / SideEffects.FILE).read_bytes() == before
     assert main([*asked, "--strengths", "1", "--limit", "1"]) == 2
     assert "made with other settings: requests" in capsys.readouterr().err
     assert main([*asked, "--strengths", "1", "--limit", "1", "--fresh"]) == 0
