@@ -44,10 +44,12 @@ class Discovery:
 
     def plot(
         self,
-        what: Literal["importance", "importance_by_alpha", "similarity", "units", "overlap"] = "importance",
+        what: Literal[
+            "importance", "importance_by_alpha", "similarity", "similarity_by_emotion", "units", "overlap"
+        ] = "importance",
     ) -> Picture:
         """importance of each sublayer, as a whole or for each size of the push; similarity of the directions of all
-        sublayers; units of each layer; overlap of every two emotions' units.
+        sublayers, mean or by emotion; units of each layer; overlap of every two emotions' units.
 
         Raises: ValueError where importance was not measured for each size."""
         from emovllm_offline.validation import figures, sublayer_figures

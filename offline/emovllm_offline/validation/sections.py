@@ -125,6 +125,14 @@ SECTIONS = (
         sublayer_figures.similarity,
     ),
     Section(
+        "similarity_by_emotion",
+        "Directions across sublayers, by emotion",
+        "The same cosines of each emotion by itself. Where an emotion's block of late layers begins later than the "
+        "others', or falls into two, the mean above hides it.",
+        "findings",
+        sublayer_figures.similarity_by_emotion,
+    ),
+    Section(
         "components",
         "Principal components of the hidden states",
         "Each point is one prompt that elicits an emotion: the state after a layer's MLP, at the tokens that "

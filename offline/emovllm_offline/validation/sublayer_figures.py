@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emovllm_offline.discovery import directions
 from emovllm_offline.reporting.plots import COLUMNS, GREY, colour, figure, legend, marker, panels, spread
 
 if TYPE_CHECKING:
@@ -68,15 +69,32 @@ def similarity(findings: Findings) -> Any:
     """Heatmap of the cosines between the directions of every two sublayers."""
     with figure(7.6) as fig:
         ax = fig.subplots()
-        cosines = findings.similarity
-        image = ax.imshow(cosines, cmap="PuOr", vmin=-1, vmax=1, origin="lower", interpolation="nearest")
-        for axis in (ax.xaxis, ax.yaxis):
-            _name_sublayers(axis, len(cosines), 12)
+        image = _heatmap(ax, findings.similarity, 12)
         ax.set_xlabel("sublayer (A: after attention; the M of the same layer is next to it)")
         ax.set_ylabel("sublayer")
-        ax.spines[:].set_visible(True)
         fig.colorbar(image, ax=ax, shrink=0.8, label="cosine, mean over emotions")
     return fig
+
+
+def similarity_by_emotion(findings: Findings) -> Any:
+    """The same heatmap for each emotion."""
+    sublayers = directions.interleave(findings.attn_directions, findings.mlp_directions)
+    with figure(3.1 * math.ceil(len(sublayers) / COLUMNS) + 0.8) as fig:
+        axes = panels(fig, len(sublayers))
+        for ax, name, cosines in zip(axes, findings.emotions, directions.similarities(sublayers), strict=True):
+            image = _heatmap(ax, cosines, 6)
+            ax.set_title(name)
+        fig.colorbar(image, ax=axes, shrink=0.6, aspect=40, location="bottom", label="cosine")
+    return fig
+
+
+def _heatmap(ax: Any, cosines: np.ndarray, most: int) -> Any:
+    """cosines: [2L, 2L]; about `most` of the sublayers are named."""
+    image = ax.imshow(cosines, cmap="PuOr", vmin=-1, vmax=1, origin="lower", interpolation="nearest")
+    for axis in (ax.xaxis, ax.yaxis):
+        _name_sublayers(axis, len(cosines), most)
+    ax.spines[:].set_visible(True)
+    return image
 
 
 def _name_sublayers(axis: Any, count: int, most: int) -> None:

@@ -68,6 +68,8 @@ def test_sublayers_that_the_model_lacks_are_no_part_of_the_reference_direction()
 
 def test_similarity_of_a_sublayer_with_itself_is_one():
     np.testing.assert_allclose(np.diag(directions.similarity(unit(3, 8, 16))), 1)
+    sublayers = unit(3, 8, 16)
+    np.testing.assert_allclose(directions.similarities(sublayers).mean(0), directions.similarity(sublayers))
 
 
 def test_push_reaches_the_residual_and_nothing_before_it(different_decoder):

@@ -27,6 +27,7 @@ FIGURES = [
     "importance",
     "importance_by_alpha",
     "similarity",
+    "similarity_by_emotion",
     "components",
     "probe",
     "ablation_neurons",
@@ -34,7 +35,7 @@ FIGURES = [
     "enhancement_neurons",
     "enhancement_heads",
 ]
-OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:5]
+OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:6]
 
 
 class Page(HTMLParser):
@@ -167,6 +168,20 @@ def test_importance_by_alpha_has_a_line_for_each_alpha_in_each_emotions_panel(pl
         *lines, dashed, _ = (np.asarray(line.get_ydata()) for line in ax.lines)
         np.testing.assert_array_equal(lines, profile.T)
         np.testing.assert_array_equal(dashed, mean)
+
+
+def test_each_emotion_has_the_cosines_of_its_own_directions(place):
+    findings = Findings.load(place / "circuit.work")
+    findings.mlp_directions[1, 3] = -findings.attn_directions[1, 0]
+    *axes, _ = sublayer_figures.similarity_by_emotion(findings).axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(NAMES)
+    drawn = np.array([ax.images[0].get_array() for ax in axes])
+    assert drawn.shape == (3, 8, 8)
+    # A0 and M3 in the order A0, M0, A1, ...
+    assert drawn[1, 0, 7] == pytest.approx(-(findings.attn_directions[1, 0] ** 2).sum())
+    one = findings.attn_directions[2, 1] @ findings.mlp_directions[2, 0]
+    assert drawn[2, 2, 1] == pytest.approx(one)
+    assert drawn[2, 1, 2] == pytest.approx(one)
 
 
 def test_without_importance_by_alpha_nothing_is_said_of_it(place, unrendered):
