@@ -16,24 +16,6 @@ if TYPE_CHECKING:
     from emovllm_offline.validation.results import Curve, Validation
 
 
-def components(validation: Validation) -> Any:
-    """Small multiples: the states on two principal components, for some layers."""
-    layers = validation.components
-    with figure(3.3 * math.ceil(len(layers) / COLUMNS) + 0.4) as fig:
-        axes = panels(fig, len(layers))
-        for ax, layer in zip(axes, layers, strict=True):
-            for e, points in enumerate(layer.points):
-                x, y, *_ = np.array(points).T
-                ax.scatter(x, y, s=14, c=colour(e), marker=marker(e), alpha=0.65, linewidths=0)
-            first, second, *_ = layer.explained
-            ax.set_title(f"layer {layer.layer}")
-            ax.set_xlabel(f"PC 1 ({first:.0%} of variance)")
-            ax.set_ylabel(f"PC 2 ({second:.0%})")
-            ax.locator_params(nbins=4)
-        legend(fig, validation.emotions, line=False)
-    return fig
-
-
 def units(circuit: Circuit) -> Any:
     """How many neurons and heads of each layer the circuit of each emotion has."""
     layers = circuit.spec.model.num_hidden_layers

@@ -53,3 +53,4 @@ class Settings(Options):
     loading: Annotated[ModelOptions, FLAT] = field(default_factory=ModelOptions)
     batch_size: Annotated[int, Gt(0), Parameter(help="variants per forward", metavar="N")] = 128
     fresh: Annotated[bool, QUIET, Parameter(help="forget what was validated before")] = False
+    progress: Annotated[bool, Parameter(parse=False)] = False

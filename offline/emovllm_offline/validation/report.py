@@ -19,7 +19,7 @@ from emovllm_offline.reporting.page import render
 from emovllm_offline.reporting.tables import Table
 from emovllm_offline.storage.places import work_folder
 from emovllm_offline.validation import results
-from emovllm_offline.validation.results import Validation, findings_digest
+from emovllm_offline.validation.results import Validation, findings_digest, injection_digest
 from emovllm_offline.validation.sections import COMMANDS, SECTIONS, Section
 
 PAGE = "report.html"
@@ -139,6 +139,8 @@ def _notes(evidence: Evidence) -> Iterator[str]:
         return
     if evidence.findings is not None and validated.inputs.get("findings") != findings_digest(evidence.findings):
         yield "The validation is of other findings than those beside it: run emovllm validate --fresh."
+    if validated.trajectories and validated.inputs.get("circuit") != injection_digest(evidence.circuit):
+        yield "The states under the circuit are under another circuit than this one: run emovllm validate --fresh."
     dataset = evidence.circuit.spec.provenance.get("dataset")
     if isinstance(dataset, dict) and dataset.get("sha256") == validated.inputs.get("data"):
         yield (

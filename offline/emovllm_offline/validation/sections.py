@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emovllm_offline.reporting.tables import Table
-from emovllm_offline.validation import figures, sublayer_figures
+from emovllm_offline.validation import figures, state_figures, sublayer_figures
 from emovllm_offline.validation.results import Validation
 
 
@@ -31,6 +31,8 @@ class Section:
 
 # What measures that which a section needs.
 COMMANDS = {"findings": "emovllm discover", "validation": "emovllm validate"}
+# What measures that which a validation of before has not.
+ANEW = "emovllm validate --fresh"
 
 
 def sweep_table(validation: Validation, mode: str, kind: str) -> Table:
@@ -58,6 +60,10 @@ def _sweep(mode: str, kind: str, text: str) -> Section:
         lambda validation: figures.sweep(validation, mode, kind),
         lambda validation: sweep_table(validation, mode, kind),
     )
+
+
+def _of_all_layers(validation: Validation) -> bool:
+    return len(validation.components) == len(validation.explained)
 
 
 _ABLATION = (
@@ -138,9 +144,55 @@ SECTIONS = (
         "Each point is one prompt that elicits an emotion: the state after a layer's MLP, at the tokens that "
         "discovery reads, on the two directions in which the states of that layer vary most. Clusters of one "
         "colour mean that the layer tells the emotions apart; prompts also differ in their wording, which "
-        "makes clusters of its own.",
+        "makes clusters of its own. Pure: the same states less what the prompts of all emotions of one "
+        "scenario-event share, on principal components of their own: what is left of it sets one emotion apart from "
+        "the others, and is what the emotion directions are means of.",
         "validation",
-        figures.components,
+        state_figures.components,
+    ),
+    Section(
+        "components_all",
+        "Principal components in every layer",
+        "The same states in each layer, by its number; after it, the shares of the variance on the two components. "
+        "Each panel has a scale, and components, of its own.",
+        "validation",
+        state_figures.components_all,
+        has=_of_all_layers,
+        again=ANEW,
+    ),
+    Section(
+        "pure_all",
+        "Principal components of pure emotion in every layer",
+        "The pure states in each layer, in the same way.",
+        "validation",
+        state_figures.pure_all,
+        has=lambda validation: bool(validation.pure),
+        again=ANEW,
+    ),
+    Section(
+        "trajectories",
+        "States under the circuit",
+        "How far the state after each layer's MLP lies along the layer's direction of the emotion, at the last token "
+        "of the prompt: the neutral prompt as it is, the same with the whole circuit injected at lambda 1 at that "
+        "token, and the prompts that ask for the emotion, before any reply that the style forces. Bands are 95% "
+        "confidence intervals over scenarios (Student's t). Where the circuit does what asking does, the coloured line "
+        "leaves the dashed one for the dotted one; beyond it, it does more. The dotted prompts are longer and worded "
+        "otherwise: what they share with one another whatever the emotion counts here too.",
+        "validation",
+        state_figures.trajectories,
+        has=lambda validation: bool(validation.trajectories),
+        again=ANEW,
+    ),
+    Section(
+        "paths",
+        "Paths of states under the circuit",
+        "The same states from layer to layer (a dot each, open in the middle layer, numbered in the last) in the plane "
+        "of the two principal components of all emotions' directions: the mean distance from the neutral prompt's "
+        "state of that layer, which is the grey dot, over the root mean square of the residual there.",
+        "validation",
+        state_figures.paths,
+        has=lambda validation: bool(validation.trajectories),
+        again=ANEW,
     ),
     Section(
         "probe",

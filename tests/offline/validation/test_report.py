@@ -12,9 +12,9 @@ from emovllm.spec import CircuitSpec
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.validation import figures, report, sublayer_figures
+from emovllm_offline.validation import figures, report, state_figures, sublayer_figures
 from emovllm_offline.validation.plan import Plan, Settings
-from emovllm_offline.validation.results import Validation
+from emovllm_offline.validation.results import CONDITIONS, Validation
 from emovllm_offline.validation.sections import sweep_table
 from emovllm_offline.validation.validate import validate
 from offline.conftest import PNG, tiny_model
@@ -29,6 +29,10 @@ FIGURES = [
     "similarity",
     "similarity_by_emotion",
     "components",
+    "components_all",
+    "pure_all",
+    "trajectories",
+    "paths",
     "probe",
     "ablation_neurons",
     "ablation_heads",
@@ -90,6 +94,7 @@ def measured(tmp_path_factory, tokenizer, records, style):
         [style],
         out=folder / "circuit.work",
         settings=Settings(plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2)),
+        circuit=load_circuit(folder / "circuit"),
     )
     return folder
 
@@ -192,6 +197,72 @@ def test_without_importance_by_alpha_nothing_is_said_of_it(place, unrendered):
     assert [name for name in page.ids if name != "provenance"] == [n for n in FIGURES if n != "importance_by_alpha"]
     assert not (place / "circuit.work" / "figures" / "importance_by_alpha.png").exists()
     assert "emovllm discover" not in page.texts
+
+
+def drawn(ax) -> np.ndarray:
+    """The points of a scatter plot, [emotions, items, 2]."""
+    return np.array([points.get_offsets() for points in ax.collections])
+
+
+def test_scatter_plots_are_of_their_layers_states(place):
+    validation = Validation.load(place / "circuit.work")
+    for draw, of_layers in (
+        (state_figures.components_all, validation.components),
+        (state_figures.pure_all, validation.pure),
+    ):
+        axes = draw(validation).axes
+        assert [ax.get_title(loc="left").split(":")[0] for ax in axes] == ["0", "1", "2", "3"]
+        for ax, of_layer in zip(axes, of_layers, strict=True):
+            np.testing.assert_array_equal(drawn(ax), of_layer.points)
+
+
+def test_pure_states_are_below_the_states_as_they_are(place):
+    validation = Validation.load(place / "circuit.work")
+    by_title = {ax.get_title(loc="left"): ax for ax in state_figures.components(validation).axes}
+    names = [f"layer {layer}{pure}" for row in ([0, 1, 2], [3]) for pure in ("", ", pure") for layer in row]
+    assert list(by_title) == names
+    np.testing.assert_array_equal(drawn(by_title["layer 3"]), validation.components[3].points)
+    np.testing.assert_array_equal(drawn(by_title["layer 3, pure"]), validation.pure[3].points)
+
+
+def test_six_layers_stand_for_all():
+    assert state_figures.chosen(list(range(30))) == [0, 6, 12, 17, 23, 29]
+    assert state_figures.chosen(list(range(4))) == [0, 1, 2, 3]
+
+
+def test_validation_of_before_is_drawn_as_far_as_it_goes(place, unrendered):
+    validation = Validation.load(place / "circuit.work")
+    replace(validation, components=validation.components[:2], pure=[], trajectories=[]).save(place / "circuit.work")
+    page = Page(report.report(place / "circuit").read_text())
+    assert page.texts.count("emovllm validate --fresh") == 4
+    assert len(page.images) == len(FIGURES) - 4
+    titles = [ax.get_title(loc="left") for ax in state_figures.components(replace(validation, pure=[])).axes]
+    assert titles == [f"layer {layer}" for layer in range(4)]
+
+
+def test_trajectories_are_drawn_as_they_were_measured(place):
+    validation = Validation.load(place / "circuit.work")
+    straight, plane = state_figures.trajectories(validation).axes, state_figures.paths(validation).axes
+    assert [ax.get_title(loc="left") for ax in (*straight, *plane)] == [*NAMES, *NAMES]
+    for e, name in enumerate(NAMES):
+        of = [state_figures.find_trajectory(validation, name, condition) for condition in CONDITIONS]
+        np.testing.assert_array_equal([line.get_ydata() for line in straight[e].lines], [one.mean for one in of])
+        for band, one in zip(straight[e].collections, of, strict=True):
+            (outline,) = band.get_paths()
+            assert outline.vertices[:, 1].min() == pytest.approx(min(one.low))
+            assert outline.vertices[:, 1].max() == pytest.approx(max(one.high))
+        for line, one in zip(plane[e].lines, of[1:], strict=True):
+            np.testing.assert_array_equal(np.transpose(line.get_data()), one.path)
+
+
+def test_states_under_another_circuit_are_told(place, unrendered):
+    told = "under another circuit"
+    assert told not in report.report(place / "circuit").read_text()
+    described(place, provenance={"calibrated": "since"})
+    assert told not in report.report(place / "circuit").read_text()
+    shutil.rmtree(place / "circuit")
+    random_circuit(place / "tiny", place / "circuit", names=NAMES, seed=9)
+    assert told in report.report(place / "circuit").read_text()
 
 
 def test_work_folder_may_be_elsewhere(place, unrendered):
