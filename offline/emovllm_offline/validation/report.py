@@ -139,6 +139,8 @@ def _notes(evidence: Evidence) -> Iterator[str]:
         return
     if evidence.findings is not None and validated.inputs.get("findings") != findings_digest(evidence.findings):
         yield "The validation is of other findings than those beside it: run emovllm validate --fresh."
+    for kind, over in validated.left_out().items():
+        yield f"No layer has as many {kind}: k = {', '.join(map(str, over))} of the plan was left out."
     if validated.trajectories and validated.inputs.get("circuit") != injection_digest(evidence.circuit):
         yield "The states under the circuit are under another circuit than this one: run emovllm validate --fresh."
     dataset = evidence.circuit.spec.provenance.get("dataset")

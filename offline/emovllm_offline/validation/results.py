@@ -114,6 +114,13 @@ class Validation:
     def macro_f1(self) -> list[float]:
         return [sum(of_layer) / len(of_layer) for of_layer in self.f1]
 
+    def left_out(self) -> dict[str, list[int]]:
+        """By kind: the k of the plan that no layer has as many units for."""
+        plan = self.inputs.get("plan", {})
+        most = {curve.kind: curve.k[-1] for curve in self.curves}
+        over = {kind: sorted({k for k in plan.get(kind, ()) if k != "all" and k > most[kind]}) for kind in most}
+        return {kind: ks for kind, ks in over.items() if ks}
+
     def save(self, folder: str | Path) -> None:
         content = {"format": "emovllm-validation", "format_version": FORMAT, **asdict(self)}
         write_atomically(Path(folder) / FILE, (json.dumps(content) + "\n").encode())

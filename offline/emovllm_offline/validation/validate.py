@@ -124,7 +124,7 @@ def _check(
         raise ResultsError(f"{len(records)} scenarios: confidence intervals need at least 2")
     if plan.seeds < 2:
         raise ResultsError(f"{plan.seeds} seeds: the random control's interval needs at least 2")
-    if not plan.neurons or not plan.heads or min(plan.neurons + plan.heads) < 0:
+    if not plan.neurons or not plan.heads or any(k != "all" and k < 0 for k in plan.neurons + plan.heads):
         raise ResultsError("every sweep needs a k, none below 0")
 
 

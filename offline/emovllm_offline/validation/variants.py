@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from emovllm_offline.validation.plan import Plan
 from emovllm_offline.validation.sweeps import KINDS, Units, Variant, sweep
 from emovllm_offline.validation.trajectories import Views
 
+logger = logging.getLogger(__name__)
+
 
 class Protocol:
     """The variants of one item, in the order in which their scores are stored."""
@@ -31,15 +34,24 @@ class Protocol:
         batch_size: int,
         views: Views | None = None,
     ) -> None:
-        """views: where a circuit is to be looked at, too."""
+        """views: where a circuit is to be looked at, too. Raises: ResultsError where a sweep has no k."""
         self.views = views
         self.decoder, self.tokenizer, self.styles, self.plan = decoder, tokenizer, styles, plan
         self.emotions = findings.emotions
         self.batch_size = batch_size
-        self.ks = {
-            "neurons": sorted({min(k, decoder.intermediate_size) for k in plan.neurons if k}),
-            "heads": sorted({min(k, decoder.num_heads) for k in plan.heads if k}),
+        most = {"neurons": decoder.intermediate_size, "heads": decoder.num_heads}
+        asked = {
+            kind: {most[kind] if k == "all" else k for k in ks if k}
+            for kind, ks in (("neurons", plan.neurons), ("heads", plan.heads))
         }
+        self.ks = {kind: sorted(k for k in ks if k <= most[kind]) for kind, ks in asked.items()}
+        for kind, ks in asked.items():
+            if over := sorted(ks - set(self.ks[kind])):
+                logger.warning(
+                    "no layer has more than %d %s: k = %s is left out", most[kind], kind, ", ".join(map(str, over))
+                )
+            if not self.ks[kind]:
+                raise ResultsError(f"every sweep needs a k: of {kind}, at most {most[kind]}, or all")
         self.units = Units(decoder, findings, range(plan.seeds))
         count = len(self.emotions)
         # Per item: the changes [E, SITES, variants] of both modes; the scores [E, SITES, E] and [SITES, E] of the

@@ -289,6 +289,16 @@ def test_notes_warn_of_weak_evidence(place, records, unrendered):
     assert "of other findings" in report.report(place / "circuit").read_text()
 
 
+def test_a_k_that_was_left_out_is_told(place, unrendered):
+    assert "was left out" not in report.report(place / "circuit").read_text()
+    validation = Validation.load(place / "circuit.work")
+    validation.inputs["plan"]["heads"] = [1, 10, 2]
+    validation.save(place / "circuit.work")
+    assert (
+        "No layer has as many heads: k = 10 of the plan was left out." in report.report(place / "circuit").read_text()
+    )
+
+
 def test_sweep_table_marks_where_the_intervals_are_apart(place):
     validation = Validation.load(place / "circuit.work")
     curve = figures.find_curve(validation, "ablation", "heads", "pride")

@@ -21,8 +21,8 @@ from emovllm_offline.validation.results import FILE, Validation
 from emovllm_offline.validation.sweeps import KINDS, MODES, SITES, Units, Variant, random_ranking, ranking, sweep
 
 NAMES = ("calm", "pride", "boredom")
-# Few, so that the tests are quick; the third of each is more than a layer has.
-PLAN = Plan(neurons=(4, 16, 512), heads=(1, 2, 10), scale=0.7, seeds=2)
+# Few, so that the tests are quick.
+PLAN = Plan(neurons=(4, 16, "all"), heads=(1, 2, "all"), scale=0.7, seeds=2)
 
 
 def made_findings(decoder, names=NAMES) -> Findings:
@@ -253,6 +253,16 @@ def test_validation_covers_every_sweep_and_layer(validated, decoder, tmp_path):
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["validation.json"]
 
 
+def test_a_k_that_no_layer_has_is_left_out_and_told(validated, caplog, tmp_path):
+    result = validated(plan=Plan(neurons=(4, 256, 65), heads=(4, 10), seeds=2))
+    assert {tuple(curve.k) for curve in result.curves} == {(0, 4)}
+    assert "no layer has more than 64 neurons: k = 65, 256 is left out" in caplog.text
+    assert "no layer has more than 4 heads: k = 10 is left out" in caplog.text
+    assert Validation.load(tmp_path / "work").left_out() == {"neurons": [65, 256], "heads": [10]}
+    with pytest.raises(ResultsError, match="every sweep needs a k: of heads, at most 4, or all"):
+        validated("other", plan=Plan(neurons=(4,), heads=(0, 10), seeds=2))
+
+
 def test_all_units_enhance_as_much_as_all_random_ones(validated):
     result = validated()
     for emotion in NAMES:
@@ -452,7 +462,14 @@ def test_mistakes_are_explained_and_write_nothing(command, tmp_path, capsys, arg
 
 def test_counts_that_are_no_numbers_are_explained(command, capsys):
     assert command("--heads", "1,two") == 2
-    assert "expected numbers with commas between, got '1,two'" in capsys.readouterr().err
+    assert "expected numbers with commas between, or all, got '1,two'" in capsys.readouterr().err
+
+
+def test_all_of_a_layers_units_are_a_k(command, tmp_path):
+    assert command("--heads", "1,all", "--neurons", "all") == 0
+    result = Validation.load(tmp_path / "circuit.work")
+    assert {(curve.kind, tuple(curve.k)) for curve in result.curves} == {("neurons", (0, 64)), ("heads", (0, 1, 4))}
+    assert result.left_out() == {}
 
 
 def test_missing_findings_name_the_command(tmp_path):
