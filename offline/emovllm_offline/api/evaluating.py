@@ -51,18 +51,19 @@ class Evaluation:
         """All tables and plots, and replies drawn at random."""
         return self.folder / PAGE
 
-    def table(self, by: Literal["method", "emotion", "valence"] = "method") -> list[Row]:
-        """Of each method and strength: over everything, of each emotion, or of the messages of each valence. Accuracy
-        of `none`: false positives. None stands for what cannot be measured."""
-        told = {"method": (False, False), "emotion": (True, False), "valence": (False, True)}[by]
-        return [self._row(cell, by) for cell in self.cells if (cell.emotion != ALL, cell.valence != ALL) == told]
+    def table(self, by: Literal["method", "emotion", "valence", "emotion and valence"] = "method") -> list[Row]:
+        """Of each method and strength: over everything, of each emotion, of the messages of each valence, or of each
+        emotion on those. Accuracy of `none`: false positives. None stands for what cannot be measured."""
+        names = () if by == "method" else by.split(" and ")
+        told = ("emotion" in names, "valence" in names)
+        return [self._row(cell, names) for cell in self.cells if (cell.emotion != ALL, cell.valence != ALL) == told]
 
-    def _row(self, cell: Cell, by: str) -> Row:
+    def _row(self, cell: Cell, by: Sequence[str]) -> Row:
         return {
             "method": cell.condition.method,
             "strength": cell.condition.strength,
             "with": cell.condition.further,
-            **({by: getattr(cell, by)} if by != "method" else {}),
+            **{name: getattr(cell, name) for name in by},
             "replies": cell.replies,
             **{f"accuracy, {judge}": _value(cell.accuracy[judge]) for judge in self.judges},
             "perplexity": _value(cell.perplexity),

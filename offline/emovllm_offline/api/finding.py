@@ -42,13 +42,21 @@ class Discovery:
             for name in self.circuit.names
         ]
 
-    def plot(self, what: Literal["importance", "similarity", "units", "overlap"] = "importance") -> Picture:
-        """importance of each sublayer; similarity of the directions of all sublayers; units of each layer; overlap of
-        every two emotions' units."""
-        from emovllm_offline.validation import figures
+    def plot(
+        self,
+        what: Literal[
+            "importance", "importance_by_alpha", "similarity", "similarity_by_emotion", "units", "overlap"
+        ] = "importance",
+    ) -> Picture:
+        """importance of each sublayer, as a whole or for each size of the push; similarity of the directions of all
+        sublayers, mean or by emotion; units of each layer; overlap of every two emotions' units.
 
-        source = self.findings if what in ("importance", "similarity") else self.circuit
-        return Picture.of(getattr(figures, what)(source))
+        Raises: ValueError where importance was not measured for each size."""
+        from emovllm_offline.validation import figures, sublayer_figures
+
+        if what in ("units", "overlap"):
+            return Picture.of(getattr(figures, what)(self.circuit))
+        return Picture.of(getattr(sublayer_figures, what)(self.findings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +110,17 @@ class Validated:
 
     def plot(
         self,
-        what: Literal["sweep", "probe", "components"] = "sweep",
+        what: Literal["sweep", "probe", "components", "components_all", "pure_all", "trajectories", "paths"] = "sweep",
         mode: Literal["ablation", "enhancement"] = "enhancement",
         kind: Literal["neurons", "heads"] = "neurons",
     ) -> Picture:
-        """mode, kind: which sweep."""
-        from emovllm_offline.validation import figures
+        """what: also the states on principal components, of some layers, of all, or of all and pure; and their
+        trajectories under the circuit, along the emotion's direction or in a plane. mode, kind: which sweep."""
+        from emovllm_offline.validation import figures, state_figures
 
-        return Picture.of(
-            figures.sweep(self.validation, mode, kind) if what == "sweep" else getattr(figures, what)(self.validation)
-        )
+        if what == "sweep":
+            return Picture.of(figures.sweep(self.validation, mode, kind))
+        return Picture.of(getattr(figures if what == "probe" else state_figures, what)(self.validation))
 
 
 def discover(
@@ -192,17 +201,18 @@ def validate(
 ) -> Validated:
     """Tests the units that discovery found: ablated and enhanced beside random ones, and a probe in each layer.
 
-    discovery: what `discover` returned; the data must be other than that. model, tokenizer, styles, limit: as there.
+    discovery: what `discover` returned; the data must be other than that. Findings alone have no circuit to inject: its
+        trajectories are left out. model, tokenizer, styles, limit: as there.
     out: folder of the results, from which an interrupted validation resumes.
     Raises: EmovllmError.
     """
     from emovllm_offline.validation.validate import validate as sweep
 
     opened = open_model(model, tokenizer)
-    decoder = find_decoder(opened.network)
+    circuit = discovery.circuit if isinstance(discovery, Discovery) else None
     findings = discovery.findings if isinstance(discovery, Discovery) else discovery
+    decoder = find_decoder(opened.network, circuit is not None and bool(circuit.experts))
     chosen = [load_style(style) for style in styles]
     records = sev.load_sev(data)[:limit]
-    return Validated(
-        sweep(decoder, opened.tokenizer, findings, records, chosen, out, Settings(plan=plan), progress=True)
-    )
+    settings = Settings(plan=plan, progress=True)
+    return Validated(sweep(decoder, opened.tokenizer, findings, records, chosen, out, settings, circuit))

@@ -41,7 +41,7 @@ def main(options: Annotated[ValidateOptions, FLAT]) -> None:
     from emovllm_offline.validation.results import FILE
 
     work = options.resumes_from
-    result = validate.run(options.model, work, options.settings)
+    result = validate.run(options.model, work, options.settings, options.circuit)
     print(
         f"{work / FILE}: {result.scenarios} scenarios; best probe F1 {max(result.macro_f1()):.3f}; "
         f"`emovllm report {options.circuit}` draws it"

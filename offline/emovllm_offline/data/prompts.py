@@ -26,10 +26,16 @@ Chat = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids and the positions whose activations count (their mean)."""
+    """Token ids and the positions whose activations count (their mean). reply: how many ids at the end are of one."""
 
     ids: tuple[int, ...]
     positions: range
+    reply: int = 0
+
+    @property
+    def last(self) -> int:
+        """The position of the last token before any reply, from which the model would begin its own."""
+        return len(self.ids) - self.reply - 1
 
 
 def render(tokenizer: Any, frame: Frame, user: str, span: Span | None = None) -> Prompt:
@@ -46,7 +52,7 @@ def render(tokenizer: Any, frame: Frame, user: str, span: Span | None = None) ->
     last = min(span.last, len(reply))
     if span.first >= last:
         raise PromptError(f"a reply of {len(reply)} tokens has none from {span.first} on: {frame.reply!r}")
-    return Prompt((*ids, *reply[:last]), range(len(ids) + span.first, len(ids) + last))
+    return Prompt((*ids, *reply[:last]), range(len(ids) + span.first, len(ids) + last), last)
 
 
 def has_template(tokenizer: Any) -> bool:

@@ -141,6 +141,8 @@ def as_markdown(results: Results) -> str:
         parts += [f"Accuracy by emotion, judge {judge}:", tables.by_emotion(cells, judge, emotions).markdown()]
         if valence := tables.by_valence(cells, judge):
             parts += [f"Accuracy by the message's valence, judge {judge}:", valence.markdown()]
+        if both := tables.by_emotion_and_valence(cells, judge, emotions):
+            parts += [f"Accuracy by emotion and the message's valence, judge {judge}:", both.markdown()]
     parts += [
         "Fluency (median ratio) and repetition, by emotion:",
         tables.fluency_by_emotion(cells, emotions).markdown(),
@@ -207,6 +209,9 @@ def _sections_of(judge: str, results: Results) -> Iterator[Section]:
     )
     if valence := tables.by_valence(cells, judge):
         yield Section(f"Accuracy by the message's valence, judge {judge}", "Over all emotions.", valence)
+    if both := tables.by_emotion_and_valence(cells, judge, emotions):
+        told = "With 95% intervals over groups of messages."
+        yield Section(f"Accuracy by emotion and the message's valence, judge {judge}", told, both)
     yield Section(
         f"What it costs, judge {judge}",
         "Each point: a method at a strength, over all emotions; lines join the strengths of one way.",

@@ -72,7 +72,7 @@ def by_emotion(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Ta
 
 def by_valence(cells: Sequence[Cell], judge: str) -> Table | None:
     """Accuracy of all emotions, by the message's valence; None where there is but one."""
-    valences = [valence for valence in dict.fromkeys(cell.valence for cell in cells) if valence != ALL]
+    valences = _valences(cells)
     if not valences:
         return None
     rows = []
@@ -80,6 +80,24 @@ def by_valence(cells: Sequence[Cell], judge: str) -> Table | None:
         found = [find(cells, condition, ALL, valence) for valence in valences]
         rows.append([str(condition), *(accuracy(cell, judge) if cell else "-" for cell in found)])
     return Table(["method, strength", *valences], rows)
+
+
+def by_emotion_and_valence(cells: Sequence[Cell], judge: str, emotions: Sequence[str]) -> Table | None:
+    """Accuracy of each emotion by the message's valence, and of all (arXiv 2510.11328, tables 2 and 8); of unsteered
+    replies, false positives. None where there is but one valence."""
+    valences = _valences(cells)
+    if not valences:
+        return None
+    rows = []
+    for condition in conditions_of(cells):
+        for emotion in (*emotions, ALL):
+            found = [find(cells, condition, emotion, valence) for valence in (*valences, ALL)]
+            rows.append([str(condition), emotion, *(accuracy(cell, judge) if cell else "-" for cell in found)])
+    return Table(["method, strength", "emotion", *valences, ALL], rows)
+
+
+def _valences(cells: Sequence[Cell]) -> list[str]:
+    return [valence for valence in dict.fromkeys(cell.valence for cell in cells) if valence != ALL]
 
 
 def fluency_by_emotion(cells: Sequence[Cell], emotions: Sequence[str]) -> Table:

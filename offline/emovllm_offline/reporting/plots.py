@@ -72,10 +72,10 @@ def data_uri(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
-def panels(fig: Any, count: int, **shared: bool) -> list[Any]:
+def panels(fig: Any, count: int, columns: int = COLUMNS, **shared: bool) -> list[Any]:
     """Small multiples: the axes of so many, row by row."""
-    rows = math.ceil(count / COLUMNS)
-    axes = fig.subplots(rows, min(COLUMNS, count), squeeze=False, **shared).flat
+    rows = math.ceil(count / columns)
+    axes = fig.subplots(rows, min(columns, count), squeeze=False, **shared).flat
     used = []
     for ax, index in zip_longest(axes, range(count)):
         if index is None:
@@ -84,6 +84,11 @@ def panels(fig: Any, count: int, **shared: bool) -> list[Any]:
             used.append(ax)
             ax.tick_params(labelbottom=True)
     return used
+
+
+def spread(count: int, most: int) -> list[int]:
+    """About `most` evenly spaced numbers of 0..count-1: where an axis has ticks."""
+    return list(range(0, count, math.ceil(count / most)))
 
 
 def write_cells(ax: Any, values: np.ndarray, form: str, norm: Any) -> None:

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from emovllm.options import COMMAS, FLAT, QUIET, REPEATED, Options
 from emovllm_offline.model.options import ModelOptions
+
+K = int | Literal["all"]
+
+
+def _counts(kind: Any, tokens: tuple[Token, ...]) -> tuple[K, ...]:
+    """Raises: ValueError."""
+    text = tokens[-1].value
+    try:
+        return tuple("all" if part.strip() == "all" else int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"expected numbers with commas between, or all, got {text!r}") from None
+
+
+# As COMMAS, but for what it reads.
+COUNTS = Parameter.combine(COMMAS, Parameter(converter=_counts, show_choices=False))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Options):
     """What is swept.
 
-    neurons, heads: the k of the sweeps (capped at what a layer has; k = 0 is always there). scale: the lambda of
-    enhancement. seeds: how many random controls.
+    neurons, heads: the k of the sweeps (k = 0 is always there); `all` is as many as the layer has that has most. A k
+    above that is left out; of a layer that has fewer than k, all are taken. scale: the lambda of enhancement. seeds:
+    how many random controls.
     """
 
     neurons: Annotated[
-        tuple[int, ...], COMMAS, Parameter(help="how many neurons of every layer", metavar="K,K,...")
-    ] = (2, 4, 8, 16, 32, 64, 128, 512)
-    heads: Annotated[tuple[int, ...], COMMAS, Parameter(help="how many heads of every layer", metavar="K,K,...")] = (
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        8,
-        10,
-    )
+        tuple[K, ...], COUNTS, Parameter(help="how many neurons of every layer: numbers, or all", metavar="K,K,...")
+    ] = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+    heads: Annotated[
+        tuple[K, ...], COUNTS, Parameter(help="how many heads of every layer: numbers, or all", metavar="K,K,...")
+    ] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     scale: Annotated[float, Parameter(name="--lambda", help="of enhancement", metavar="X")] = 1.0
     seeds: Annotated[int, Parameter(help="random controls", metavar="N")] = 10
 
@@ -53,3 +61,4 @@ class Settings(Options):
     loading: Annotated[ModelOptions, FLAT] = field(default_factory=ModelOptions)
     batch_size: Annotated[int, Gt(0), Parameter(help="variants per forward", metavar="N")] = 128
     fresh: Annotated[bool, QUIET, Parameter(help="forget what was validated before")] = False
+    progress: Annotated[bool, Parameter(parse=False)] = False

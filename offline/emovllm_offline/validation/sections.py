@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from emovllm_offline.reporting.tables import Table
-from emovllm_offline.validation import figures
+from emovllm_offline.validation import figures, state_figures, sublayer_figures
 from emovllm_offline.validation.results import Validation
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One figure: `draw` takes what `needs` names; `table` stands below it."""
+    """One figure: `draw` takes what `needs` names; `table` stands below it.
+
+    has: whether the source has what is drawn; where it has not, the section is left out, or names the command that
+    measures it `again`.
+    """
 
     name: str
     title: str
@@ -21,10 +25,14 @@ class Section:
     needs: str
     draw: Callable[[Any], Any]
     table: Callable[[Any], Table] | None = None
+    has: Callable[[Any], bool] = lambda source: True
+    again: str | None = None
 
 
 # What measures that which a section needs.
 COMMANDS = {"findings": "emovllm discover", "validation": "emovllm validate"}
+# What measures that which a validation of before has not.
+ANEW = "emovllm validate --fresh"
 
 
 def sweep_table(validation: Validation, mode: str, kind: str) -> Table:
@@ -52,6 +60,10 @@ def _sweep(mode: str, kind: str, text: str) -> Section:
         lambda validation: figures.sweep(validation, mode, kind),
         lambda validation: sweep_table(validation, mode, kind),
     )
+
+
+def _of_all_layers(validation: Validation) -> bool:
+    return len(validation.components) == len(validation.explained)
 
 
 _ABLATION = (
@@ -96,7 +108,18 @@ SECTIONS = (
         "along the emotion's late direction, divided by the size of the push. Higher: what is written there "
         "reaches the output; 0: it is lost; below 0: it is turned around.",
         "findings",
-        figures.importance,
+        sublayer_figures.importance,
+    ),
+    Section(
+        "importance_by_alpha",
+        "Importance by the size of the push",
+        "The importance above is the mean of several sizes of the push: alpha times the root mean square of the "
+        "residual after the sublayer. Here each has a line, over the sublayers in their order (A: after attention, "
+        "between two of them M: after the MLP). Lines that lie together mean that the final state moves in "
+        "proportion to the push; where they part, the importance is of that size alone.",
+        "findings",
+        sublayer_figures.importance_by_alpha,
+        has=lambda findings: findings.importance_by_alpha is not None,
     ),
     Section(
         "similarity",
@@ -105,7 +128,15 @@ SECTIONS = (
         "near 1 is a stretch of layers that represent emotions alike; the reference direction comes from such "
         "a band of late layers.",
         "findings",
-        figures.similarity,
+        sublayer_figures.similarity,
+    ),
+    Section(
+        "similarity_by_emotion",
+        "Directions across sublayers, by emotion",
+        "The same cosines of each emotion by itself. Where an emotion's block of late layers begins later than the "
+        "others', or falls into two, the mean above hides it.",
+        "findings",
+        sublayer_figures.similarity_by_emotion,
     ),
     Section(
         "components",
@@ -113,9 +144,55 @@ SECTIONS = (
         "Each point is one prompt that elicits an emotion: the state after a layer's MLP, at the tokens that "
         "discovery reads, on the two directions in which the states of that layer vary most. Clusters of one "
         "colour mean that the layer tells the emotions apart; prompts also differ in their wording, which "
-        "makes clusters of its own.",
+        "makes clusters of its own. Pure: the same states less what the prompts of all emotions of one "
+        "scenario-event share, on principal components of their own: what is left of it sets one emotion apart from "
+        "the others, and is what the emotion directions are means of.",
         "validation",
-        figures.components,
+        state_figures.components,
+    ),
+    Section(
+        "components_all",
+        "Principal components in every layer",
+        "The same states in each layer, by its number; after it, the shares of the variance on the two components. "
+        "Each panel has a scale, and components, of its own.",
+        "validation",
+        state_figures.components_all,
+        has=_of_all_layers,
+        again=ANEW,
+    ),
+    Section(
+        "pure_all",
+        "Principal components of pure emotion in every layer",
+        "The pure states in each layer, in the same way.",
+        "validation",
+        state_figures.pure_all,
+        has=lambda validation: bool(validation.pure),
+        again=ANEW,
+    ),
+    Section(
+        "trajectories",
+        "States under the circuit",
+        "How far the state after each layer's MLP lies along the layer's direction of the emotion, at the last token "
+        "of the prompt: the neutral prompt as it is, the same with the whole circuit injected at lambda 1 at that "
+        "token, and the prompts that ask for the emotion, before any reply that the style forces. Bands are 95% "
+        "confidence intervals over scenarios (Student's t). Where the circuit does what asking does, the coloured line "
+        "leaves the dashed one for the dotted one; beyond it, it does more. The dotted prompts are longer and worded "
+        "otherwise: what they share with one another whatever the emotion counts here too.",
+        "validation",
+        state_figures.trajectories,
+        has=lambda validation: bool(validation.trajectories),
+        again=ANEW,
+    ),
+    Section(
+        "paths",
+        "Paths of states under the circuit",
+        "The same states from layer to layer (a dot each, open in the middle layer, numbered in the last) in the plane "
+        "of the two principal components of all emotions' directions: the mean distance from the neutral prompt's "
+        "state of that layer, which is the grey dot, over the root mean square of the residual there.",
+        "validation",
+        state_figures.paths,
+        has=lambda validation: bool(validation.trajectories),
+        again=ANEW,
     ),
     Section(
         "probe",

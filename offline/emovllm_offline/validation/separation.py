@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
+from emovllm_offline.validation.results import Components, rounded
+
+COMPONENTS = 3
 # Of the probe's standardised features; small against their unit variance.
 PENALTY = 0.1
 FOLDS = 4
 
 
-def principal_components(x: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """Of every layer: principal components of the states, as they are and `pure`, what they explain of them as they
+    are [L][3], and the probe's F1 [L][E]."""
+
+    components: list[Components]
+    pure: list[Components]
+    explained: list[list[float]]
+    f1: list[list[float]]
+
+
+def separate(states: np.ndarray, scenarios: int, wordings: Sequence[str]) -> Separation:
+    """What the states of the elicitation prompts tell of their emotions, layer by layer.
+
+    Pure states are those less their item's mean over the emotions: d[g,e] = h[g,e] - mean_e h[g,.] (arXiv 2510.11328,
+    section 4), what sets an emotion apart from the others in the same scenario-event.
+
+    states: [items, E, L, hidden], as many items in a row of each of the scenarios; wordings: [items].
+    """
+    items, emotions, layers, hidden = states.shape
+    labels = np.tile(np.arange(emotions), items)
+    of_scenario, of_wording = np.repeat(np.arange(scenarios), len(labels) // scenarios), np.repeat(wordings, emotions)
+    components, pure, f1 = [], [], []
+    for layer in range(layers):
+        # One layer at a time in memory.
+        x = np.array(states[:, :, layer])
+        components.append(_of_layer(layer, x))
+        pure.append(_of_layer(layer, x - x.mean(1, keepdims=True)))
+        f1.append(rounded(probe_f1(x.reshape(-1, hidden), labels, of_scenario, of_wording, emotions)))
+    return Separation(components, pure, [of_layer.explained for of_layer in components], f1)
+
+
+def _of_layer(layer: int, x: np.ndarray) -> Components:
+    """x: [items, E, hidden]."""
+    points, share = principal_components(x.reshape(-1, x.shape[-1]), COMPONENTS)
+    by_emotion = points[:, :2].reshape(*x.shape[:2], 2).swapaxes(0, 1)
+    return Components(layer, rounded(share), rounded(by_emotion, 4))
+
+
+def principal_components(x: np.ndarray, count: int = COMPONENTS) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates on the first principal components, and the share of the variance that each explains.
 
     By a randomised decomposition with one seed: no [hidden, hidden] matrix is made. A component's sign is that of its

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,19 @@ class Variant:
     source: int
     k: int
     emotion: int
+
+
+class Swept(NamedTuple):
+    """What a sweep of one prompt gave.
+
+    scores: float64 [variants, SITES, E], each the sum over layers of the projections on one emotion's directions.
+    states: after the MLP under the first variant, averaged over the positions that count (only the last of them is
+    under the variant), float32 [layers, hidden]. last: the same at the last token before any reply.
+    """
+
+    scores: np.ndarray
+    states: np.ndarray
+    last: np.ndarray
 
 
 class Units:
@@ -143,19 +156,16 @@ def sweep(
     variants: Sequence[Variant],
     scale: float = 1.0,
     batch_size: int = 128,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of every variant at the last token of a prompt, the last of the positions that count.
-
-    Returns: float64 [variants, SITES, E], each the sum over layers of the projections on one emotion's directions;
-    and the states after the MLP under the first variant, averaged over the positions that count (only the last of
-    them is under the variant), float32 [layers, hidden].
-    """
-    states = torch.zeros(len(decoder.layers), decoder.hidden_size, device=decoder.device)
+) -> Swept:
+    """The scores of every variant at the last token of a prompt, the last of the positions that count."""
+    states, last = torch.zeros(2, len(decoder.layers), decoder.hidden_size, device=decoder.device)
     totals: dict[str, Tensor] = {}
 
     def keep(site: str, layer: int, hidden: Tensor) -> None:
         if site == "mlp":
             states[layer] += hidden[0, prompt.positions.start :].float().sum(0).to(states.device)
+            if prompt.reply:
+                last[layer] = hidden[0, prompt.last]
 
     def score(site: str, layer: int, hidden: Tensor) -> None:
         rows = hidden.reshape(-1, hidden.shape[-1]).float().to(states.device)  # [variants, hidden]
@@ -163,6 +173,8 @@ def sweep(
         totals[site] = totals[site] + along if site in totals else along
         if site == "mlp" and not batches:
             states[layer] += rows[0]
+            if not prompt.reply:
+                last[layer] = rows[0]
 
     with watched(decoder, keep):
         cache = decoder.prefix_cache(prompt.ids[:-1])
@@ -173,7 +185,7 @@ def sweep(
         with changed(decoder, units, mode, scale, batch), watched(decoder, score):
             repeat_last(decoder, cache, prompt.ids[-1], len(prompt.ids) - 1, len(batch))
         batches.append(torch.stack([totals[site] for site in SITES], 1))
-    return torch.cat(batches).cpu().numpy(), (states / len(prompt.positions)).cpu().numpy()
+    return Swept(torch.cat(batches).cpu().numpy(), (states / len(prompt.positions)).cpu().numpy(), last.cpu().numpy())
 
 
 def repeat_last(decoder: Decoder, cache: DynamicCache, token: int, position: int, rows: int) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emovllm.circuit import Circuit
+from emovllm.circuit_files import load_circuit
 from emovllm.errors import ResultsError
 from emovllm.progress import track
 from emovllm_offline.data import sev
@@ -28,9 +30,18 @@ from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.rows import Rows
 from emovllm_offline.storage.settings import plain, refuse_others
 from emovllm_offline.validation.plan import Plan, Settings
-from emovllm_offline.validation.results import FILE, Components, Curve, Validation, findings_digest
-from emovllm_offline.validation.separation import principal_components, probe_f1
+from emovllm_offline.validation.results import (
+    FILE,
+    FORMAT,
+    Curve,
+    Validation,
+    findings_digest,
+    injection_digest,
+    rounded,
+)
+from emovllm_offline.validation.separation import separate
 from emovllm_offline.validation.sweeps import MODES, SITES
+from emovllm_offline.validation.trajectories import Views
 from emovllm_offline.validation.variants import Protocol
 
 logger = logging.getLogger(__name__)
@@ -38,8 +49,6 @@ logger = logging.getLogger(__name__)
 PART = "validation.part"
 SCORES, STATES = "scores.f32", "states.f32"
 REMEDY = "give --fresh, or another --work"
-COMPONENTS = 3
-COMPONENT_LAYERS = 6
 
 
 def validate(
@@ -50,21 +59,25 @@ def validate(
     styles: Sequence[Style],
     out: str | Path,
     settings: Settings = Settings(),
-    *,
-    progress: bool = False,
+    circuit: Circuit | None = None,
 ) -> Validation:
     """Validates findings on a model, and writes `validation.json` to the folder `out`.
 
     The score of an emotion is the sum over layers of the projections of the residual at `last` on the layer's
     directions. `last` is the last token of a prompt: of the forced reply, as far as it is read, where a style has one.
     Principal components and probe see the states that discovery does: averaged over such a reply, otherwise at `last`.
-    Neutral prompts are those of the first style. Several frames of an emotion are averaged.
+    Neutral prompts are those of the first style. Several frames of an emotion are averaged. The sweeps are of the
+    findings, whatever the circuit; where one is given, it is injected for the trajectories, as it is.
 
     Raises: ResultsError; StoredError where `out` holds the results of other inputs and `fresh` is false.
     """
     plan, batch_size = settings.plan, settings.batch_size
     _check(decoder, findings, records, styles, plan)
-    inputs = plain(_inputs(decoder, findings, records, styles, plan, batch_size))
+    inputs = plain(
+        _inputs(decoder, findings, records, styles, plan, batch_size)
+        | {"circuit": None if circuit is None else injection_digest(circuit)}
+    )
+    views = None if circuit is None else Views(decoder, circuit, findings)
     folder = Path(out)
     if settings.fresh:
         (folder / FILE).unlink(missing_ok=True)
@@ -72,11 +85,11 @@ def validate(
         finished = Validation.load(folder)
         refuse_others(folder / FILE, finished.inputs, inputs, REMEDY)
         return finished
-    protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size)
+    protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size, views)
     items = sev.expand(records)
     store = _Store(folder / PART, inputs, protocol.sizes, settings.fresh)
     left = range(store.done, len(items))
-    for index in track(left, "validation", len(items), done=store.done, unit="items", shown=progress):
+    for index in track(left, "validation", len(items), done=store.done, unit="items", shown=settings.progress):
         store.append(*protocol.measure(items[index], index))
     result = _summarise(protocol, inputs, records, store.scores.read(), store.states.read())
     result.save(folder)
@@ -111,7 +124,7 @@ def _check(
         raise ResultsError(f"{len(records)} scenarios: confidence intervals need at least 2")
     if plan.seeds < 2:
         raise ResultsError(f"{plan.seeds} seeds: the random control's interval needs at least 2")
-    if not plan.neurons or not plan.heads or min(plan.neurons + plan.heads) < 0:
+    if not plan.neurons or not plan.heads or any(k != "all" and k < 0 for k in plan.neurons + plan.heads):
         raise ResultsError("every sweep needs a k, none below 0")
 
 
@@ -125,6 +138,8 @@ def _inputs(
 ) -> dict[str, Any]:
     """Everything that the numbers depend on, as far as a user can change it between two runs."""
     return {
+        # What is measured changed with it.
+        "format version": FORMAT,
         "model": weights_digest(decoder),
         "findings": findings_digest(findings),
         "data": sev.digest(records),
@@ -167,18 +182,21 @@ def _summarise(
         size = int(np.prod(shape))
         values[name] = by_scenario[:, start : start + size].reshape(-1, *shape)
         start += size
-    components, explained, f1 = _separation(protocol, len(records), states)
+    cube = states.reshape(-1, *protocol.states_shape)
+    separation = separate(cube, len(records), [protocol.wording(index) for index in range(len(cube))])
     return Validation(
         inputs=inputs,
         emotions=list(protocol.emotions),
         items=len(rows),
         scenarios=len(records),
-        elicited={site: _rounded(values["elicited"].mean(0)[:, i]) for i, site in enumerate(SITES)},
-        neutral={site: _rounded(values["neutral"].mean(0)[i]) for i, site in enumerate(SITES)},
+        elicited={site: rounded(values["elicited"].mean(0)[:, i]) for i, site in enumerate(SITES)},
+        neutral={site: rounded(values["neutral"].mean(0)[i]) for i, site in enumerate(SITES)},
         curves=[curve for mode in MODES for curve in _curves(protocol, mode, values[mode])],
-        components=components,
-        explained=explained,
-        f1=f1,
+        components=separation.components,
+        pure=separation.pure,
+        explained=separation.explained,
+        f1=separation.f1,
+        trajectories=[] if protocol.views is None else protocol.views.summarise(values["seen"]),
     )
 
 
@@ -190,55 +208,33 @@ def _curves(protocol: Protocol, mode: str, changes: np.ndarray) -> list[Curve]:
         control = mean_interval(np.moveaxis(by_source[:, :, :, 1:].mean(0), 2, 0))
         for e, emotion in enumerate(protocol.emotions):
             for s, site in enumerate(SITES):
-                lines = [[0.0, *_rounded(values[e, s])] for values in (*targeted, *control)]
+                lines = [[0.0, *rounded(values[e, s])] for values in (*targeted, *control)]
                 curves.append(Curve(mode, kind, site, emotion, [0, *protocol.ks[kind]], *lines))
     return curves
-
-
-def _separation(
-    protocol: Protocol, scenarios: int, states: np.ndarray
-) -> tuple[list[Components], list[list[float]], list[list[float]]]:
-    """Principal components of a few layers, what they explain in every layer, and the probe's F1 of every layer."""
-    emotions, layers, hidden = protocol.states_shape
-    cube = states.reshape(-1, emotions, layers, hidden)
-    labels = np.tile(np.arange(emotions), len(cube))
-    of_scenario = np.repeat(np.arange(scenarios), len(labels) // scenarios)
-    wordings = np.repeat([protocol.wording(index) for index in range(len(cube))], emotions)
-    shown = {round(layer) for layer in np.linspace(0, layers - 1, min(COMPONENT_LAYERS, layers))}
-    components, explained, f1 = [], [], []
-    for layer in range(layers):
-        # One layer at a time in memory.
-        x = np.array(cube[:, :, layer]).reshape(-1, hidden)
-        points, share = principal_components(x, COMPONENTS)
-        explained.append(_rounded(share))
-        f1.append(_rounded(probe_f1(x, labels, of_scenario, wordings, emotions)))
-        if layer in shown:
-            by_emotion = points.reshape(len(cube), emotions, COMPONENTS).swapaxes(0, 1)
-            components.append(Components(layer, explained[-1], _rounded(by_emotion, 4)))
-    return components, explained, f1
-
-
-def _rounded(values: Any, digits: int = 6) -> Any:
-    """Nested lists of floats with so many significant digits: what validation.json holds."""
-    if getattr(values, "ndim", 0):
-        return [_rounded(value, digits) for value in values]
-    return float(f"{float(values):.{digits}g}")
 
 
 def run(
     model: str | None,
     folder: str | Path,
     settings: Settings = Settings(),
+    circuit: str | Path | None = None,
     *,
     progress: bool = True,
 ) -> Validation:
     """`emovllm validate`: loads the model and the findings of a folder, validates them and writes the results there.
 
-    Raises: as `validate`, and FindingsError, DataError, StyleError, UnsupportedModelError, DefaultModelError, OSError.
+    circuit: its folder; where there is none, what it does to states is left out.
+    Raises: as `validate`, and FindingsError, CircuitError, DataError, StyleError, UnsupportedModelError,
+        DefaultModelError, OSError.
     """
 
     # What can fail quickly does so before the model is loaded.
     findings = Findings.load(folder)
+    injected = None
+    if circuit is not None and Path(circuit).is_dir():
+        injected = load_circuit(circuit)
+    else:
+        logger.warning("%s is no circuit's folder: what the circuit does to states is left out", circuit)
     chosen = [load_style(style) for style in settings.style]
     records = sev.load_sev(settings.data)[: settings.limit]
 
@@ -247,5 +243,6 @@ def run(
             "the findings have neurons of routed experts, which the sweeps leave out: they are of the others alone"
         )
     loaded = load(model, settings.loading.dtype, settings.loading.device)
-    decoder = find_decoder(loaded.network)
-    return validate(decoder, loaded.tokenizer, findings, records, chosen, folder, settings, progress=progress)
+    decoder = find_decoder(loaded.network, injected is not None and bool(injected.experts))
+    settings = replace(settings, progress=progress)
+    return validate(decoder, loaded.tokenizer, findings, records, chosen, folder, settings, injected)

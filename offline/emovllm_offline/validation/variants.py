@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.decoder import Decoder
 from emovllm_offline.validation.plan import Plan
 from emovllm_offline.validation.sweeps import KINDS, Units, Variant, sweep
+from emovllm_offline.validation.trajectories import Views
+
+logger = logging.getLogger(__name__)
 
 
 class Protocol:
@@ -28,24 +32,36 @@ class Protocol:
         styles: Sequence[Style],
         plan: Plan,
         batch_size: int,
+        views: Views | None = None,
     ) -> None:
+        """views: where a circuit is to be looked at, too. Raises: ResultsError where a sweep has no k."""
+        self.views = views
         self.decoder, self.tokenizer, self.styles, self.plan = decoder, tokenizer, styles, plan
         self.emotions = findings.emotions
         self.batch_size = batch_size
-        self.ks = {
-            "neurons": sorted({min(k, decoder.intermediate_size) for k in plan.neurons if k}),
-            "heads": sorted({min(k, decoder.num_heads) for k in plan.heads if k}),
+        most = {"neurons": decoder.intermediate_size, "heads": decoder.num_heads}
+        asked = {
+            kind: {most[kind] if k == "all" else k for k in ks if k}
+            for kind, ks in (("neurons", plan.neurons), ("heads", plan.heads))
         }
+        self.ks = {kind: sorted(k for k in ks if k <= most[kind]) for kind, ks in asked.items()}
+        for kind, ks in asked.items():
+            if over := sorted(ks - set(self.ks[kind])):
+                logger.warning(
+                    "no layer has more than %d %s: k = %s is left out", most[kind], kind, ", ".join(map(str, over))
+                )
+            if not self.ks[kind]:
+                raise ResultsError(f"every sweep needs a k: of {kind}, at most {most[kind]}, or all")
         self.units = Units(decoder, findings, range(plan.seeds))
         count = len(self.emotions)
         # Per item: the changes [E, SITES, variants] of both modes; the scores [E, SITES, E] and [SITES, E] of the
-        # prompts themselves; the states [E, L, hidden].
+        # prompts themselves; what is seen of the circuit; the states [E, L, hidden].
         self.shapes = {
             "ablation": (count, 2, len(self.variants(0)) - 1),
             "enhancement": (count, 2, len(self.variants(0)) - 1),
             "elicited": (count, 2, count),
             "neutral": (2, count),
-        }
+        } | ({} if views is None else {"seen": views.shape})
         self.states_shape = (count, len(decoder.layers), decoder.hidden_size)
 
     @property
@@ -95,18 +111,19 @@ class Protocol:
     def measure(self, item: Item, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The scores of one item as one row, and the states of its elicitation prompts."""
         rows = {name: np.zeros(shape) for name, shape in self.shapes.items()}
-        states = np.zeros(self.states_shape)
+        states, asked = np.zeros(self.states_shape), np.zeros(self.states_shape)
         for e, prompts in enumerate(self._elicitation(item, index)):
             for prompt in prompts:
-                scores, state = sweep(
+                scores, state, last = sweep(
                     self.decoder, prompt, self.units, "ablation", self.variants(e), batch_size=self.batch_size
                 )
                 rows["elicited"][e] += scores[0] / len(prompts)
                 rows["ablation"][e] += (scores[1:, :, e] - scores[0, :, e]).T / len(prompts)
                 states[e] += state / len(prompts)
+                asked[e] += last / len(prompts)
         neutral = render(self.tokenizer, self.styles[0].neutral, item.user)
         variants = [variant for e in range(len(self.emotions)) for variant in self.variants(e)[1:]]
-        scores, _ = sweep(
+        scores, _, plain = sweep(
             self.decoder,
             neutral,
             self.units,
@@ -119,6 +136,8 @@ class Protocol:
         changes = (scores[1:] - scores[0]).reshape(len(self.emotions), -1, 2, len(self.emotions))
         for e in range(len(self.emotions)):
             rows["enhancement"][e] = changes[e, :, :, e].T
+        if self.views is not None:
+            rows["seen"][:] = self.views.of(neutral, plain, asked)
         row = np.concatenate([values.ravel() for values in rows.values()]).astype(np.float32)
         if not np.isfinite(row).all():
             raise ResultsError(

@@ -80,6 +80,8 @@ def test_tables_are_of_methods_emotions_or_valences(
     emotions = [(row["method"], row["emotion"]) for row in evaluation.table("emotion")]
     assert emotions == [(method, emotion) for method in FEW.methods for emotion in EMOTIONS]
     assert {row["valence"] for row in evaluation.table("valence")} == {"good", "bad"}
+    both = [(row["method"], row["emotion"], row["valence"]) for row in evaluation.table("emotion and valence")]
+    assert both == [(*row, valence) for row in emotions for valence in ("good", "bad")]
     rows = [*evaluation.table(), *evaluation.table("emotion"), *evaluation.table("valence")]
     assert {type(value) for row in rows for value in row.values()} <= {str, int, float, type(None)}
     assert evaluation.plot().png.startswith(b"\x89PNG")

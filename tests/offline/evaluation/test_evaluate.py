@@ -25,7 +25,9 @@ from emovllm_offline.evaluation.evaluate import evaluate
 from emovllm_offline.evaluation.plan import METHODS, Asked, Key, tasks
 from emovllm_offline.evaluation.samples import draw_samples
 from emovllm_offline.evaluation.summary import ALL, Cell, Condition, find
+from emovllm_offline.evaluation.tables import accuracy, by_emotion_and_valence
 from emovllm_offline.evaluation.target import Where
+from emovllm_offline.intervals import Estimate
 from emovllm_offline.judges.judge import Judge, Verdict
 from emovllm_offline.judges.lexicon import LexiconJudge
 from emovllm_offline.model.timing_process import Baseline
@@ -117,6 +119,34 @@ def test_the_summary_holds_what_the_replies_say(stub: Stub, tmp_path: Path) -> N
     page = (tmp_path / "page.html").read_text()
     assert SAYS["anger"] in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_each_emotion_has_its_accuracy_on_the_messages_of_each_valence(stub: Stub, tmp_path: Path) -> None:
+    cells = run(stub, tmp_path)
+    circuits = Condition("circuits", 1.0, "")
+    odd = find(cells, circuits, "fear", "negative")
+    assert odd is not None
+    changed = replace(odd, accuracy={"lexicon": Estimate(0.25, 0.1, 0.5, 4)})
+    table = by_emotion_and_valence([changed if cell is odd else cell for cell in cells], "lexicon", list(EMOTIONS))
+    assert table is not None
+    assert table.head == ["method, strength", "emotion", "positive", "negative", "all"]
+    rows = {(row[0], row[1]): row[2:] for row in table.rows}
+    assert len(rows) == len(table.rows) == len({cell.condition for cell in cells}) * (len(EMOTIONS) + 1)
+    assert rows["circuits 1", "fear"][1] == "25.0 (10-50)"
+    assert [row for row in rows.values() if "25.0 (10-50)" in row] == [rows["circuits 1", "fear"]]
+    assert all(cell.startswith("100.0 ") for cell in rows["prompting", "anger"])
+    assert all(cell.startswith("0.0 ") for cell in rows["none", "anger"])
+    # The last column and the last row of a method are those of the other tables.
+    assert rows["circuits 1", "all"][2] == accuracy(find(cells, circuits), "lexicon")
+    assert "Accuracy by emotion and the message's valence, judge lexicon" in (tmp_path / "summary.md").read_text()
+    assert "Accuracy by emotion and the message&#39;s valence" in (tmp_path / "page.html").read_text()
+
+
+def test_messages_of_one_valence_have_no_table_by_valence(stub: Stub, tmp_path: Path) -> None:
+    alike = [replace(message, valence="positive") for message in MESSAGES]
+    cells = run(stub, tmp_path, replace(ASKED, messages=alike))
+    assert by_emotion_and_valence(cells, "lexicon", list(EMOTIONS)) is None
+    assert "valence" not in (tmp_path / "summary.md").read_text()
 
 
 class Shy(LexiconJudge):

@@ -12,9 +12,9 @@ from emovllm.spec import CircuitSpec
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.validation import figures, report
+from emovllm_offline.validation import figures, report, state_figures, sublayer_figures
 from emovllm_offline.validation.plan import Plan, Settings
-from emovllm_offline.validation.results import Validation
+from emovllm_offline.validation.results import CONDITIONS, Validation
 from emovllm_offline.validation.sections import sweep_table
 from emovllm_offline.validation.validate import validate
 from offline.conftest import PNG, tiny_model
@@ -25,15 +25,21 @@ FIGURES = [
     "units",
     "overlap",
     "importance",
+    "importance_by_alpha",
     "similarity",
+    "similarity_by_emotion",
     "components",
+    "components_all",
+    "pure_all",
+    "trajectories",
+    "paths",
     "probe",
     "ablation_neurons",
     "ablation_heads",
     "enhancement_neurons",
     "enhancement_heads",
 ]
-OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:4]
+OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:6]
 
 
 class Page(HTMLParser):
@@ -75,6 +81,8 @@ def measured(tmp_path_factory, tokenizer, records, style):
         "sigma": (8,),
         "importance": (3, 8),
         "similarity": (8, 8),
+        "importance_by_alpha": (3, 8, 4),
+        "alphas": (4,),
     }
     findings = Findings(NAMES, 6, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
     findings.save(folder / "circuit.work")
@@ -86,6 +94,7 @@ def measured(tmp_path_factory, tokenizer, records, style):
         [style],
         out=folder / "circuit.work",
         settings=Settings(plan=Plan(neurons=(4, 16), heads=(1, 2), seeds=2)),
+        circuit=load_circuit(folder / "circuit"),
     )
     return folder
 
@@ -156,6 +165,106 @@ def test_what_was_not_measured_is_left_out_and_names_its_command(place, unrender
     assert page.texts.count("emovllm discover") == len(OF_FINDINGS)
 
 
+def test_importance_by_alpha_has_a_line_for_each_alpha_in_each_emotions_panel(place):
+    findings = Findings.load(place / "circuit.work")
+    axes = sublayer_figures.importance_by_alpha(findings).axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(NAMES)
+    for ax, profile, mean in zip(axes, findings.importance_by_alpha, findings.importance, strict=True):
+        *lines, dashed, _ = (np.asarray(line.get_ydata()) for line in ax.lines)
+        np.testing.assert_array_equal(lines, profile.T)
+        np.testing.assert_array_equal(dashed, mean)
+
+
+def test_each_emotion_has_the_cosines_of_its_own_directions(place):
+    findings = Findings.load(place / "circuit.work")
+    findings.mlp_directions[1, 3] = -findings.attn_directions[1, 0]
+    *axes, _ = sublayer_figures.similarity_by_emotion(findings).axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(NAMES)
+    drawn = np.array([ax.images[0].get_array() for ax in axes])
+    assert drawn.shape == (3, 8, 8)
+    # A0 and M3 in the order A0, M0, A1, ...
+    assert drawn[1, 0, 7] == pytest.approx(-(findings.attn_directions[1, 0] ** 2).sum())
+    one = findings.attn_directions[2, 1] @ findings.mlp_directions[2, 0]
+    assert drawn[2, 2, 1] == pytest.approx(one)
+    assert drawn[2, 1, 2] == pytest.approx(one)
+
+
+def test_without_importance_by_alpha_nothing_is_said_of_it(place, unrendered):
+    report.report(place / "circuit")
+    findings = Findings.load(place / "circuit.work")
+    replace(findings, importance_by_alpha=None, alphas=None).save(place / "circuit.work")
+    page = Page(report.report(place / "circuit").read_text())
+    assert [name for name in page.ids if name != "provenance"] == [n for n in FIGURES if n != "importance_by_alpha"]
+    assert not (place / "circuit.work" / "figures" / "importance_by_alpha.png").exists()
+    assert "emovllm discover" not in page.texts
+
+
+def drawn(ax) -> np.ndarray:
+    """The points of a scatter plot, [emotions, items, 2]."""
+    return np.array([points.get_offsets() for points in ax.collections])
+
+
+def test_scatter_plots_are_of_their_layers_states(place):
+    validation = Validation.load(place / "circuit.work")
+    for draw, of_layers in (
+        (state_figures.components_all, validation.components),
+        (state_figures.pure_all, validation.pure),
+    ):
+        axes = draw(validation).axes
+        assert [ax.get_title(loc="left").split(":")[0] for ax in axes] == ["0", "1", "2", "3"]
+        for ax, of_layer in zip(axes, of_layers, strict=True):
+            np.testing.assert_array_equal(drawn(ax), of_layer.points)
+
+
+def test_pure_states_are_below_the_states_as_they_are(place):
+    validation = Validation.load(place / "circuit.work")
+    by_title = {ax.get_title(loc="left"): ax for ax in state_figures.components(validation).axes}
+    names = [f"layer {layer}{pure}" for row in ([0, 1, 2], [3]) for pure in ("", ", pure") for layer in row]
+    assert list(by_title) == names
+    np.testing.assert_array_equal(drawn(by_title["layer 3"]), validation.components[3].points)
+    np.testing.assert_array_equal(drawn(by_title["layer 3, pure"]), validation.pure[3].points)
+
+
+def test_six_layers_stand_for_all():
+    assert state_figures.chosen(list(range(30))) == [0, 6, 12, 17, 23, 29]
+    assert state_figures.chosen(list(range(4))) == [0, 1, 2, 3]
+
+
+def test_validation_of_before_is_drawn_as_far_as_it_goes(place, unrendered):
+    validation = Validation.load(place / "circuit.work")
+    replace(validation, components=validation.components[:2], pure=[], trajectories=[]).save(place / "circuit.work")
+    page = Page(report.report(place / "circuit").read_text())
+    assert page.texts.count("emovllm validate --fresh") == 4
+    assert len(page.images) == len(FIGURES) - 4
+    titles = [ax.get_title(loc="left") for ax in state_figures.components(replace(validation, pure=[])).axes]
+    assert titles == [f"layer {layer}" for layer in range(4)]
+
+
+def test_trajectories_are_drawn_as_they_were_measured(place):
+    validation = Validation.load(place / "circuit.work")
+    straight, plane = state_figures.trajectories(validation).axes, state_figures.paths(validation).axes
+    assert [ax.get_title(loc="left") for ax in (*straight, *plane)] == [*NAMES, *NAMES]
+    for e, name in enumerate(NAMES):
+        of = [state_figures.find_trajectory(validation, name, condition) for condition in CONDITIONS]
+        np.testing.assert_array_equal([line.get_ydata() for line in straight[e].lines], [one.mean for one in of])
+        for band, one in zip(straight[e].collections, of, strict=True):
+            (outline,) = band.get_paths()
+            assert outline.vertices[:, 1].min() == pytest.approx(min(one.low))
+            assert outline.vertices[:, 1].max() == pytest.approx(max(one.high))
+        for line, one in zip(plane[e].lines, of[1:], strict=True):
+            np.testing.assert_array_equal(np.transpose(line.get_data()), one.path)
+
+
+def test_states_under_another_circuit_are_told(place, unrendered):
+    told = "under another circuit"
+    assert told not in report.report(place / "circuit").read_text()
+    described(place, provenance={"calibrated": "since"})
+    assert told not in report.report(place / "circuit").read_text()
+    shutil.rmtree(place / "circuit")
+    random_circuit(place / "tiny", place / "circuit", names=NAMES, seed=9)
+    assert told in report.report(place / "circuit").read_text()
+
+
 def test_work_folder_may_be_elsewhere(place, unrendered):
     (place / "circuit.work").rename(place / "elsewhere")
     assert len(Page(report.report(place / "circuit", place / "elsewhere").read_text()).images) == len(FIGURES)
@@ -178,6 +287,16 @@ def test_notes_warn_of_weak_evidence(place, records, unrendered):
     findings = Findings.load(place / "circuit.work")
     replace(findings, groups=7).save(place / "circuit.work")
     assert "of other findings" in report.report(place / "circuit").read_text()
+
+
+def test_a_k_that_was_left_out_is_told(place, unrendered):
+    assert "was left out" not in report.report(place / "circuit").read_text()
+    validation = Validation.load(place / "circuit.work")
+    validation.inputs["plan"]["heads"] = [1, 10, 2]
+    validation.save(place / "circuit.work")
+    assert (
+        "No layer has as many heads: k = 10 of the plan was left out." in report.report(place / "circuit").read_text()
+    )
 
 
 def test_sweep_table_marks_where_the_intervals_are_apart(place):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emovllm_offline.validation.separation import principal_components, probe_f1
+from emovllm_offline.validation.separation import principal_components, probe_f1, separate
 
 
 def test_principal_components_recover_a_plane():
@@ -77,3 +77,48 @@ def test_a_class_that_never_occurs_has_an_f1_of_zero():
     labels = np.tile(np.arange(3), 8)
     scenarios = np.repeat(np.arange(8), 3)
     assert probe_f1(np.eye(3)[labels], labels, scenarios, np.zeros(24), 4).tolist() == [1, 1, 1, 0]
+
+
+def planted(items: int = 40, emotions: int = 3, layers: int = 2, hidden: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """States in which what all emotions of an item share outweighs, tenfold, what an emotion adds in layer 1 alone; and
+    the emotions' own vectors, [emotions, hidden]."""
+    rng = np.random.default_rng(3)
+    shared = rng.standard_normal((items, 1, layers, hidden)) * 10
+    noise = rng.standard_normal((items, emotions, layers, hidden)) * 0.05
+    own = rng.standard_normal((emotions, hidden))
+    states = shared + noise
+    states[:, :, 1] += own
+    return states, own
+
+
+def apart(points: np.ndarray) -> float:
+    """The share of the variance of points [emotions, items, 2] that is between the emotions."""
+    return float(points.mean(1).var(0).sum() / points.reshape(-1, 2).var(0).sum())
+
+
+def test_pure_states_show_what_all_emotions_of_an_item_hide():
+    states, own = planted()
+    separation = separate(states, 20, ["one"] * 40)
+    raw, pure = ([np.array(of_layer.points) for of_layer in of] for of in (separation.components, separation.pure))
+    assert [points.shape for points in raw + pure] == [(3, 40, 2)] * 4
+    # The emotions of layer 1 lie apart once the rest is gone; in layer 0 there is nothing to see.
+    assert apart(raw[1]) < 0.05
+    assert apart(pure[1]) > 0.95
+    assert apart(pure[0]) < 0.2
+    # Three emotions less their mean are a plane: it has all of the variance, and their distances.
+    assert sum(separation.pure[1].explained[:2]) > 0.95
+    found = pure[1].mean(1)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        distance = np.linalg.norm(own[one] - own[other])
+        assert np.linalg.norm(found[one] - found[other]) == pytest.approx(distance, rel=0.05)
+
+
+def test_each_layer_has_the_components_of_its_own_states():
+    states, _ = planted()
+    separation = separate(states, 20, ["one"] * 40)
+    for layer in range(2):
+        points, share = principal_components(states[:, :, layer].reshape(-1, 24), 3)
+        by_emotion = np.array(separation.components[layer].points)  # [emotions, items, 2]
+        np.testing.assert_allclose(by_emotion.swapaxes(0, 1).reshape(-1, 2), points[:, :2], rtol=1e-3, atol=1e-3)
+        assert separation.components[layer].layer == layer
+        assert separation.explained[layer] == pytest.approx(share.tolist(), rel=1e-5)

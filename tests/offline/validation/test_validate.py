@@ -1,4 +1,5 @@
 import itertools
+import json
 from contextlib import contextmanager
 from functools import partial
 
@@ -20,8 +21,8 @@ from emovllm_offline.validation.results import FILE, Validation
 from emovllm_offline.validation.sweeps import KINDS, MODES, SITES, Units, Variant, random_ranking, ranking, sweep
 
 NAMES = ("calm", "pride", "boredom")
-# Few, so that the tests are quick; the third of each is more than a layer has.
-PLAN = Plan(neurons=(4, 16, 512), heads=(1, 2, 10), scale=0.7, seeds=2)
+# Few, so that the tests are quick.
+PLAN = Plan(neurons=(4, 16, "all"), heads=(1, 2, "all"), scale=0.7, seeds=2)
 
 
 def made_findings(decoder, names=NAMES) -> Findings:
@@ -58,14 +59,13 @@ def findings(decoder) -> Findings:
 
 @pytest.fixture
 def validated(decoder, tokenizer, findings, records, style, tmp_path):
-    """Validates in a folder of the test; arguments replace the usual ones."""
+    """Validates in a folder of the test, without a circuit; arguments replace the usual ones."""
 
     def run(folder="work", **changes):
         usual = {"findings": findings, "records": records, "styles": [style], "plan": PLAN} | changes
         inputs = [usual.pop(name) for name in ("findings", "records", "styles")]
-        progress = usual.pop("progress", False)
-        settings = Settings(**usual)
-        return validate.validate(decoder, tokenizer, *inputs, tmp_path / folder, settings, progress=progress)
+        circuit = usual.pop("circuit", None)
+        return validate.validate(decoder, tokenizer, *inputs, tmp_path / folder, Settings(**usual), circuit)
 
     return run
 
@@ -122,7 +122,7 @@ def assert_variants_score_as_full_forwards_do(decoder, mode, length, every=7):
     findings = made_findings(decoder)
     units = Units(decoder, findings, (7,))
     variants = all_variants(4)[::every]
-    scores, _ = sweep(decoder, last(length), units, mode, variants, scale=0.7, batch_size=5)
+    scores, *_ = sweep(decoder, last(length), units, mode, variants, scale=0.7, batch_size=5)
     assert scores.shape == (len(variants), 2, 3)
     ranks = {
         kind: [*ranking(merit, units.count[kind]), random_ranking(7, number, units.count[kind], merit.shape[2])]
@@ -148,7 +148,7 @@ def test_variants_score_as_a_full_forward_does_in_each_mode(different_decoder, m
 def test_no_unit_changes_nothing(decoder, findings, mode):
     units = Units(decoder, findings, (0, 1))
     variants = [Variant(kind, source, 0, 1) for kind in KINDS for source in range(5)]
-    scores, _ = sweep(decoder, last(20), units, mode, variants)
+    scores, *_ = sweep(decoder, last(20), units, mode, variants)
     np.testing.assert_allclose(scores, scores[:1].repeat(10, 0), rtol=1e-5, atol=3e-5)
 
 
@@ -156,18 +156,18 @@ def test_no_unit_changes_nothing(decoder, findings, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_with_all_units_no_ranking_matters(decoder, findings, kind, mode):
     units = Units(decoder, findings, (0, 1))
-    scores, _ = sweep(decoder, last(20), units, mode, [Variant(kind, source, 64, 1) for source in range(5)])
+    scores, *_ = sweep(decoder, last(20), units, mode, [Variant(kind, source, 64, 1) for source in range(5)])
     np.testing.assert_allclose(scores, scores[:1].repeat(5, 0), atol=1e-4)
-    baseline, _ = sweep(decoder, last(20), units, mode, [Variant(kind, 0, 0, 1)])
+    baseline, *_ = sweep(decoder, last(20), units, mode, [Variant(kind, 0, 0, 1)])
     assert np.abs(scores[0] - baseline[0]).max() > 0.1
 
 
 def test_without_heads_attention_adds_nothing(decoder, findings):
     units = Units(decoder, findings, ())
-    ablated, _ = sweep(decoder, last(20), units, "ablation", [Variant("heads", 0, 4, 0)])
+    ablated, *_ = sweep(decoder, last(20), units, "ablation", [Variant("heads", 0, 4, 0)])
     for layer in decoder.layers:
         layer.o_proj.weight.data.zero_()
-    silent, _ = sweep(decoder, last(20), units, "ablation", [Variant("heads", 0, 0, 0)])
+    silent, *_ = sweep(decoder, last(20), units, "ablation", [Variant("heads", 0, 0, 0)])
     np.testing.assert_allclose(ablated, silent, rtol=1e-5, atol=1e-5)
 
 
@@ -197,8 +197,12 @@ def test_states_are_those_that_discovery_reads(decoder, findings, tokenizer, rec
     for chosen in (style, reply_style):
         for frame in chosen.frames("pride", 1):
             prompt = render(tokenizer, frame, user, chosen.reply_tokens)
-            _, states = sweep(decoder, prompt, units, "ablation", [Variant("neurons", 0, 0, 0)])
+            _, states, last = sweep(decoder, prompt, units, "ablation", [Variant("neurons", 0, 0, 0)])
             np.testing.assert_allclose(states, collect(decoder, [prompt])["mlp"][0], atol=1e-4)
+            # Where the model would begin its own reply, a forced one left out.
+            alone = render(tokenizer, frame.model_copy(update={"reply": None}), user)
+            assert prompt.last == len(alone.ids) - 1
+            np.testing.assert_allclose(last, collect(decoder, [alone])["mlp"][0], atol=1e-4)
 
 
 def test_curves_are_means_against_no_units(decoder, tokenizer, findings, records, reply_style, validated):
@@ -239,13 +243,24 @@ def test_validation_covers_every_sweep_and_layer(validated, decoder, tmp_path):
     assert (result.items, result.scenarios) == (6, 2)
     assert np.shape(result.f1) == (4, 3)
     assert np.shape(result.explained) == (4, 3)
-    assert [panel.layer for panel in result.components] == [0, 1, 2, 3]
-    assert np.shape(result.components[0].points) == (3, 6, 3)
+    for of_layers in (result.components, result.pure):
+        assert [panel.layer for panel in of_layers] == [0, 1, 2, 3]
+        assert np.shape(of_layers[0].points) == (3, 6, 2)
     assert sum(result.signal("mlp")) == pytest.approx(
         np.trace(result.elicited["mlp"]) - np.sum(result.elicited["mlp"]) / 3, rel=1e-6
     )
     assert Validation.load(tmp_path / "work") == result
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["validation.json"]
+
+
+def test_a_k_that_no_layer_has_is_left_out_and_told(validated, caplog, tmp_path):
+    result = validated(plan=Plan(neurons=(4, 256, 65), heads=(4, 10), seeds=2))
+    assert {tuple(curve.k) for curve in result.curves} == {(0, 4)}
+    assert "no layer has more than 64 neurons: k = 65, 256 is left out" in caplog.text
+    assert "no layer has more than 4 heads: k = 10 is left out" in caplog.text
+    assert Validation.load(tmp_path / "work").left_out() == {"neurons": [65, 256], "heads": [10]}
+    with pytest.raises(ResultsError, match="every sweep needs a k: of heads, at most 4, or all"):
+        validated("other", plan=Plan(neurons=(4,), heads=(0, 10), seeds=2))
 
 
 def test_all_units_enhance_as_much_as_all_random_ones(validated):
@@ -349,10 +364,28 @@ def test_what_cannot_be_validated_is_explained(validated, tiny, decoder, finding
         validated(findings=narrow)
 
 
+def older(folder) -> None:
+    """Turns a validation into one of the first format."""
+    content = json.loads((folder / FILE).read_text())
+    del content["pure"], content["trajectories"], content["inputs"]["format version"], content["inputs"]["circuit"]
+    (folder / FILE).write_text(json.dumps(content | {"format_version": 1}))
+
+
+def test_validation_of_the_first_format_is_read_and_not_taken_for_one_of_today(validated, tmp_path):
+    whole = validated()
+    older(tmp_path / "work")
+    read = Validation.load(tmp_path / "work")
+    assert read.pure == read.trajectories == []
+    assert read.curves == whole.curves
+    with pytest.raises(StoredError, match="other settings: format version"):
+        validated()
+    assert validated(fresh=True) == whole
+
+
 def test_damaged_validation_is_explained(tmp_path):
     with pytest.raises(ResultsError, match="missing; `emovllm validate` writes it"):
         Validation.load(tmp_path)
-    for text in ("[]", "{}", '{"format_version": 1}', "no json"):
+    for text in ("[]", "{}", '{"format_version": 1}', '{"format_version": 3}', "no json"):
         (tmp_path / FILE).write_text(text)
         with pytest.raises(ResultsError, match=r"validation\.json"):
             Validation.load(tmp_path)
@@ -429,7 +462,14 @@ def test_mistakes_are_explained_and_write_nothing(command, tmp_path, capsys, arg
 
 def test_counts_that_are_no_numbers_are_explained(command, capsys):
     assert command("--heads", "1,two") == 2
-    assert "expected numbers with commas between, got '1,two'" in capsys.readouterr().err
+    assert "expected numbers with commas between, or all, got '1,two'" in capsys.readouterr().err
+
+
+def test_all_of_a_layers_units_are_a_k(command, tmp_path):
+    assert command("--heads", "1,all", "--neurons", "all") == 0
+    result = Validation.load(tmp_path / "circuit.work")
+    assert {(curve.kind, tuple(curve.k)) for curve in result.curves} == {("neurons", (0, 64)), ("heads", (0, 1, 4))}
+    assert result.left_out() == {}
 
 
 def test_missing_findings_name_the_command(tmp_path):
