@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from emovllm.options import FLAT, Options
 from emovllm_offline.commands.shared import MODEL
-from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling, Sifting
+from emovllm_offline.refinement.settings import OwnRepliesSettings, Sampling
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class OwnRepliesOptions(Options):
     circuit: Annotated[str, Parameter(help="the circuit to reply under", metavar="DIR")]
     out: Annotated[Path, Parameter(help="JSON lines to write", metavar="FILE")]
     sampling: Annotated[Sampling, FLAT] = field(default_factory=Sampling)
-    sifting: Annotated[Sifting, FLAT] = field(default_factory=Sifting)
     settings: Annotated[OwnRepliesSettings, FLAT] = field(default_factory=OwnRepliesSettings)
 
     @property
@@ -37,7 +36,5 @@ def main(options: Annotated[OwnRepliesOptions, FLAT]) -> None:
     """
     from emovllm_offline.refinement import own_replies
 
-    counts = own_replies.run(
-        options.model, options.circuit, options.out, options.settings, options.sampling, options.sifting
-    )
+    counts = own_replies.run(options.model, options.circuit, options.out, options.settings, options.sampling)
     print(f"{options.out}: its own are {', '.join(f'{number} of {name}' for name, number in counts.items())}")

@@ -126,7 +126,6 @@ def run(
     out: str | Path,
     settings: OwnRepliesSettings = OwnRepliesSettings(),
     sampling: Sampling = Sampling(),
-    sifting: Sifting = Sifting(),
     *,
     progress: bool = True,
     make_sampler: Callable[[], Sampler] | None = None,
@@ -152,13 +151,13 @@ def run(
         "messages": examples.digest(found),
         "style": chosen.digest(),
         **asdict(sampling),
-        **asdict(sifting),
+        **asdict(settings.sifting),
     }
     if settings.lexicon is not None:
         about["lexicon"] = judge.config["lexicon"]
     place = Work(settings.work or work_folder(out), about, settings.fresh)
     _sample(found, place, make_sampler or (lambda: engine(folder, circuit, given.names, sampling)), progress)
-    _choose(found, place, judge, sifting, make_scorer or (lambda: plain(folder, chosen)), progress)
+    _choose(found, place, judge, settings.sifting, make_scorer or (lambda: plain(folder, chosen)), progress)
     lines = [
         place.chosen[example.id].model_dump_json(exclude={"own"}, exclude_defaults=True) + "\n" for example in found
     ]

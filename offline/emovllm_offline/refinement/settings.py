@@ -123,4 +123,5 @@ class OwnRepliesSettings(Options):
     work: Annotated[
         Path | None, Parameter(help="folder of what was sampled and chosen (default: OUT.work)", metavar="DIR")
     ] = None
+    sifting: Annotated[Sifting, FLAT] = field(default_factory=Sifting)
     fresh: Annotated[bool, QUIET, Parameter(help="start anew, whatever the folder holds")] = False

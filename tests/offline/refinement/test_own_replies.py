@@ -62,17 +62,15 @@ class Fake:
 
 
 SAMPLING = Sampling()
-SIFTING = Sifting()
 
 
-def run(given, circuit, tmp_path, fake, sampling=SAMPLING, sifting=SIFTING, **more):
+def run(given, circuit, tmp_path, fake, sampling=SAMPLING, **more):
     return own_replies.run(
         "default",
         circuit,
         tmp_path / "own.jsonl",
         OwnRepliesSettings(replies=str(given), **more),
         sampling,
-        sifting,
         progress=False,
         make_sampler=fake.sampler,
         make_scorer=fake.scorer,
