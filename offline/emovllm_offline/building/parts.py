@@ -19,7 +19,7 @@ from emovllm_offline.judges.sentences import LABELS, load_sentences
 # Of a user's own scenarios, of each five one chooses and one tests.
 EVERY = 5
 LEAST = 15
-# Texts that show nothing, beside those of the emotions.
+# Texts that show nothing, beside those of the emotions: of what sentences there are, about as many as of each.
 NEUTRAL_TEXTS = 208
 
 

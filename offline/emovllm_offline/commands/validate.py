@@ -42,7 +42,8 @@ def main(options: Annotated[ValidateOptions, FLAT]) -> None:
 
     work = options.resumes_from
     result = validate.run(options.model, work, options.settings, options.circuit)
+    where = "" if options.work is None else f" --work {work}"
     print(
         f"{work / FILE}: {result.scenarios} scenarios; best probe F1 {max(result.macro_f1()):.3f}; "
-        f"`emovllm report {options.circuit}` draws it"
+        f"`emovllm report {options.circuit}{where}` draws it"
     )

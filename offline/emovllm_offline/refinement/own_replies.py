@@ -70,7 +70,8 @@ def worth_learning(
 
 
 def _named(text: str, within: int | None = None) -> set[str]:
-    return {word[:NAMING] for word in tokens(text)[:within] if len(word) >= NAMING}
+    words = [token for token in tokens(text) if token[0].isalpha()]
+    return {word[:NAMING] for word in words[:within] if len(word) >= NAMING}
 
 
 def choose(

@@ -57,7 +57,7 @@ def engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sam
     with stage(ENGINE_START, hint=ENGINE_START_HINT):
         from vllm import LLM, SamplingParams, TokensPrompt
 
-        engine = LLM(
+        llm = LLM(
             folder,
             # No sampling parameters of the model's own; blocks small enough for prompts to share them between emotions.
             generation_config="vllm",
@@ -85,7 +85,7 @@ def engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sam
                         extra_args={"emotion": name, "emotion_strength": strength},
                     )
                 )
-        outputs = iter(engine.generate(prompts, params, use_tqdm=False))
+        outputs = iter(llm.generate(prompts, params, use_tqdm=False))
         rows = []
         for _, example in some:
             replies: dict[str, tuple[Sample, ...]] = dict.fromkeys(names, ())

@@ -98,7 +98,7 @@ class Sifting(Options):
     alike: Annotated[
         int | None,
         Gt(0),
-        Parameter(help="replies of an emotion that may begin with the same three words", metavar="N"),
+        Parameter(help="of its own replies of an emotion, so many may begin with the same three words", metavar="N"),
     ] = None
 
 

@@ -119,8 +119,8 @@ def overlap(circuit: Circuit) -> Any:
             ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
             ax.set_yticks(range(len(names)), names)
             pairs = values[np.triu_indices(len(names), 1)]
-            spread = f" ± {pairs.std(ddof=1):.3f}" if len(pairs) > 1 else ""
-            ax.set_title(f"{kind}: pairwise mean {pairs.mean():.3f}{spread}" if len(pairs) else kind)
+            deviation = f" ± {pairs.std(ddof=1):.3f}" if len(pairs) > 1 else ""
+            ax.set_title(f"{kind}: pairwise mean {pairs.mean():.3f}{deviation}" if len(pairs) else kind)
         fig.colorbar(image, ax=axes, shrink=0.75, pad=0.02, label="Jaccard index (shared / all)")
     return fig
 

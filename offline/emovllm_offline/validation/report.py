@@ -131,8 +131,8 @@ def _notes(evidence: Evidence) -> Iterator[str]:
     """What a reader must know before trusting the figures."""
     if evidence.circuit.experts:
         yield (
-            "Neurons of routed experts are among the circuit's: they are added as constant vectors, and neither the "
-            "figures nor the validation are of them."
+            "Neurons of routed experts are among the circuit's: they are added as constant vectors. Of the figures, "
+            "only the states under the circuit have them; the sweeps leave them out."
         )
     validated = evidence.validation
     if validated is None:

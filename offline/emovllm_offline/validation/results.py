@@ -70,7 +70,7 @@ class Trajectory:
     """States after each layer's MLP at a prompt's last token, before any reply, in one of CONDITIONS.
 
     mean, low, high: the projection on the layer's direction of the emotion, in units of the residual, with its 95%
-    interval over scenarios (Student's t), [L]. path: the mean distance from the state of the neutral prompt in the
+    interval over scenarios (Student's t), [L]. path: the mean displacement from the state of the neutral prompt in the
     plane of the directions' first two principal components, over the layer's RMS of the residual, [L][2].
     """
 
@@ -115,7 +115,9 @@ class Validation:
         return [sum(of_layer) / len(of_layer) for of_layer in self.f1]
 
     def left_out(self) -> dict[str, list[int]]:
-        """By kind: the k of the plan that no layer has as many units for."""
+        """By kind: the k of the plan that no layer has as many units for. The first format lowered them."""
+        if "format version" not in self.inputs:
+            return {}
         plan = self.inputs.get("plan", {})
         most = {curve.kind: curve.k[-1] for curve in self.curves}
         over = {kind: sorted({k for k in plan.get(kind, ()) if k != "all" and k > most[kind]}) for kind in most}

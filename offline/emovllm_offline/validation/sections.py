@@ -187,7 +187,7 @@ SECTIONS = (
         "paths",
         "Paths of states under the circuit",
         "The same states from layer to layer (a dot each, open in the middle layer, numbered in the last) in the plane "
-        "of the two principal components of all emotions' directions: the mean distance from the neutral prompt's "
+        "of the two principal components of all emotions' directions: the mean displacement from the neutral prompt's "
         "state of that layer, which is the grey dot, over the root mean square of the residual there.",
         "validation",
         state_figures.paths,

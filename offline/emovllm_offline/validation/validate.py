@@ -79,13 +79,14 @@ def validate(
     )
     views = None if circuit is None else Views(decoder, circuit, findings)
     folder = Path(out)
-    if settings.fresh:
-        (folder / FILE).unlink(missing_ok=True)
-    if (folder / FILE).exists():
+    if (folder / FILE).exists() and not settings.fresh:
         finished = Validation.load(folder)
         refuse_others(folder / FILE, finished.inputs, inputs, REMEDY)
         return finished
     protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size, views)
+    # Nothing is forgotten for a plan that cannot be followed.
+    if settings.fresh:
+        (folder / FILE).unlink(missing_ok=True)
     items = sev.expand(records)
     store = _Store(folder / PART, inputs, protocol.sizes, settings.fresh)
     left = range(store.done, len(items))
@@ -233,7 +234,7 @@ def run(
     injected = None
     if circuit is not None and Path(circuit).is_dir():
         injected = load_circuit(circuit)
-    else:
+    elif circuit is not None:
         logger.warning("%s is no circuit's folder: what the circuit does to states is left out", circuit)
     chosen = [load_style(style) for style in settings.style]
     records = sev.load_sev(settings.data)[: settings.limit]

@@ -109,7 +109,9 @@ def test_the_likeliest_is_chosen_and_the_written_one_stays_where_none_is_good():
 def test_something_of_the_message_can_be_asked_for_in_the_first_words():
     early, late = sample("A message! I am so furious about it."), sample(ANGRY)
     message = "Your message came."
-    assert worth_learning([early, late], message, "anger", LEXICON, within=2) == [early]
+    signs = sample("So... well, a message! I am so furious about it.")
+    assert worth_learning([early, signs, late], message, "anger", LEXICON, within=2) == [early]
+    assert worth_learning([early, signs, late], message, "anger", LEXICON, within=4) == [early, signs]
     assert worth_learning([early, late], message, "anger", LEXICON, within=6) == [early, late]
 
 

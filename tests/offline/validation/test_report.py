@@ -232,7 +232,14 @@ def test_six_layers_stand_for_all():
 
 def test_validation_of_before_is_drawn_as_far_as_it_goes(place, unrendered):
     validation = Validation.load(place / "circuit.work")
-    replace(validation, components=validation.components[:2], pure=[], trajectories=[]).save(place / "circuit.work")
+    older = [
+        replace(layer, points=[[[*point, 0.0] for point in points] for points in layer.points])
+        for layer in validation.components[:2]
+    ]
+    inputs = validation.inputs | {"plan": {"neurons": [1000], "heads": [1]}}
+    del inputs["format version"]
+    replace(validation, components=older, pure=[], trajectories=[], inputs=inputs).save(place / "circuit.work")
+    assert Validation.load(place / "circuit.work").left_out() == {}
     page = Page(report.report(place / "circuit").read_text())
     assert page.texts.count("emovllm validate --fresh") == 4
     assert len(page.images) == len(FIGURES) - 4

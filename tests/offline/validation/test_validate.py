@@ -261,6 +261,9 @@ def test_a_k_that_no_layer_has_is_left_out_and_told(validated, caplog, tmp_path)
     assert Validation.load(tmp_path / "work").left_out() == {"neurons": [65, 256], "heads": [10]}
     with pytest.raises(ResultsError, match="every sweep needs a k: of heads, at most 4, or all"):
         validated("other", plan=Plan(neurons=(4,), heads=(0, 10), seeds=2))
+    with pytest.raises(ResultsError, match="every sweep needs a k: of heads, at most 4, or all"):
+        validated(plan=Plan(neurons=(4,), heads=(10,), seeds=2), fresh=True)
+    assert Validation.load(tmp_path / "work") == result
 
 
 def test_all_units_enhance_as_much_as_all_random_ones(validated):
@@ -368,6 +371,8 @@ def older(folder) -> None:
     """Turns a validation into one of the first format."""
     content = json.loads((folder / FILE).read_text())
     del content["pure"], content["trajectories"], content["inputs"]["format version"], content["inputs"]["circuit"]
+    for layer in content["components"]:
+        layer["points"] = [[[*point, 0.0] for point in of_emotion] for of_emotion in layer["points"]]
     (folder / FILE).write_text(json.dumps(content | {"format_version": 1}))
 
 
