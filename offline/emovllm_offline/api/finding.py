@@ -42,13 +42,21 @@ class Discovery:
             for name in self.circuit.names
         ]
 
-    def plot(self, what: Literal["importance", "similarity", "units", "overlap"] = "importance") -> Picture:
-        """importance of each sublayer; similarity of the directions of all sublayers; units of each layer; overlap of
-        every two emotions' units."""
-        from emovllm_offline.validation import figures
+    def plot(
+        self,
+        what: Literal[
+            "importance", "importance_by_alpha", "similarity", "similarity_by_emotion", "units", "overlap"
+        ] = "importance",
+    ) -> Picture:
+        """importance of each sublayer, as a whole or for each size of the push; similarity of the directions of all
+        sublayers, mean or by emotion; units of each layer; overlap of every two emotions' units.
 
-        source = self.findings if what in ("importance", "similarity") else self.circuit
-        return Picture.of(getattr(figures, what)(source))
+        Raises: ValueError where importance was not measured for each size."""
+        from emovllm_offline.validation import figures, sublayer_figures
+
+        if what in ("units", "overlap"):
+            return Picture.of(getattr(figures, what)(self.circuit))
+        return Picture.of(getattr(sublayer_figures, what)(self.findings))
 
 
 @dataclass(frozen=True, slots=True)

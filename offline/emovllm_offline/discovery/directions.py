@@ -52,6 +52,11 @@ def reference_direction(sublayers: np.ndarray, band: range, present: Sequence[bo
     return normalise(np.einsum("es,esd->ed", sign, late))
 
 
+def similarities(sublayers: np.ndarray) -> np.ndarray:
+    """Cosines between the directions of every two sublayers, of each emotion: [E, 2L, hidden] to [E, 2L, 2L]."""
+    return np.einsum("esd,etd->est", sublayers, sublayers, optimize=True)
+
+
 def similarity(sublayers: np.ndarray) -> np.ndarray:
     """Cosines between the directions of every two sublayers, averaged over the emotions: [2L, 2L]."""
     return np.einsum("esd,etd->st", sublayers, sublayers) / len(sublayers)

@@ -147,7 +147,7 @@ def measure_until(
         "neutral prompt": styles[0].neutral.model_dump_json(),
     }
     prompts = neutral_prompts(tokenizer, items, styles[0], parameters, seed)
-    sigma, importance = measure_importance(
+    measured = measure_importance(
         decoder,
         prompts,
         sublayers,
@@ -157,7 +157,7 @@ def measure_until(
         checkpoint("importance", chosen),
         progress,
     )
-    findings = conclude(common_emotions(styles), means, attn, mlp, neurons, heads, sigma, importance)
+    findings = conclude(common_emotions(styles), means, attn, mlp, neurons, heads, measured)
     findings = replace(with_experts(findings, decoder, means), extract=parameters.extract)
     if work is not None:
         findings.save(work)
@@ -178,7 +178,7 @@ def gradient_agreement(
     sublayers = directions.interleave(findings.attn_directions, findings.mlp_directions)
     reference = _reference(decoder, sublayers, parameters)
     prompt = neutral_prompts(tokenizer, sev.expand(records), style, parameters, 0)[0]
-    exact = sublayer_importance(decoder, [prompt], sublayers, reference, findings.sigma, parameters.alphas)
+    exact = sublayer_importance(decoder, [prompt], sublayers, reference, findings.sigma, parameters.alphas).mean(-1)
     gradient = gradient_importance(decoder, prompt, sublayers, reference)
     return float(spearmanr(exact.ravel(), gradient.ravel()).statistic)
 

@@ -50,6 +50,8 @@ class Findings:
     experts: np.ndarray | None = None  # mean contribution [E, L, C * n]
     experts_delta: np.ndarray | None = None  # of routing weight times activation [E, L, C * n], not normalised
     routing: np.ndarray | None = None  # mean routing weight [E, L, C]
+    importance_by_alpha: np.ndarray | None = None  # for each size of the push [E, 2L, A]; not of the gradient's
+    alphas: np.ndarray | None = None  # [A], in units of sigma
 
     def save(self, folder: str | Path) -> None:
         """Writes `findings.safetensors`, in the types that were measured; never half of it."""

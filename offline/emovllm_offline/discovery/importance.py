@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,19 @@ from emovllm_offline.discovery.activations import collect
 from emovllm_offline.discovery.parameters import ALPHAS
 from emovllm_offline.model.decoder import Decoder, repeat_cache
 from emovllm_offline.model.hooks import after, before, hooked
+
+
+class Sublayers(NamedTuple):
+    """What was measured of the sublayers.
+
+    sigma: the residual's RMS [2L]. importance: [E, 2L]. by_alpha: the same for each size of the push [E, 2L, A], and
+    alphas: the sizes, in units of sigma [A]; None of the first-order form, which has no size.
+    """
+
+    sigma: np.ndarray
+    importance: np.ndarray
+    by_alpha: np.ndarray | None = None
+    alphas: np.ndarray | None = None
 
 
 @contextmanager
@@ -66,14 +80,15 @@ def sublayer_importance(
     alphas: Sequence[float] = ALPHAS,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """I = (h'_final - h_final) . v_ref / (alpha * sigma), averaged over prompts and alphas.
+    """I = (h'_final - h_final) . v_ref / (alpha * sigma), averaged over prompts; a sublayer's importance is the
+    mean over the alphas.
 
     h_final is the state after the final norm at the last token of a neutral prompt; h' that after adding
     alpha * sigma * v to the residual after one sublayer, v turned to the side of v_ref. Only the last token changes:
     it runs alone, against the prompt's keys and values, and all (emotion, sublayer, alpha) share its batches.
 
     directions: [emotions, 2L, hidden]; reference: [emotions, hidden]; sigma: [2L].
-    Returns: float64 [emotions, 2L].
+    Returns: float64 [emotions, 2L, alphas], dimensionless.
     """
     prompts = list(prompts)
     emotions, sublayers, _ = directions.shape
@@ -82,12 +97,12 @@ def sublayer_importance(
     # Sorted by sublayer, so that a batch needs hooks at a few sublayers only.
     runs = torch.cartesian_prod(torch.arange(sublayers), torch.arange(emotions), torch.arange(len(alphas)))
     size = torch.tensor(np.outer(sigma, alphas), dtype=torch.float32)[runs[:, 0], runs[:, 2]].to(device)
-    moved = torch.zeros(emotions, sublayers, dtype=torch.float64)
+    moved = torch.zeros(emotions, sublayers, len(alphas), dtype=torch.float64)
     for prompt in prompts:
         cache = decoder.prefix_cache(prompt.ids[:-1])
         for start in range(0, len(runs), batch_size):
             batch, step = runs[start : start + batch_size], size[start : start + batch_size]
-            sublayer, emotion = batch[:, 0], batch[:, 1]
+            sublayer, emotion, alpha = batch.T
             vectors = local[emotion, sublayer] * step[:, None]
             rows = {int(s): (sublayer == s).nonzero()[:, 0] for s in sublayer.unique()}
             pushes = {s: (row.to(device), vectors[row]) for s, row in rows.items()}
@@ -96,8 +111,8 @@ def sublayer_importance(
             with pushed(decoder, pushes):
                 final = decoder.forward(ids, repeat_cache(cache, len(batch) + 1))[:, -1].float()
             gain = ((final[:-1] - final[-1]) * toward[emotion]).sum(-1) / step
-            moved.index_put_((emotion, sublayer), gain.double().cpu(), accumulate=True)
-    return moved.numpy() / (len(prompts) * len(alphas))
+            moved.index_put_((emotion, sublayer, alpha), gain.double().cpu(), accumulate=True)
+    return moved.numpy() / len(prompts)
 
 
 def _turned(directions: np.ndarray, reference: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -110,8 +125,8 @@ def _turned(directions: np.ndarray, reference: np.ndarray, device: torch.device)
 def gradient_importance(decoder: Decoder, prompt: Prompt, directions: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """The first-order form of `sublayer_importance`, for one prompt: the slope at a push of size 0.
 
-    One forward and one backward pass of the last token, with a row for each emotion.
-    Arguments and result as there.
+    One forward and one backward pass of the last token, with a row for each emotion. Arguments as there.
+    Returns: float64 [emotions, 2L].
     """
     emotions, sublayers, hidden = directions.shape
     device = decoder.device

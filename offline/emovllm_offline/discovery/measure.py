@@ -20,7 +20,12 @@ from emovllm_offline.discovery import contributions, directions, removal
 from emovllm_offline.discovery.activations import GroupMeans, collect
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.discovery.groups import Group
-from emovllm_offline.discovery.importance import gradient_importance, residual_scale, sublayer_importance
+from emovllm_offline.discovery.importance import (
+    Sublayers,
+    gradient_importance,
+    residual_scale,
+    sublayer_importance,
+)
 from emovllm_offline.discovery.parameters import Parameters
 from emovllm_offline.discovery.removal import Removals, normed_sites
 from emovllm_offline.model.decoder import Decoder, projection_weight
@@ -102,20 +107,29 @@ def measure_importance(
     batch_size: int,
     checkpoint: Checkpoint = UNSAVED,
     progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Section 6 over neutral prompts, one a step. Returns: sigma [2L] and importance [E, 2L], float64."""
+) -> Sublayers:
+    """Section 6 over neutral prompts, one a step."""
     sums = Arrays(total=np.zeros(sublayers.shape[:2]))
     left = checkpoint.steps(prompts, sums, "sublayer importance", unit="prompts", shown=progress)
     if "sigma" not in sums:
         sums["sigma"] = residual_scale(decoder, prompts, batch_size)
+        if parameters.importance == "exact":
+            sums["by alpha"] = np.zeros((*sublayers.shape[:2], len(parameters.alphas)))
     for prompt in left:
         if parameters.importance == "gradient":
             sums["total"] += gradient_importance(decoder, prompt, sublayers, reference)
         else:
-            sums["total"] += sublayer_importance(
+            by_alpha = sublayer_importance(
                 decoder, [prompt], sublayers, reference, sums["sigma"], parameters.alphas, batch_size
             )
-    return sums["sigma"], sums["total"] / len(prompts)
+            sums["total"] += by_alpha.mean(-1)
+            # What was begun before it was kept goes on without it.
+            if "by alpha" in sums:
+                sums["by alpha"] += by_alpha
+    importance = sums["total"] / len(prompts)
+    if "by alpha" not in sums:
+        return Sublayers(sums["sigma"], importance)
+    return Sublayers(sums["sigma"], importance, sums["by alpha"] / len(prompts), np.array(parameters.alphas))
 
 
 def neutral_prompts(
@@ -171,8 +185,7 @@ def conclude(
     mlp: np.ndarray,
     neurons: np.ndarray,
     heads: np.ndarray,
-    sigma: np.ndarray,
-    importance: np.ndarray,
+    sublayers: Sublayers,
 ) -> Findings:
     """All stages' results in one."""
     return Findings(
@@ -184,7 +197,9 @@ def conclude(
         heads=heads,
         mlp_delta=directions.centred(means.difference("neurons")),
         attn_delta=directions.centred(means.difference("heads")),
-        sigma=sigma,
-        importance=importance,
+        sigma=sublayers.sigma,
+        importance=sublayers.importance,
         similarity=directions.similarity(directions.interleave(attn, mlp)),
+        importance_by_alpha=sublayers.by_alpha,
+        alphas=sublayers.alphas,
     )

@@ -86,6 +86,11 @@ def panels(fig: Any, count: int, **shared: bool) -> list[Any]:
     return used
 
 
+def spread(count: int, most: int) -> list[int]:
+    """About `most` evenly spaced numbers of 0..count-1: where an axis has ticks."""
+    return list(range(0, count, math.ceil(count / most)))
+
+
 def write_cells(ax: Any, values: np.ndarray, form: str, norm: Any) -> None:
     """Writes the values of a heatmap, [rows, columns], into its cells, unless they are too many to be read."""
     rows, columns = values.shape

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emovllm.show import jaccard
-from emovllm_offline.reporting.plots import COLUMNS, GREY, colour, figure, legend, marker, panels, write_cells
+from emovllm_offline.reporting.plots import COLUMNS, GREY, colour, figure, legend, marker, panels, spread, write_cells
 
 if TYPE_CHECKING:
     from emovllm.circuit import Circuit
-    from emovllm_offline.discovery.findings import Findings
     from emovllm_offline.validation.results import Curve, Validation
 
 
@@ -35,39 +34,6 @@ def components(validation: Validation) -> Any:
     return fig
 
 
-def similarity(findings: Findings) -> Any:
-    """Heatmap of the cosines between the directions of every two sublayers."""
-    with figure(7.6) as fig:
-        ax = fig.subplots()
-        cosines = findings.similarity
-        image = ax.imshow(cosines, cmap="PuOr", vmin=-1, vmax=1, origin="lower", interpolation="nearest")
-        ticks = _spread(len(cosines) // 2, 12)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_ticks([2 * layer for layer in ticks], [f"A{layer}" for layer in ticks])
-        ax.set_xlabel("sublayer (A: after attention; the M of the same layer is next to it)")
-        ax.set_ylabel("sublayer")
-        ax.spines[:].set_visible(True)
-        fig.colorbar(image, ax=ax, shrink=0.8, label="cosine, mean over emotions")
-    return fig
-
-
-def importance(findings: Findings) -> Any:
-    """The importance of each sublayer, one line for each emotion."""
-    with figure(4.2) as fig:
-        axes = fig.subplots(1, 2, sharey=True)
-        layers = np.arange(findings.importance.shape[1] // 2)
-        for parity, (ax, name) in enumerate(zip(axes, ("attention", "MLP"), strict=True)):
-            for e, values in enumerate(findings.importance):
-                ax.plot(layers, values[parity::2], color=colour(e), marker=marker(e), markersize=3.5, linewidth=1.4)
-            ax.axhline(0, color=GREY, linewidth=0.8)
-            ax.set_title(f"after {name}")
-            ax.set_xlabel("layer")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        axes[0].set_ylabel("importance (shift of the final state\nper unit of push, dimensionless)")
-        legend(fig, findings.emotions)
-    return fig
-
-
 def units(circuit: Circuit) -> Any:
     """How many neurons and heads of each layer the circuit of each emotion has."""
     layers = circuit.spec.model.num_hidden_layers
@@ -78,7 +44,7 @@ def units(circuit: Circuit) -> Any:
             image = ax.imshow(counts, cmap="cividis", aspect="auto", vmin=0, interpolation="nearest")
             write_cells(ax, counts, "{:d}", image.norm)
             ax.set_yticks(range(len(circuit.names)), circuit.names)
-            ax.set_xticks(_spread(layers, 16))
+            ax.set_xticks(spread(layers, 16))
             ax.set_title(f"{kind} per layer")
             fig.colorbar(image, ax=ax, label=kind, pad=0.01)
         ax.set_xlabel("layer")
@@ -184,11 +150,6 @@ def overlaps(circuit: Circuit, kind: str) -> np.ndarray:
         set(zip(of_kind[name].layer.tolist(), of_kind[name].index.tolist(), strict=True)) for name in circuit.names
     ]
     return np.array([[jaccard(one, other) for other in pairs] for one in pairs])
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """About `most` evenly spaced numbers of 0..count-1."""
-    return list(range(0, count, math.ceil(count / most)))
 
 
 def _sweep_legend(fig: Any) -> None:

@@ -48,7 +48,7 @@ def report(circuit: str | Path, work: str | Path | None = None) -> Path:
     images = {}
     for section in SECTIONS:
         path = folder / FIGURES / f"{section.name}.png"
-        if (source := getattr(evidence, section.needs)) is None:
+        if (source := getattr(evidence, section.needs)) is None or not section.has(source):
             # One of an earlier report would be of something else.
             path.unlink(missing_ok=True)
         else:
@@ -86,14 +86,23 @@ def _page(evidence: Evidence, images: Mapping[str, bytes]) -> str:
         ),
         emotions=_emotions(circuit),
         notes=list(_notes(evidence)),
-        sections=[_section(section, evidence, images.get(section.name)) for section in SECTIONS],
+        sections=[
+            _section(section, evidence, images.get(section.name)) for section in SECTIONS if _shown(section, evidence)
+        ],
         provenance=_provenance(evidence),
     )
 
 
+def _shown(section: Section, evidence: Evidence) -> bool:
+    """Whether there is a figure, or a command that would measure it."""
+    source = getattr(evidence, section.needs)
+    return source is None or section.has(source) or section.again is not None
+
+
 def _section(section: Section, evidence: Evidence, image: bytes | None) -> dict[str, Any]:
     """What the template shows of a section; no image where its figure was not measured."""
-    shown = {"name": section.name, "title": section.title, "text": section.text, "command": COMMANDS.get(section.needs)}
+    command = COMMANDS.get(section.needs) if getattr(evidence, section.needs) is None else section.again
+    shown = {"name": section.name, "title": section.title, "text": section.text, "command": command}
     if image is None:
         return shown | {"image": None}
     table = section.table(getattr(evidence, section.needs)) if section.table else None

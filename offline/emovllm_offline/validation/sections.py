@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from emovllm_offline.reporting.tables import Table
-from emovllm_offline.validation import figures
+from emovllm_offline.validation import figures, sublayer_figures
 from emovllm_offline.validation.results import Validation
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One figure: `draw` takes what `needs` names; `table` stands below it."""
+    """One figure: `draw` takes what `needs` names; `table` stands below it.
+
+    has: whether the source has what is drawn; where it has not, the section is left out, or names the command that
+    measures it `again`.
+    """
 
     name: str
     title: str
@@ -21,6 +25,8 @@ class Section:
     needs: str
     draw: Callable[[Any], Any]
     table: Callable[[Any], Table] | None = None
+    has: Callable[[Any], bool] = lambda source: True
+    again: str | None = None
 
 
 # What measures that which a section needs.
@@ -96,7 +102,18 @@ SECTIONS = (
         "along the emotion's late direction, divided by the size of the push. Higher: what is written there "
         "reaches the output; 0: it is lost; below 0: it is turned around.",
         "findings",
-        figures.importance,
+        sublayer_figures.importance,
+    ),
+    Section(
+        "importance_by_alpha",
+        "Importance by the size of the push",
+        "The importance above is the mean of several sizes of the push: alpha times the root mean square of the "
+        "residual after the sublayer. Here each has a line, over the sublayers in their order (A: after attention, "
+        "between two of them M: after the MLP). Lines that lie together mean that the final state moves in "
+        "proportion to the push; where they part, the importance is of that size alone.",
+        "findings",
+        sublayer_figures.importance_by_alpha,
+        has=lambda findings: findings.importance_by_alpha is not None,
     ),
     Section(
         "similarity",
@@ -105,7 +122,15 @@ SECTIONS = (
         "near 1 is a stretch of layers that represent emotions alike; the reference direction comes from such "
         "a band of late layers.",
         "findings",
-        figures.similarity,
+        sublayer_figures.similarity,
+    ),
+    Section(
+        "similarity_by_emotion",
+        "Directions across sublayers, by emotion",
+        "The same cosines of each emotion by itself. Where an emotion's block of late layers begins later than the "
+        "others', or falls into two, the mean above hides it.",
+        "findings",
+        sublayer_figures.similarity_by_emotion,
     ),
     Section(
         "components",

@@ -51,7 +51,9 @@ def test_tables_are_rows_of_plain_values(discovery: Discovery) -> None:
     assert all(row["neurons"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("what", ["importance", "similarity", "units", "overlap"])
+@pytest.mark.parametrize(
+    "what", ["importance", "importance_by_alpha", "similarity", "similarity_by_emotion", "units", "overlap"]
+)
 def test_a_plot_is_a_picture_that_notebooks_show_and_that_is_saved(
     discovery: Discovery, tmp_path: Path, what: str
 ) -> None:

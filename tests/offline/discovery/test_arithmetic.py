@@ -68,6 +68,8 @@ def test_sublayers_that_the_model_lacks_are_no_part_of_the_reference_direction()
 
 def test_similarity_of_a_sublayer_with_itself_is_one():
     np.testing.assert_allclose(np.diag(directions.similarity(unit(3, 8, 16))), 1)
+    sublayers = unit(3, 8, 16)
+    np.testing.assert_allclose(directions.similarities(sublayers).mean(0), directions.similarity(sublayers))
 
 
 def test_push_reaches_the_residual_and_nothing_before_it(different_decoder):
@@ -89,18 +91,18 @@ def importance_both_ways(decoder, prompts, alphas):
     local, reference = unit(emotions, decoder.sublayers, 32), unit(emotions, 32)
     sigma = residual_scale(decoder, prompts)
     got = sublayer_importance(decoder, prompts, local, reference, sigma, alphas, batch_size=7)
-    expected = np.zeros_like(got)
+    expected = np.zeros((emotions, decoder.sublayers, len(alphas)))
     for prompt in prompts:
         ids = torch.tensor([list(prompt.ids)])
         with torch.no_grad():
             plain = decoder.forward(ids)[0, -1].double().numpy()
-            for e, s, alpha in itertools.product(range(emotions), range(decoder.sublayers), alphas):
+            for e, s, a in itertools.product(range(emotions), range(decoder.sublayers), range(len(alphas))):
                 side = 1 if local[e, s] @ reference[e] >= 0 else -1
-                step = alpha * sigma[s]
+                step = alphas[a] * sigma[s]
                 vector = torch.tensor(step * side * local[e, s], dtype=torch.float32)[None]
                 with pushed(decoder, {s: (torch.tensor([0]), vector)}):
                     final = decoder.forward(ids)[0, -1].double().numpy()
-                expected[e, s] += (final - plain) @ reference[e] / step / len(prompts) / len(alphas)
+                expected[e, s, a] += (final - plain) @ reference[e] / step / len(prompts)
     assert np.abs(expected).max() > 1e-3
     return got, expected
 
@@ -110,9 +112,11 @@ def test_cached_importance_equals_whole_forwards(different_decoder):
     np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
-def test_importance_is_averaged_over_prompts_and_alphas(decoder):
+def test_importance_of_each_alpha_is_averaged_over_prompts(decoder):
     got, expected = importance_both_ways(decoder, PROMPTS, (0.1, 0.7))
     np.testing.assert_allclose(got, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    # A small push and a large one are answered differently: the alphas are not told apart by chance.
+    assert np.abs(expected[..., 0] - expected[..., 1]).max() > 0.01
 
 
 def test_sigma_is_the_rms_of_the_state(decoder):

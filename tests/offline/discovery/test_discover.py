@@ -43,6 +43,9 @@ def test_findings_hold_what_the_method_says(decoder, findings):
     assert np.abs(findings.mlp_delta).max() > 0.01
     assert findings.importance.shape == (3, decoder.sublayers)
     assert findings.similarity.shape == (decoder.sublayers, decoder.sublayers)
+    assert findings.importance_by_alpha.shape == (3, decoder.sublayers, 4)
+    np.testing.assert_allclose(findings.importance_by_alpha.mean(-1), findings.importance, atol=1e-12)
+    assert findings.alphas.tolist() == [0.1, 0.3, 0.5, 0.7]
 
 
 def test_styles_are_averaged(decoder, tokenizer, records, style, reply_style, findings):
@@ -361,6 +364,21 @@ def test_gradient_importance_ranks_as_the_exact_one(decoder, tokenizer, records,
     )
     exact = measure(decoder, tokenizer, records, [style], Parameters(importance_prompts=2, alphas=(1e-3,)))
     np.testing.assert_allclose(by_gradient.importance, exact.importance, rtol=0.05, atol=0.02)
+    assert by_gradient.importance_by_alpha is by_gradient.alphas is None
+
+
+def test_what_was_measured_before_profiles_were_kept_is_taken_up_without_them(command, tmp_path):
+    assert command() == 0
+    work = tmp_path / "out.work"
+    whole = Findings.load(work)
+    assert whole.importance_by_alpha.shape == (3, 8, 4)
+    with safetensors.safe_open(work / "importance.safetensors", framework="numpy") as file:
+        metadata, kept = file.metadata(), {name: file.get_tensor(name) for name in ("total", "sigma")}
+    safetensors.numpy.save_file(kept, work / "importance.safetensors", metadata=metadata)
+    assert command() == 0
+    older = Findings.load(work)
+    assert older.importance_by_alpha is older.alphas is None
+    np.testing.assert_array_equal(older.importance, whole.importance)
 
 
 def test_gradient_runs_report_their_agreement(command, tmp_path):

@@ -12,7 +12,7 @@ from emovllm.spec import CircuitSpec
 from emovllm_offline.data.sev import digest
 from emovllm_offline.discovery.findings import Findings
 from emovllm_offline.model.find import find_decoder
-from emovllm_offline.validation import figures, report
+from emovllm_offline.validation import figures, report, sublayer_figures
 from emovllm_offline.validation.plan import Plan, Settings
 from emovllm_offline.validation.results import Validation
 from emovllm_offline.validation.sections import sweep_table
@@ -25,7 +25,9 @@ FIGURES = [
     "units",
     "overlap",
     "importance",
+    "importance_by_alpha",
     "similarity",
+    "similarity_by_emotion",
     "components",
     "probe",
     "ablation_neurons",
@@ -33,7 +35,7 @@ FIGURES = [
     "enhancement_neurons",
     "enhancement_heads",
 ]
-OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:4]
+OF_CIRCUIT, OF_FINDINGS = FIGURES[:2], FIGURES[2:6]
 
 
 class Page(HTMLParser):
@@ -75,6 +77,8 @@ def measured(tmp_path_factory, tokenizer, records, style):
         "sigma": (8,),
         "importance": (3, 8),
         "similarity": (8, 8),
+        "importance_by_alpha": (3, 8, 4),
+        "alphas": (4,),
     }
     findings = Findings(NAMES, 6, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
     findings.save(folder / "circuit.work")
@@ -154,6 +158,40 @@ def test_what_was_not_measured_is_left_out_and_names_its_command(place, unrender
     page = Page(report.report(place / "circuit").read_text())
     assert len(page.images) == len(OF_CIRCUIT)
     assert page.texts.count("emovllm discover") == len(OF_FINDINGS)
+
+
+def test_importance_by_alpha_has_a_line_for_each_alpha_in_each_emotions_panel(place):
+    findings = Findings.load(place / "circuit.work")
+    axes = sublayer_figures.importance_by_alpha(findings).axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(NAMES)
+    for ax, profile, mean in zip(axes, findings.importance_by_alpha, findings.importance, strict=True):
+        *lines, dashed, _ = (np.asarray(line.get_ydata()) for line in ax.lines)
+        np.testing.assert_array_equal(lines, profile.T)
+        np.testing.assert_array_equal(dashed, mean)
+
+
+def test_each_emotion_has_the_cosines_of_its_own_directions(place):
+    findings = Findings.load(place / "circuit.work")
+    findings.mlp_directions[1, 3] = -findings.attn_directions[1, 0]
+    *axes, _ = sublayer_figures.similarity_by_emotion(findings).axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(NAMES)
+    drawn = np.array([ax.images[0].get_array() for ax in axes])
+    assert drawn.shape == (3, 8, 8)
+    # A0 and M3 in the order A0, M0, A1, ...
+    assert drawn[1, 0, 7] == pytest.approx(-(findings.attn_directions[1, 0] ** 2).sum())
+    one = findings.attn_directions[2, 1] @ findings.mlp_directions[2, 0]
+    assert drawn[2, 2, 1] == pytest.approx(one)
+    assert drawn[2, 1, 2] == pytest.approx(one)
+
+
+def test_without_importance_by_alpha_nothing_is_said_of_it(place, unrendered):
+    report.report(place / "circuit")
+    findings = Findings.load(place / "circuit.work")
+    replace(findings, importance_by_alpha=None, alphas=None).save(place / "circuit.work")
+    page = Page(report.report(place / "circuit").read_text())
+    assert [name for name in page.ids if name != "provenance"] == [n for n in FIGURES if n != "importance_by_alpha"]
+    assert not (place / "circuit.work" / "figures" / "importance_by_alpha.png").exists()
+    assert "emovllm discover" not in page.texts
 
 
 def test_work_folder_may_be_elsewhere(place, unrendered):
