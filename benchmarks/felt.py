@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from emovllm import cpu
 from emovllm.circuit_files import load_circuit
 from emovllm.emotion import KEY, NONE
 from emovllm.models import NAME, resolve_model, shipped_circuits
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=60)
     parser.add_argument("--replies", type=Path, metavar="FILE", help="to write them to, as JSON lines")
     options = parser.parse_args()
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     prepare_environment()
+    cpu.keep_small()
     from emovllm.engine.llm import LLM
 
     probe = str(options.probe or options.circuit)

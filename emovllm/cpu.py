@@ -14,6 +14,9 @@ from emovllm.models import cache_root
 
 # Where there are so few, one that serves nothing but the front end is missed.
 FEW_CORES = 4
+# GiB for the keys and values of a small engine, as `VLLM_CPU_KVCACHE_SPACE`: of itself vLLM takes nearly all of the
+# machine's memory, and does not start where another process has some.
+SMALL_CACHE = "2"
 
 
 def is_cpu_build() -> bool:
@@ -41,6 +44,11 @@ def slow_in_bfloat16() -> bool:
     return is_cpu_build() and "avx2" in (known := flags()) and "avx512f" not in known
 
 
+def dtype() -> str:
+    """vLLM's `dtype` of an engine whose model may take twice its memory: as it is stored, but where that is slow."""
+    return "float32" if slow_in_bfloat16() else "auto"
+
+
 def instruction_set() -> str:
     """A name for what this processor can do, and for what PyTorch is told of it (`ATEN_CPU_CAPABILITY`): the same where
     compiled kernels are. PyTorch (2.13) keeps no such thing with the kernels that it caches, and a process that takes
@@ -60,6 +68,13 @@ def prepare() -> None:
     if len(os.sched_getaffinity(0)) <= FEW_CORES:
         # vLLM leaves a core to its scheduler, which is half of two; what that costs is in docs/results/performance.md.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+
+
+def keep_small() -> None:
+    """Before an engine of a small model is made: no more memory for keys and values than it has a use for. Does nothing
+    where vLLM is not the CPU build; what is set already stays."""
+    if is_cpu_build():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", SMALL_CACHE)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
 from cyclopts import Parameter, Token
@@ -50,12 +51,17 @@ def listed(kind: Any, tokens: tuple[Token, ...]) -> tuple[Any, ...]:
     hint = get_args(kind)[0]
     item = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     parts = [part.strip() for part in text.split(",")]
-    if item in (int, float):
+    kinds = get_args(item) if get_origin(item) in (Union, UnionType) else (item,)
+    if number := next((one for one in kinds if one in (int, float)), None):
+        # Words that stand for a number.
+        words = tuple(word for one in kinds if get_origin(one) is Literal for word in get_args(one))
         try:
-            numbers = tuple(item(part) for part in parts)
+            numbers = tuple(part if part in words else number(part) for part in parts)
         except ValueError:
-            raise ValueError(f"expected numbers with commas between, got {text!r}") from None
-        if trouble := next(filter(None, (out_of_range(hint, number) for number in numbers)), None):
+            expected = ", or ".join(["numbers with commas between", *words])
+            raise ValueError(f"expected {expected}, got {text!r}") from None
+        found = (out_of_range(hint, value) for value in numbers if value not in words)
+        if trouble := next(filter(None, found), None):
             raise ValueError(trouble)
         return numbers
     if not (names := tuple(dict.fromkeys(part for part in parts if part))):

@@ -53,8 +53,7 @@ def fill_in(args: argparse.Namespace, options: argparse.Namespace) -> None:
                 f"(`{offer(model)}` makes one); or --probe alone, to read emotions without adding any"
             )
     if is_default(model):
-        # vLLM would take nine tenths of a CPU machine's memory for the cache, which a small model has no use for.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        cpu.keep_small()
         args.model_tag = resolve_model(model)
         if not args.served_model_name:
             args.served_model_name = [NAME]

@@ -72,6 +72,20 @@ def test_processors_of_avx2_alone_are_slow_in_bfloat16(
     monkeypatch.setattr(cpu, "is_cpu_build", lambda: cpu_build)
     monkeypatch.setattr(cpu, "flags", lambda: flags)
     assert cpu.slow_in_bfloat16() == slow
+    assert cpu.dtype() == ("float32" if slow else "auto")
+
+
+def test_small_engines_leave_memory_to_others_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: False)
+    cpu.keep_small()
+    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
+    monkeypatch.setattr(cpu, "is_cpu_build", lambda: True)
+    cpu.keep_small()
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == cpu.SMALL_CACHE
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    cpu.keep_small()
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
 @pytest.mark.parametrize("build", [True, False])

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from emovllm.cpu import is_cpu_build, slow_in_bfloat16
+from emovllm import cpu
 from emovllm.environment import reach_loopback_directly, without_admin_key
 from emovllm.errors import EvaluationError
 from emovllm_offline.evaluation.client import Connection
@@ -48,13 +48,13 @@ def local_server(
     # No sampling parameters of the model's own: every method is decoded alike.
     command += ["--generation-config", "vllm", "--served-model-name", "evaluated"]
     command += ["--additional-config", json.dumps({"emovllm": {"steering": steering}})]
-    if is_cpu_build() and "--block-size" not in engine_args:
+    if cpu.is_cpu_build() and "--block-size" not in engine_args:
         # The default of 128 tokens is longer than most prompts, which would share nothing.
         command += ["--block-size", "32"]
-    if slow_in_bfloat16() and not any(argument.startswith("--dtype") for argument in engine_args):
-        # As large as this process has it, for perplexities.
-        command += ["--dtype", "float32"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", **without_admin_key()}
+    if not any(argument.startswith("--dtype") for argument in engine_args):
+        # In float32 it is as large as this process has it, for perplexities.
+        command += ["--dtype", cpu.dtype()]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": cpu.SMALL_CACHE, "VLLM_NO_USAGE_STATS": "1", **without_admin_key()}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(

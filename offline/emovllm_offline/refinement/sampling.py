@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from emovllm_offline.model.likelihood import Likelihoods
 from emovllm_offline.model.load import load_tokenizer
 from emovllm_offline.refinement.refine import FRAMES
 from emovllm_offline.refinement.settings import Sampling
-
-# For keys and values, on a CPU.
-KV_CACHE_GIB = "2"
 
 
 class Sample(BaseModel):
@@ -51,9 +47,7 @@ def engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sam
     """A vLLM engine in processes of its own, which end with the sampler."""
 
     cpu.prepare()
-    if cpu.is_cpu_build():
-        # Otherwise vLLM asks for nearly all of the machine's memory, and does not start where another process has some.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
+    cpu.keep_small()
     with stage(ENGINE_START, hint=ENGINE_START_HINT):
         from vllm import LLM, SamplingParams, TokensPrompt
 
@@ -63,7 +57,7 @@ def engine(folder: str, circuit: str | Path, names: Sequence[str], sampling: Sam
             generation_config="vllm",
             block_size=32,
             max_model_len=1024,
-            dtype="float32" if cpu.slow_in_bfloat16() else "auto",
+            dtype=cpu.dtype(),
             seed=0,
             additional_config={"emovllm": {"circuit": str(circuit)}},
         )

@@ -72,8 +72,10 @@ def data_uri(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
-def panels(fig: Any, count: int, columns: int = COLUMNS, **shared: bool) -> list[Any]:
-    """Small multiples: the axes of so many, row by row."""
+def panels(
+    fig: Any, count: int, columns: int = COLUMNS, *, xlabel: str = "", ylabel: str = "", **shared: bool
+) -> list[Any]:
+    """Small multiples: the axes of so many, row by row. xlabel, ylabel: below each column and left of each row."""
     rows = math.ceil(count / columns)
     axes = fig.subplots(rows, min(columns, count), squeeze=False, **shared).flat
     used = []
@@ -83,6 +85,10 @@ def panels(fig: Any, count: int, columns: int = COLUMNS, **shared: bool) -> list
         else:
             used.append(ax)
             ax.tick_params(labelbottom=True)
+            if index % columns == 0:
+                ax.set_ylabel(ylabel)
+            if index + columns >= count:
+                ax.set_xlabel(xlabel)
     return used
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from emovllm.errors import StoredError
 from emovllm.files import first_fault, write_atomically, write_json
+from emovllm_offline.storage.lock import Lock, locked
 from emovllm_offline.storage.settings import read_settings, refuse_others
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -18,9 +19,11 @@ Row = TypeVar("Row", bound=BaseModel)
 class Lines(Generic[Row]):
     """A file of JSON lines that grows. What an interruption left of a last line is cut off the file."""
 
-    def __init__(self, path: Path, kind: type[Row], remedy: str = "delete the file") -> None:
-        """remedy: what to do about a damaged file. Raises: StoredError, naming the line."""
+    def __init__(self, path: Path, kind: type[Row], remedy: str = "delete the file", lock: Lock | None = None) -> None:
+        """remedy: what to do about a damaged file. lock: of its folder, to be kept. Raises: StoredError, naming the
+        line."""
         self.path = path
+        self._lock = lock
         self.rows: list[Row] = []
         for number, line in enumerate(_whole_lines(path), 1):
             try:
@@ -55,7 +58,8 @@ class Lines(Generic[Row]):
 
 
 class Journal:
-    """A folder of one run: a file of its settings, and files that grow. With other settings it is refused."""
+    """A folder of one run: a file of its settings, and files that grow. It is refused with other settings, and where
+    another process is at work on it: one has the folder for as long as its journal, or a file of it, lives."""
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], *, name: str, files: Sequence[str], remedy: str, fresh: bool
@@ -64,11 +68,13 @@ class Journal:
 
         name: of the settings' file. files: what belongs to the run besides. remedy: what a user may do instead of
         going on, such as "give --fresh, or another --out". fresh: forgets what is there.
-        Raises: StoredError where the folder holds a run with other settings, or one whose settings are missing.
+        Raises: StoredError where the folder holds a run with other settings, one whose settings are missing, or one
+            that another process is at.
         """
         self.folder = folder
         self._remedy = remedy
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(folder)
         if fresh:
             for file in (name, *files):
                 (folder / file).unlink(missing_ok=True)
@@ -82,7 +88,7 @@ class Journal:
 
     def lines(self, name: str, kind: type[Row]) -> Lines[Row]:
         """One of the files that grow. Raises: StoredError."""
-        return Lines(self.folder / name, kind, self._remedy)
+        return Lines(self.folder / name, kind, self._remedy, self._lock)
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Gt
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
 from emovllm.options import COMMAS, FLAT, QUIET, REPEATED, Options
 from emovllm_offline.model.options import ModelOptions
@@ -14,17 +14,8 @@ from emovllm_offline.model.options import ModelOptions
 K = int | Literal["all"]
 
 
-def _counts(kind: Any, tokens: tuple[Token, ...]) -> tuple[K, ...]:
-    """Raises: ValueError."""
-    text = tokens[-1].value
-    try:
-        return tuple("all" if part.strip() == "all" else int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"expected numbers with commas between, or all, got {text!r}") from None
-
-
-# As COMMAS, but for what it reads.
-COUNTS = Parameter.combine(COMMAS, Parameter(converter=_counts, show_choices=False))
+# The help says that `all` is one of them.
+COUNTS = Parameter.combine(COMMAS, Parameter(show_choices=False))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,9 @@ def trajectories(validation: Validation) -> Any:
     """One panel for each emotion: how far states lie along its direction, layer by layer, in each condition."""
     emotions = validation.emotions
     with figure(2.9 * math.ceil(len(emotions) / COLUMNS) + 0.5) as fig:
-        for e, (ax, name) in enumerate(zip(panels(fig, len(emotions), sharex=True), emotions, strict=True)):
+        along = "along the emotion's direction\n(units of the residual)"
+        axes = panels(fig, len(emotions), xlabel="layer", ylabel=along, sharex=True)
+        for e, (ax, name) in enumerate(zip(axes, emotions, strict=True)):
             for condition, style in _styles(e).items():
                 of = find_trajectory(validation, name, condition)
                 layers = range(len(of.mean))
@@ -95,10 +97,6 @@ def trajectories(validation: Validation) -> Any:
                 ax.plot(layers, of.mean, linewidth=1.6, **style)
             ax.set_title(name)
             ax.xaxis.get_major_locator().set_params(integer=True)
-            if e % COLUMNS == 0:
-                ax.set_ylabel("along the emotion's direction\n(units of the residual)")
-            if e + COLUMNS >= len(emotions):
-                ax.set_xlabel("layer")
         _conditions_legend(fig)
     return fig
 
@@ -107,9 +105,15 @@ def paths(validation: Validation) -> Any:
     """One panel for each emotion: where the circuit, and a prompt that asks for it, take a neutral prompt's state."""
     emotions = validation.emotions
     with figure(3.2 * math.ceil(len(emotions) / COLUMNS) + 0.5) as fig:
-        for e, (ax, name) in enumerate(
-            zip(panels(fig, len(emotions), sharex=True, sharey=True), emotions, strict=True)
-        ):
+        axes = panels(
+            fig,
+            len(emotions),
+            xlabel="PC 1 of the directions (RMS of the residual)",
+            ylabel="PC 2 of the directions\n(RMS of the residual)",
+            sharex=True,
+            sharey=True,
+        )
+        for e, (ax, name) in enumerate(zip(axes, emotions, strict=True)):
             styles = _styles(e)
             ax.scatter([0], [0], s=30, color=styles["neutral"]["color"], zorder=3)
             for condition in ("circuit", "asked"):
@@ -121,10 +125,6 @@ def paths(validation: Validation) -> Any:
                 )
                 ax.annotate(str(len(x) - 1), (x[-1], y[-1]), (3, 3), textcoords="offset points", fontsize=8)
             ax.set_title(name)
-            if e % COLUMNS == 0:
-                ax.set_ylabel("PC 2 of the directions\n(RMS of the residual)")
-            if e + COLUMNS >= len(emotions):
-                ax.set_xlabel("PC 1 of the directions (RMS of the residual)")
         _conditions_legend(fig, marker="o", linestyle="none")
     return fig
 

@@ -43,25 +43,17 @@ def importance_by_alpha(findings: Findings) -> Any:
         raise ValueError("the findings have no importance by alpha: it is that of a gradient, or was measured before")
     shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(alphas)))
     with figure(2.9 * math.ceil(len(profiles) / COLUMNS) + 0.5) as fig:
-        for ax, name, profile, mean in zip(
-            panels(fig, len(profiles), sharex=True, sharey=True),
-            findings.emotions,
-            profiles,
-            findings.importance,
-            strict=True,
-        ):
+        axes = panels(
+            fig, len(profiles), xlabel="sublayer", ylabel="importance (dimensionless)", sharex=True, sharey=True
+        )
+        for ax, name, profile, mean in zip(axes, findings.emotions, profiles, findings.importance, strict=True):
             for values, alpha, shade in zip(profile.T, alphas, shades, strict=True):
                 ax.plot(values, color=shade, linewidth=1.2, label=f"alpha = {alpha:g}")
             ax.plot(mean, color="black", linestyle="--", linewidth=1.2, label="mean")
             ax.axhline(0, color=GREY, linewidth=0.8)
             ax.set_title(name)
             _name_sublayers(ax.xaxis, len(mean), 8)
-        for e, ax in enumerate(fig.axes):
-            if e % COLUMNS == 0:
-                ax.set_ylabel("importance (dimensionless)")
-            if e + COLUMNS >= len(profiles):
-                ax.set_xlabel("sublayer")
-        fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
     return fig
 
 

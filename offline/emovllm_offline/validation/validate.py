@@ -125,8 +125,6 @@ def _check(
         raise ResultsError(f"{len(records)} scenarios: confidence intervals need at least 2")
     if plan.seeds < 2:
         raise ResultsError(f"{plan.seeds} seeds: the random control's interval needs at least 2")
-    if not plan.neurons or not plan.heads or any(k != "all" and k < 0 for k in plan.neurons + plan.heads):
-        raise ResultsError("every sweep needs a k, none below 0")
 
 
 def _inputs(
@@ -157,7 +155,7 @@ class _Store:
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], sizes: tuple[int, int], fresh: bool) -> None:
         """Raises: StoredError where the folder holds the results of other inputs."""
-        Journal(folder, inputs, name="inputs.json", files=(SCORES, STATES), remedy=REMEDY, fresh=fresh)
+        self._journal = Journal(folder, inputs, name="inputs.json", files=(SCORES, STATES), remedy=REMEDY, fresh=fresh)
         self.folder = folder
         self.scores, self.states = (Rows(folder / n, size) for n, size in zip((SCORES, STATES), sizes, strict=True))
         # A run that was killed may have written the one row and not the other.

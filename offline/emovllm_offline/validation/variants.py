@@ -21,6 +21,27 @@ from emovllm_offline.validation.trajectories import Views
 logger = logging.getLogger(__name__)
 
 
+def swept(plan: Plan, decoder: Decoder) -> dict[str, list[int]]:
+    """The k of each kind of units that a model's layers have, beside 0; of others it is said that they are left out.
+
+    Raises: ResultsError where a k is below 0, or a kind has none.
+    """
+    found = {}
+    most = {"neurons": decoder.intermediate_size, "heads": decoder.num_heads}
+    for kind, ks in (("neurons", plan.neurons), ("heads", plan.heads)):
+        asked = {most[kind] if k == "all" else k for k in ks}
+        if any(k < 0 for k in asked):
+            raise ResultsError(f"every sweep needs a k, none below 0: of {kind}, {', '.join(map(str, ks))}")
+        found[kind] = sorted(k for k in asked if 0 < k <= most[kind])
+        if not found[kind]:
+            raise ResultsError(f"every sweep needs a k: of {kind}, at most {most[kind]}, or all")
+        if over := sorted(k for k in asked if k > most[kind]):
+            logger.warning(
+                "no layer has more than %d %s: k = %s is left out", most[kind], kind, ", ".join(map(str, over))
+            )
+    return found
+
+
 class Protocol:
     """The variants of one item, in the order in which their scores are stored."""
 
@@ -34,24 +55,12 @@ class Protocol:
         batch_size: int,
         views: Views | None = None,
     ) -> None:
-        """views: where a circuit is to be looked at, too. Raises: ResultsError where a sweep has no k."""
+        """views: where a circuit is to be looked at, too. Raises: ResultsError, as `swept`."""
         self.views = views
         self.decoder, self.tokenizer, self.styles, self.plan = decoder, tokenizer, styles, plan
         self.emotions = findings.emotions
         self.batch_size = batch_size
-        most = {"neurons": decoder.intermediate_size, "heads": decoder.num_heads}
-        asked = {
-            kind: {most[kind] if k == "all" else k for k in ks if k}
-            for kind, ks in (("neurons", plan.neurons), ("heads", plan.heads))
-        }
-        self.ks = {kind: sorted(k for k in ks if k <= most[kind]) for kind, ks in asked.items()}
-        for kind, ks in asked.items():
-            if over := sorted(ks - set(self.ks[kind])):
-                logger.warning(
-                    "no layer has more than %d %s: k = %s is left out", most[kind], kind, ", ".join(map(str, over))
-                )
-            if not self.ks[kind]:
-                raise ResultsError(f"every sweep needs a k: of {kind}, at most {most[kind]}, or all")
+        self.ks = swept(plan, decoder)
         self.units = Units(decoder, findings, range(plan.seeds))
         count = len(self.emotions)
         # Per item: the changes [E, SITES, variants] of both modes; the scores [E, SITES, E] and [SITES, E] of the

@@ -47,7 +47,7 @@ def test_what_was_exported_for_another_server_does_not_reach_it(
 def test_models_are_served_in_float32_where_bfloat16_is_slow_and_nothing_else_was_asked_for(
     slow: bool, given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(module, "slow_in_bfloat16", lambda: slow)
+    monkeypatch.setattr(module.cpu, "slow_in_bfloat16", lambda: slow)
     log = tmp_path / "log"
     with pytest.raises(_Started), local_server("m", "c", log, steering=False, concurrency=1, engine_args=given):
         pass

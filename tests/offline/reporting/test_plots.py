@@ -34,4 +34,8 @@ def test_a_figure_is_the_same_file_each_time_and_fits_into_a_page():
 
 def test_small_multiples_have_as_many_axes_as_there_are_panels():
     with plots.figure(2.0) as figure:
-        assert len(plots.panels(figure, 4)) == len(figure.axes) == 4
+        axes = plots.panels(figure, 4, xlabel="layer", ylabel="score")
+        assert len(axes) == len(figure.axes) == 4
+        # Of two rows, three and one: below each column, left of each row.
+        assert [ax.get_xlabel() for ax in axes] == ["", "layer", "layer", "layer"]
+        assert [ax.get_ylabel() for ax in axes] == ["score", "", "", "score"]
