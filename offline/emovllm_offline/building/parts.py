@@ -19,8 +19,6 @@ from emovllm_offline.judges.sentences import LABELS, load_sentences
 # Of a user's own scenarios, of each five one chooses and one tests.
 EVERY = 5
 LEAST = 15
-# Texts that show nothing, beside those of the emotions: of what sentences there are, about as many as of each.
-NEUTRAL_TEXTS = 208
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +72,10 @@ def labelled(
 
 
 def neutral_texts() -> list[dict[str, str]]:
-    """English sentences that show none of the six emotions."""
+    """English sentences that show none of the six emotions: about as many as there are replies in each."""
     found = load_sentences()
     none = [text for text, label in zip(found.texts, found.labels, strict=True) if label == LABELS[-1]]
-    return [{"text": text, "label": LABELS[-1], "group": text} for text in none[:NEUTRAL_TEXTS]]
+    return [{"text": text, "label": LABELS[-1], "group": text} for text in none]
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import torch
 from emovllm_offline.building.costs import BATCH, REPLY_TOKENS
 from emovllm_offline.building.inputs import Inputs
 from emovllm_offline.building.obeyed import scenario
-from emovllm_offline.building.parts import NEUTRAL_TEXTS
+from emovllm_offline.building.parts import neutral_texts
 from emovllm_offline.building.sizes import Counts, Speed
 from emovllm_offline.commands.shared import EvaluationOptions
 from emovllm_offline.data.prompts import render
@@ -130,7 +130,7 @@ def counts_of(inputs: Inputs, tokenizer: Any, judging: tuple[float, ...]) -> Cou
     texts = [text for example in inputs.written[:REPLIES] for text in example.replies.values()]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     held = [example for example in inputs.written if example.held_out]
-    labelled = len(inputs.written) * len(inputs.emotions) + (NEUTRAL_TEXTS if inputs.english else 0)
+    labelled = len(inputs.written) * len(inputs.emotions) + (len(neutral_texts()) if inputs.english else 0)
     forced = _frames(inputs.forced)
     return Counts(
         emotions=len(inputs.emotions),
