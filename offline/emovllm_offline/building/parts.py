@@ -72,7 +72,7 @@ def labelled(
 
 
 def neutral_texts() -> list[dict[str, str]]:
-    """English sentences that show none of the six emotions: about as many as there are replies in each."""
+    """English sentences that show none of the six emotions: about as many as of each there are packaged replies."""
     found = load_sentences()
     none = [text for text, label in zip(found.texts, found.labels, strict=True) if label == LABELS[-1]]
     return [{"text": text, "label": LABELS[-1], "group": text} for text in none]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from emovllm_offline.building.speed import judging_seconds, measure
 from emovllm_offline.building.state import Progress, State
 from emovllm_offline.evaluation.results import Summary
 from emovllm_offline.reporting.tables import Table
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.places import work_folder
 
 DO: dict[Stage, Callable[[Build], None]] = {
@@ -51,7 +51,7 @@ def run(model: str, out: Path, settings: BuildSettings, *, command: str = "") ->
     check(model)
     place = settings.work or work_folder(out)
     if settings.fresh:
-        shutil.rmtree(place, ignore_errors=True)
+        forget(place)
     if settings.effort is None and (begun := State.begun(place)) is not None:
         # Without, it goes by --minutes, which may change.
         settings = replace(settings, effort=begun.settings.get("effort"))

@@ -10,7 +10,6 @@ The stages, in order, each resumable and each with a file in the work folder:
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,6 +46,7 @@ from emovllm_offline.model.decoder import Decoder, experts_digest, type_name, we
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load, versions
 from emovllm_offline.storage.checkpoint import Checkpoint
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.places import work_folder
 
 
@@ -221,7 +221,7 @@ def run(
     measurement = replace(settings.measurement, work=place, progress=progress)
     stage = settings.stage
     if settings.fresh:
-        shutil.rmtree(place, ignore_errors=True)
+        forget(place)
     torch.manual_seed(measurement.seed)
     loaded = load(model, settings.loading.dtype, settings.loading.device)
     decoder, tokenizer = find_decoder(loaded.network, parameters.experts), loaded.tokenizer

@@ -5,7 +5,6 @@ In the work folder: what the probe read (logits.safetensors), and what the model
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from emovllm_offline.reading.results import Figure
 from emovllm_offline.reading.scores import McNemar, Resamples
 from emovllm_offline.reading.settings import Measuring
 from emovllm_offline.reading.zero_shot import Answers, ask
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.places import work_folder
 from emovllm_offline.storage.results_file import ResultsFile
 
@@ -114,7 +114,7 @@ def compare(
     """Raises: CheckpointError, StoredError, PromptError, ActivationError, OSError."""
     measuring = settings.measuring
     if measuring.fresh:
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
     of_texts = {"texts": chosen.digest()}
     logits = reader.logits(chosen.reads, work / LOGITS, of_texts, tokens=measuring.batch_tokens, shown=shown)
     texts = [text.text for text in chosen.texts]

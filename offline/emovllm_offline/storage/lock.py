@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -23,7 +24,8 @@ _held: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDic
 
 
 def locked(folder: Path) -> Lock | None:
-    """A lock on a folder that is there; None where the file system has no locks.
+    """A lock on a folder that is there; None where the file system has no locks. On a network's file system it may keep
+    from each other the processes of one machine alone.
 
     Raises: StoredError where another process has it.
     """
@@ -36,16 +38,27 @@ def locked(folder: Path) -> Lock | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StoredError(f"{folder}: another process is at work there; wait for it, or give another folder") from None
+        raise StoredError(
+            f"{folder}: another process is at work there; wait for it, end it (a notebook that ran it may have it "
+            "still), or give another folder"
+        ) from None
     except OSError:
         return None
     _held[place] = lock
     return lock
 
 
-def _forget() -> None:
+def forget(folder: Path) -> None:
+    """Removes a folder, if it is there, with what is in it. Raises: StoredError where another process has it."""
+    if folder.is_dir():
+        locked(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_go() -> None:
     for lock in list(_held.values()):
         lock.close()
+    _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_let_go)

@@ -11,7 +11,7 @@ import pytest
 
 from emovllm.errors import StoredError
 from emovllm_offline.storage.journal import Journal
-from emovllm_offline.storage.lock import locked
+from emovllm_offline.storage.lock import forget, locked
 
 ANOTHER = """
 import sys
@@ -44,12 +44,16 @@ def _journal(folder: Path, fresh: bool = False) -> Journal:
 def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path, another: subprocess.Popen, fresh: bool) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "run.json").write_text('{"n": 1}')
-    with pytest.raises(StoredError, match="another process is at work there; wait for it, or give another folder"):
+    with pytest.raises(StoredError, match="another process is at work there"):
+        forget(tmp_path)
+    with pytest.raises(StoredError, match=r"another process is at work there; wait for it, .*or give another folder"):
         _journal(tmp_path, fresh)
     assert (tmp_path / "rows.jsonl").read_text() == "{}\n"
     another.kill()
     another.wait()
     _journal(tmp_path, fresh)
+    forget(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_a_process_may_take_up_its_own_run_again(tmp_path: Path) -> None:
@@ -64,9 +68,11 @@ def test_what_is_forked_does_not_hold_the_folder(tmp_path: Path) -> None:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.close(write)
-        os.read(read, 1)
-        os._exit(0)
+        try:
+            os.close(write)
+            os.read(read, 1)
+        finally:
+            os._exit(0)
     os.close(read)
     try:
         del lock
