@@ -50,8 +50,13 @@ def test_a_running_server_is_evaluated(server: Server, tmp_path: Path) -> None:
         if row["emotion"]:
             assert row["matches"]["readout"] == {row["emotion"]: leads(row["readout"]["reply"], row["emotion"])}
     # Circuits begin at the prompt's last token, and what they add is read.
-    prompts = {row["method"]: row["readout"]["prompt"] for row in scored if row["emotion"] in ("", "anger")}
-    assert prompts["circuits"]["anger"] > prompts["none"]["anger"]
+    (before,) = (row["readout"]["prompt"] for row in scored if row["method"] == "none")
+    added = [
+        row["readout"]["prompt"][row["emotion"]] - before[row["emotion"]]
+        for row in scored
+        if row["method"] == "circuits"
+    ]
+    assert sum(added) / len(added) > 0.05, added
     assert "Felt against shown, judge lexicon" in (tmp_path / "out/page.html").read_text()
     # Greedy replies are what the model finds likely.
     assert all(row["perplexity"] >= 0.9 for row in scored if row["method"] == "circuits")

@@ -118,12 +118,11 @@ def frontier(cells: Sequence[Cell], judge: str) -> Any:
 
 def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Choice], bounds: Bounds) -> Any:
     """Each emotion's frontier: accuracy against fluency over the strengths, the chosen one ringed."""
-    columns = min(3, len(points))
-    rows = math.ceil(len(points) / columns)
-    with figure(2.9 * rows + 0.3) as made:
-        axes = list(made.subplots(rows, columns, squeeze=False, sharey=True).flat)
-        for number, (emotion, of_emotion) in enumerate(points.items()):
-            ax = axes[number]
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    with figure(2.9 * math.ceil(len(points) / COLUMNS) + 0.3) as made:
+        axes = panels(made, len(points), sharey=True)
+        for number, (ax, (emotion, of_emotion)) in enumerate(zip(axes, points.items(), strict=True)):
             line = sorted(of_emotion, key=lambda point: point.strength)
             ax.plot(
                 [point.fluency for point in line],
@@ -147,10 +146,12 @@ def calibration(points: Mapping[str, Sequence[Point]], choices: Mapping[str, Cho
             for each in bounds.in_turn():
                 ax.axvline(each.fluency, color=GREY, linestyle="--", linewidth=1)
             ax.set_xscale("log")
+            # Most span less than a decade, whose own ticks would be one.
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.set_ylim(-0.02, 1.05)
             ax.set_title(emotion)
-        for ax in axes[len(points) :]:
-            ax.set_visible(False)
         made.supxlabel(
             "median perplexity given the instruction, over the prompted reply's (dashed: bounds)", fontsize=10
         )

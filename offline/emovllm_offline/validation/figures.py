@@ -37,13 +37,14 @@ def sweep(validation: Validation, mode: str, kind: str) -> Any:
     """One panel for each emotion: the score's change by k, and that of random units."""
     emotions = validation.emotions
     with figure(2.9 * math.ceil(len(emotions) / COLUMNS) + 0.4) as fig:
-        axes = panels(fig, len(emotions), sharex=True, sharey=True)
         signals = np.array(validation.signal("mlp"))
         far = max(np.abs(find_curve(validation, mode, kind, name).mean).max() for name in emotions)
         linear = 10 ** np.ceil(np.log10(max(signals.max(), 1e-9)))
         # A destroyed residual must not flatten the range that matters.
         bent = far > 5 * linear
         scale = f"linear to {linear:g}, then logarithmic" if bent else "units of the residual"
+        change = f"change of the score\n({scale})"
+        axes = panels(fig, len(emotions), xlabel=f"k: {kind} of every layer", ylabel=change, sharex=True, sharey=True)
         for e, (ax, name) in enumerate(zip(axes, emotions, strict=True)):
             curve = find_curve(validation, mode, kind, name)
             x = np.log2(np.array(curve.k) + 1) if kind == "neurons" else np.array(curve.k)
@@ -61,10 +62,6 @@ def sweep(validation: Validation, mode: str, kind: str) -> Any:
                 ticks = [-tick for tick in decades[::-1]] + [-linear / 2, 0, linear / 2] + decades
                 ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
                 ax.set_yticks([], minor=True)
-            if e % COLUMNS == 0:
-                ax.set_ylabel(f"change of the score\n({scale})")
-            if e + COLUMNS >= len(emotions):
-                ax.set_xlabel(f"k: {kind} of every layer")
         _sweep_legend(fig)
     return fig
 

@@ -84,11 +84,11 @@ def validate(
         refuse_others(folder / FILE, finished.inputs, inputs, REMEDY)
         return finished
     protocol = Protocol(decoder, tokenizer, findings, styles, plan, batch_size, views)
+    items = sev.expand(records)
+    store = _Store(folder / PART, inputs, protocol.sizes, settings.fresh)
     # Nothing is forgotten for a plan that cannot be followed.
     if settings.fresh:
         (folder / FILE).unlink(missing_ok=True)
-    items = sev.expand(records)
-    store = _Store(folder / PART, inputs, protocol.sizes, settings.fresh)
     left = range(store.done, len(items))
     for index in track(left, "validation", len(items), done=store.done, unit="items", shown=settings.progress):
         store.append(*protocol.measure(items[index], index))

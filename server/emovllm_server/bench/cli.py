@@ -68,10 +68,10 @@ class BenchOptions(Options):
 
 def main(options: Annotated[BenchOptions, FLAT] = BenchOptions()) -> int:
     """Plain vLLM without the plugin against emovllm, interleaved on this machine: no emotion, one emotion, all emotions
-    mixed, a blend and strength of its own for each (of 256); tokens/s, time to first token, time per output token, inter-token p99; the
-    hit rate of a shared prefix; and Hugging Face generate with hooks. Prints ratios with their spread, beside that of
-    two plain engines; writes result.json, result.md and result.png. Interrupted, it reports what is there; run again,
-    it goes on.
+    mixed, a blend and strength of its own for each (of 256); tokens/s, time to first token, time per output token,
+    inter-token p99; the hit rate of a shared prefix; and Hugging Face generate with hooks. Prints ratios with their
+    spread, beside that of two plain engines; writes result.json, result.md and result.png. Interrupted, it reports what
+    is there; run again, it goes on.
     """
     engine_args, env = _object(options.engine_args), dict(_variables(options.env))
     from emovllm_server.bench.command import bench

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from emovllm import cpu
 from emovllm.emotion import KEY
 from emovllm.errors import BenchError
 from emovllm_server.bench.plan import HF, STEERED, Settings
@@ -126,8 +127,8 @@ class Launcher:
         logs.mkdir(parents=True, exist_ok=True)
         os.environ.update(settings.env)
         prepare_environment()
-        # Several engines at once: the default, nine tenths of a CPU machine's memory for each, cannot be had.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        # Several engines at once.
+        cpu.keep_small()
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
     def __call__(self, name: str, start: int) -> Engine:

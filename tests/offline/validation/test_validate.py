@@ -353,8 +353,10 @@ def test_what_cannot_be_validated_is_explained(validated, tiny, decoder, finding
         validated(records=records[:1])
     with pytest.raises(ResultsError, match="1 seeds"):
         validated(plan=Plan(seeds=1))
-    with pytest.raises(ResultsError, match="every sweep needs a k"):
+    with pytest.raises(ResultsError, match="every sweep needs a k: of heads"):
         validated(plan=Plan(heads=()))
+    with pytest.raises(ResultsError, match="every sweep needs a k, none below 0: of neurons, -1, 4"):
+        validated(plan=Plan(neurons=(-1, 4)))
     with pytest.raises(ResultsError, match="findings are of calm, joy, but style told has calm, pride, boredom"):
         validated(findings=made_findings(decoder, ("calm", "joy")))
     narrow = Findings(

@@ -57,7 +57,7 @@ def test_a_schedule_is_what_the_reply_was_steered_by(server: Server) -> None:
     def text(**fields: Any) -> str:
         return text_of(ask(server, "/v1/chat/completions", **fields).json())
 
-    anger = {"emotion": "anger", "emotion_strength": 1.5}
+    anger = {"emotion": "anger", "emotion_strength": 1.25}
     assert text(**anger, emotion_schedule={"from": 4000}) == text()
     assert text(**anger, emotion_schedule=[[0, 1]]) == text(**anger) != text()
     refused = ask(server, "/v1/chat/completions", **anger, emotion_schedule={"hold": 5})
@@ -65,7 +65,7 @@ def test_a_schedule_is_what_the_reply_was_steered_by(server: Server) -> None:
     assert refused.json()["error"]["param"] == "emotion_schedule"
 
 
-ANGER = {"emotion": "anger", "emotion_strength": 1.5}
+ANGER = {"emotion": "anger", "emotion_strength": 1.25}
 
 
 def test_a_continuation_is_scored_as_the_reply_that_it_is(client: openai.OpenAI, model: str) -> None:
@@ -261,9 +261,9 @@ def test_a_batch_of_chats_tells_it_once(server: Server, model: str) -> None:
     [("anger", "anger"), ("default/anger", "anger"), ("anger+fear", {"anger": 0.5, "fear": 0.5})],
 )
 def test_a_models_name_may_carry_an_emotion(server: Server, route: str, model: str, suffix: str, emotion: Any) -> None:
-    named = ask(server, route, model=f"{model}:{suffix}", emotion_strength=1.5)
+    named = ask(server, route, model=f"{model}:{suffix}", emotion_strength=1.25)
     assert named.status_code == 200, named.text
-    asked = ask(server, route, emotion=emotion, emotion_strength=1.5)
+    asked = ask(server, route, emotion=emotion, emotion_strength=1.25)
     assert text_of(named.json()) == text_of(asked.json())
     assert named.json()["emotion"] == asked.json()["emotion"]
     assert named.json()["model"] == model
