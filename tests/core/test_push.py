@@ -266,9 +266,9 @@ def test_the_card_says_what_the_circuit_says_of_itself(default_spec: Circuit) ->
         assert f"| {emotion.name} | {emotion.recommended:g} | {emotion.maximal:g} |" in card
     made = default_spec.spec.provenance
     calibration = made["calibration"]
-    assert f"`{calibration['command']}`; judge local; 18 messages, data `{calibration['data']['sha256'][:12]}`" in card
+    assert f"`{calibration['command']}`; judge local; 21 messages, data `{calibration['data']['sha256'][:12]}`" in card
     assert f"`{made['command']}`; 40 scenarios, data `{made['dataset']['sha256'][:12]}`; styles fewshot" in card
-    assert card.count("- Refinement: ") == len(made["refinements"]) == 2
+    assert card.count("- Refinement: ") == len(made["refinements"]) == 3
     assert default_spec.digest() in card
     assert "no evaluation" in card
     assert card.endswith(f"\n- {LIMIT}\n")

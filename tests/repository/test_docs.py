@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,9 @@ TOP = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name
 PATH = re.compile(
     rf"(?:{'|'.join(map(re.escape, TOP))}|\.ci)/[\w./-]*|mkdocs\.yml|pyproject\.toml|CITATION\.cff|Dockerfile"
 )
+
+# Options of commands that name files or folders.
+FILES = {"--circuit", "--out", "--replies", "--data"}
 
 
 def named_paths(text: str) -> list[str]:
@@ -69,3 +73,23 @@ def test_the_reference_of_commands_is_what_they_say() -> None:
     page = (ROOT / "docs/reference/cli.md").read_text()
     for told in ("## `emovllm serve`", "* `--circuit-root DIR`: ", "## `emovllm discover`", "* `--judge-model M`: "):
         assert told in page
+
+
+def test_the_script_that_remakes_the_default_circuit_has_the_commands_of_the_docs() -> None:
+    script = (ROOT / "scripts/make_default_circuit").read_text()
+    page = (ROOT / "docs/results/discovery.md").read_text()
+    commands = [line for line in script.splitlines() if line.startswith("emovllm ")]
+    assert len(commands) == 7
+    assert "\n".join(commands) in page
+    # Those that the circuit itself tells of, but for the names of files.
+    provenance = json.loads((ROOT / "circuits/SmolLM2-135M-Instruct/circuit.json").read_text())["provenance"]
+    made = [provenance, *provenance["refinements"], provenance["calibration"]]
+    told = [_options(part["command"]) for part in made]
+    assert told == [_options(line) for line in commands if not line.startswith("emovllm own-replies")]
+
+
+def _options(command: str) -> tuple[str, dict[str, str]]:
+    """A command, and the options of it that are no files."""
+    _, name, *words = command.split()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    return name, {option: value for option, value in given.items() if option not in FILES}

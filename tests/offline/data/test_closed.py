@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 import pytest
 
+import emovllm
+from emovllm.circuit_files import load_circuit
+from emovllm.models import NAME, shipped_circuits
 from emovllm_offline.data.examples import load_examples
 from emovllm_offline.data.messages import CLOSED, Message, load_closed, load_messages
 from emovllm_offline.data.sev import emotion_words, expand, load_sev, words
@@ -64,3 +68,13 @@ def test_nothing_that_is_learnt_from_or_chosen_by_has_a_part_of_it(messages: lis
 def test_a_release_opens_it_once() -> None:
     releases = [opening.release for opening in load_closed().opened]
     assert len(set(releases)) == len(releases)
+    for opening in load_closed().opened:
+        assert re.fullmatch(r"20\d\d-[01]\d-[0-3]\d", opening.date)
+        assert re.fullmatch("[0-9a-f]{64}", opening.circuit)
+        assert opening.command.startswith("emovllm ")
+        assert f"--data {CLOSED}" in opening.command
+
+
+def test_this_release_opened_it_for_the_circuit_that_is_shipped() -> None:
+    (opening,) = (one for one in load_closed().opened if one.release == emovllm.__version__)
+    assert opening.circuit == load_circuit(shipped_circuits() / NAME).digest()

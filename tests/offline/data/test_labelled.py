@@ -74,6 +74,7 @@ def test_packaged_replies_are_of_several_registers_and_hold_every_label():
     assert len({row.text for row in rows}) == len(rows) > 500
     assert {label for row in rows for label in row.label} == set(LABELS)
     assert {name for name, of in by_register(rows).items() if len(of) > 60} == {
+        "default circuit, SmolLM2-135M",
         "first default circuit, SmolLM2-135M",
         "circuit, SmolLM2-135M",
         "no circuit, SmolLM2-135M",
