@@ -58,6 +58,7 @@ class HFJudge:
     """
 
     name = "hf"
+    blind = True
 
     def __init__(
         self,

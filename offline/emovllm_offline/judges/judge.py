@@ -21,7 +21,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -48,6 +48,10 @@ class Verdict:
     reason: str
     judged: bool = True
 
+    def of(self, target: str) -> Verdict:
+        """What a judge that is not told the target says of the same text beside another one."""
+        return replace(self, match=self.label == target) if self.judged else self
+
     @classmethod
     def unjudged(cls, reason: str) -> Verdict:
         """Of a text that counts neither as a match nor as none."""
@@ -60,7 +64,8 @@ EMPTY_REPLY = Verdict(False, None, "empty reply")
 class Judge(Protocol):
     """Says of each text whether it expresses its target emotion.
 
-    config: what besides the name decides the answers (a model, a prompt, a word list); part of the cache's keys.
+    config: what besides the name decides the answers (a model, a prompt, a word list); part of the cache's keys. One
+    that is not told the target may say so by `blind = True`: it is then asked about a text once, whatever the targets.
     """
 
     name: str
@@ -104,12 +109,13 @@ class CachedJudge:
     def __init__(self, judge: Judge, path: str | Path) -> None:
         """Raises: StoredError where the file is not a judge's cache."""
         self.name, self.config = judge.name, judge.config
-        self._judge = judge
+        self._judge, self._blind = judge, getattr(judge, "blind", False)
         self._lines = Lines(Path(path), _Answer)
         self._known = {row.key: Verdict(row.match, row.label, row.reason) for row in self._lines.rows}
 
     def judge(self, texts: Sequence[str], targets: Sequence[str]) -> list[Verdict]:
-        """As the judge itself, which is asked only for what it has not answered before, and once for equal texts."""
+        """As the judge itself, which is asked only for what it has not answered before, and once for equal texts: with
+        the same target, or of a blind judge with any."""
         keys = [self._key(text, target) for text, target in zip(texts, targets, strict=True)]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._known}
         answers = self._ask(sorted(new.values()), keys, texts, targets) if new else {}
@@ -120,15 +126,23 @@ class CachedJudge:
     ) -> dict[str, Verdict]:
         """The verdicts on the texts at these places, by key."""
         answers: dict[str, Verdict] = {}
+        alike: dict[object, list[int]] = {}
+        for place in places:
+            alike.setdefault(texts[place] if self._blind else place, []).append(place)
+        groups = list(alike.values())
 
         def done(number: int, verdict: Verdict) -> None:
-            key = keys[places[number]]
-            answers[key] = verdict
-            if verdict.judged:
-                self._known[key] = verdict
-                self._lines.append(_Answer(key=key, match=verdict.match, label=verdict.label, reason=verdict.reason))
+            kept = []
+            for place in groups[number]:
+                key, of_target = keys[place], verdict.of(targets[place]) if self._blind else verdict
+                answers[key] = of_target
+                if verdict.judged:
+                    self._known[key] = of_target
+                    kept.append(_Answer(key=key, match=of_target.match, label=verdict.label, reason=verdict.reason))
+            if kept:
+                self._lines.append(*kept)
 
-        new_texts, new_targets = [texts[i] for i in places], [targets[i] for i in places]
+        new_texts, new_targets = [texts[group[0]] for group in groups], [targets[group[0]] for group in groups]
         if isinstance(self._judge, GradualJudge):
             self._judge.judge_each(new_texts, new_targets, done)
         else:

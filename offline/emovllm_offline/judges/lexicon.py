@@ -85,6 +85,7 @@ class LexiconJudge:
     """Labels a text with the emotion whose words weigh most, or neutral where none reaches the lexicon's threshold."""
 
     name = "lexicon"
+    blind = True
 
     def __init__(self, emotions: Sequence[str], lexicon: Lexicon | None = None) -> None:
         """emotions: the labels to choose from, besides neutral.

@@ -44,6 +44,7 @@ class LLMJudge:
     """Must choose among the emotions and neutral, without being told the target."""
 
     name = "llm"
+    blind = True
 
     def __init__(
         self, emotions: Sequence[str], likelihoods: Likelihoods, tokenizer: Any, public_id: str = "a model"

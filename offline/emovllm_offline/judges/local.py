@@ -47,6 +47,7 @@ class LocalJudge:
     """Labels a text with the likeliest of `LABELS`; the reason given is the probabilities of the first two."""
 
     name = "local"
+    blind = True
 
     def __init__(self, emotions: Sequence[str] = LABELS[:-1], embedder: Embedder | None = None) -> None:
         """emotions: those that will be asked for; the labels to choose from are always all seven.

@@ -197,6 +197,7 @@ class BlindOpenAIJudge(_ModelJudge):
     """Must choose among the emotions and neutral, without being told the target."""
 
     name = "openai-blind"
+    blind = True
 
     def __init__(self, endpoint: Endpoint, emotions: Sequence[str]) -> None:
         self._labels = blind_labels(emotions)

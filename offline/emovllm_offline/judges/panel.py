@@ -63,6 +63,7 @@ class PanelJudge:
     others say would change that. The reason names the label of each that was asked."""
 
     name = "panel"
+    blind = True
 
     def __init__(self, members: Sequence[Judge]) -> None:
         self.members = tuple(members)

@@ -366,6 +366,18 @@ def test_other_text_target_model_or_judge_is_asked_anew(stub, tmp_path):
     assert len(path.read_text().splitlines()) == 6
 
 
+def test_a_blind_judge_is_asked_about_a_text_once_whatever_the_targets(stub, tmp_path):
+    stub.answer = lambda request: '{"label": "fear", "reason": "r"}'
+    judge = CachedJudge(BlindOpenAIJudge(Endpoint("m", stub.url), ["anger", "fear"]), tmp_path / "cache.jsonl")
+    verdicts = judge.judge(["a", "a", "b", " ", " "], ["anger", "fear", "fear", "anger", "fear"])
+    assert [verdict.match for verdict in verdicts] == [False, True, True, False, False]
+    assert [verdict.label for verdict in verdicts] == ["fear", "fear", "fear", None, None]
+    assert len(stub.requests) == 2
+    again = CachedJudge(BlindOpenAIJudge(Endpoint("m", stub.url), ["anger", "fear"]), tmp_path / "cache.jsonl")
+    assert again.judge(["a", "b"], ["fear", "fear"]) == verdicts[1:3]
+    assert len(stub.requests) == 2
+
+
 class Counting:
     name = "counting"
     config: dict = {}  # noqa: RUF012
