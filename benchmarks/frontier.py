@@ -139,6 +139,11 @@ def vectors(
     return found
 
 
+def _key(style: str, item: Message, emotion: str) -> str:
+    """Of a prompted reply in --cache."""
+    return f"{style} {item.id} {emotion}"
+
+
 def _layers(text: str) -> range:
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
@@ -160,6 +165,7 @@ def main() -> None:
     add("--share", choices=("all", "common", "own"), default="all", help="only what all emotions have, or beyond it")
     add("--half-life", type=float, metavar="TOKENS", help="lambda halves in so many tokens of the reply")
     add("--replies", type=Path, metavar="FILE", help="to add them to, as `emovllm judge-benchmark` reads them")
+    add("--prompted", action="store_true", help="add the prompted replies to them, too")
     add("--cache", type=Path, default=Path("frontier-prompted.json"))
     args = parser.parse_args()
     style = load_style(args.prompt_style)
@@ -188,7 +194,7 @@ def main() -> None:
             nll = {}
             for e, name in enumerate(circuit.names):
                 asked = instruction(number, item, name)
-                key = f"{style.name} {item.id} {name}"
+                key = _key(style.name, item, name)
                 if key not in prompted:
                     prompted[key] = generate(decoder, asked, stops, args.max_tokens, Added({}), 1)[0][0]
                 mine = [row for row, (of, _) in enumerate(cells) if of == e]
@@ -222,6 +228,13 @@ def main() -> None:
             with args.replies.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(labelled(row)) + "\n" for row in rows if row.text)
         show(source, rows, args.lambdas, circuit.names)
+    if args.replies and args.prompted:
+        with args.replies.open("a", encoding="utf-8") as file:
+            for item in items:
+                for name in circuit.names:
+                    text = tokenizer.decode(prompted[_key(style.name, item, name)], skip_special_tokens=True).strip()
+                    line = {"text": text, "label": name, "group": item.group, "register": f"prompted {style.name}"}
+                    file.write(json.dumps(line) + "\n" if text else "")
 
 
 def labelled(row: Row) -> dict[str, str]:

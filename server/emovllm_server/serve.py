@@ -68,7 +68,7 @@ def _choose_dtype(args: argparse.Namespace, model: str | None) -> None:
     if args.dtype != "auto" or not cpu.slow_in_bfloat16():
         return
     if is_default(model):
-        args.dtype = "float32"
+        args.dtype = cpu.dtype()
         told = "served in float32 (--dtype bfloat16 for its own type)"
     else:
         told = "--dtype float32 may be several times as fast, and takes twice the memory"

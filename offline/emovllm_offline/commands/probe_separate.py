@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -63,6 +62,7 @@ def main(options: Annotated[ProbeSeparateOptions, FLAT]) -> None:
     from emovllm_offline.model.spec import model_size
     from emovllm_offline.reading.separate import Separated, pieces_digest, reads_of, separate
     from emovllm_offline.reading.separate_report import summary, write_report
+    from emovllm_offline.storage.lock import forget
 
     styles = [load_style(style) for style in options.style]
     records = sev.load_sev(options.data)
@@ -72,7 +72,7 @@ def main(options: Annotated[ProbeSeparateOptions, FLAT]) -> None:
     most = decoder.most_tokens(options.max_tokens)
     reads = reads_of(loaded.tokenizer, pieces, styles[0].neutral, most)
     if options.fresh:
-        shutil.rmtree(options.resumes_from, ignore_errors=True)
+        forget(options.resumes_from)
     ways = separate(decoder, reads, options.resumes_from, {}, tokens=options.batch_tokens, seed=options.seed)
     separated = Separated(
         model=loaded.public_id,

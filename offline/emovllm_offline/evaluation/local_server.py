@@ -51,7 +51,7 @@ def local_server(
     if cpu.is_cpu_build() and "--block-size" not in engine_args:
         # The default of 128 tokens is longer than most prompts, which would share nothing.
         command += ["--block-size", "32"]
-    if cpu.slow_in_bfloat16() and not any(argument.startswith("--dtype") for argument in engine_args):
+    if not any(argument.startswith("--dtype") for argument in engine_args):
         # In float32 it is as large as this process has it, for perplexities.
         command += ["--dtype", cpu.dtype()]
     environment = {"VLLM_CPU_KVCACHE_SPACE": cpu.SMALL_CACHE, "VLLM_NO_USAGE_STATS": "1", **without_admin_key()}

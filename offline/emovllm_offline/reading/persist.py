@@ -5,7 +5,6 @@ In the work folder: what the probe read in each reply, token by token (persist.s
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from emovllm_offline.reading.reader import Reader
 from emovllm_offline.reading.replies import PLAIN, Ask, Readings, Steering, Way, deal, read_replies, steered_ways
 from emovllm_offline.reading.settings import Persisting
 from emovllm_offline.reading.shift import load_users
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.places import work_folder
 
 READ = "persist.safetensors"
@@ -109,7 +109,7 @@ def measure(
     asks = [Ask(PLAIN, place) for place in range(len(dealt))]
     asks += [Ask(way, place, name) for way in ways for place, name in enumerate(dealt)]
     if persisting.fresh:
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
     prompts = [read.ids for read in chosen.reads]
     checkpoint = (work / READ, {"texts": chosen.digest()})
     readings = read_replies(reader, prompts, asks, steering, persisting, checkpoint, shown=shown)

@@ -5,7 +5,6 @@ In the work folder: what the probe read below each prompt (prompts.safetensors).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from emovllm_offline.reading.prompts import Read, unread
 from emovllm_offline.reading.reader import Reader
 from emovllm_offline.reading.results import Figure
 from emovllm_offline.reading.settings import Measuring
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.places import work_folder
 from emovllm_offline.storage.results_file import ResultsFile
 
@@ -125,7 +125,7 @@ def measure(
     """Raises: DataError, CheckpointError, PromptError, ActivationError, OSError."""
     measuring = settings.measuring
     if measuring.fresh:
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
     at = settings.at or ("reply" if reader.chat else "text")
     most = reader.decoder.most_tokens(measuring.max_tokens)
     chosen, reads = _below(reader, texts, prompts, at, most)

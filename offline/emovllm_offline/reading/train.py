@@ -6,7 +6,6 @@ fits of the layers that are done.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from emovllm_offline.reading.report import write_report
 from emovllm_offline.reading.results import Results, by_label, measure
 from emovllm_offline.reading.settings import Fitting, Reading
 from emovllm_offline.reading.states import order_of, read_states
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.places import work_folder
 
 
@@ -106,7 +106,7 @@ def train(
     """Trains a probe for each layer. Raises: DataError, PromptError, ActivationError, CheckpointError, OSError."""
     reading, fitting = settings.reading, settings.fitting
     if settings.fresh:
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
     corpus, texts = readable(decoder, tokenizer, corpus, reading)
     require_enough(corpus)
     how = {"pooling": reading.pooling, "chat": reading.chat}

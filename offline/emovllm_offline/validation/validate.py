@@ -7,7 +7,6 @@ and event gives is appended to files as soon as it is known, so that an interrup
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from emovllm_offline.model.decoder import Decoder, type_name, weights_digest
 from emovllm_offline.model.find import find_decoder
 from emovllm_offline.model.load import load
 from emovllm_offline.storage.journal import Journal
+from emovllm_offline.storage.lock import forget
 from emovllm_offline.storage.rows import Rows
 from emovllm_offline.storage.settings import plain, refuse_others
 from emovllm_offline.validation.plan import Plan, Settings
@@ -168,7 +168,7 @@ class _Store:
         self.states.append(states)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        forget(self.folder)
 
 
 def _summarise(
