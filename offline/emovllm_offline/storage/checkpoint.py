@@ -15,6 +15,7 @@ import safetensors.numpy
 from emovllm.errors import CheckpointError
 from emovllm.files import write_atomically
 from emovllm.progress import track
+from emovllm_offline.storage.lock import Lock, locked
 from emovllm_offline.storage.settings import refuse_others
 
 Item = TypeVar("Item")
@@ -52,11 +53,12 @@ class Checkpoint:
         self._inputs = json.dumps(inputs, sort_keys=True)
         self._seconds = seconds
         self._saved = time.monotonic()
+        self._lock: Lock | None = None
 
     def steps(self, items: Sequence[Item], state: State, what: str, *, unit: str, shown: bool) -> Iterator[Item]:
         """The items that are not done yet, with a bar; `state` is that of the steps done, at once.
 
-        It is saved now and then, after a step, and after the last. Raises: CheckpointError.
+        It is saved now and then, after a step, and after the last. Raises: as `load`.
         """
         arrays, done = self.load()
         if done:
@@ -69,8 +71,15 @@ class Checkpoint:
             self.save(state.state(), step, always=step == len(items))
 
     def load(self) -> tuple[dict[str, np.ndarray], int]:
-        """The arrays and the steps done; nothing and 0 at first. Raises: CheckpointError."""
-        if self.path is None or not self.path.exists():
+        """The arrays and the steps done; nothing and 0 at first. The folder is this process's from here on.
+
+        Raises: CheckpointError; StoredError where another process is at work there.
+        """
+        if self.path is None:
+            return {}, 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(self.path.parent)
+        if not self.path.exists():
             return {}, 0
         try:
             with safetensors.safe_open(self.path, framework="numpy") as file:
@@ -87,7 +96,6 @@ class Checkpoint:
         """Saves if the last time is long enough ago, or `always`. Raises: OSError; the file before it stays."""
         if self.path is None or (not always and time.monotonic() - self._saved < self._seconds):
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"about": json.dumps({"inputs": self._inputs, "done": done})}
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         write_atomically(self.path, safetensors.numpy.save(contiguous, metadata=metadata))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from emovllm.errors import StoredError
+from emovllm_offline.storage.checkpoint import Arrays, Checkpoint
 from emovllm_offline.storage.journal import Journal
 from emovllm_offline.storage.lock import forget, locked
 
@@ -54,6 +55,17 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path, another:
     _journal(tmp_path, fresh)
     forget(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_steps_that_another_process_takes_are_left_alone(tmp_path: Path, another: subprocess.Popen) -> None:
+    checkpoint = Checkpoint(tmp_path / "work.safetensors", {"n": 1})
+    with pytest.raises(StoredError, match="another process is at work there"):
+        checkpoint.steps([1, 2], Arrays(), "steps", unit="steps", shown=False)
+    another.kill()
+    another.wait()
+    assert list(checkpoint.steps([1, 2], Arrays(), "steps", unit="steps", shown=False)) == [1, 2]
+    again = Checkpoint(tmp_path / "work.safetensors", {"n": 1})
+    assert list(again.steps([1, 2], Arrays(), "steps", unit="steps", shown=False)) == []
 
 
 def test_a_process_may_take_up_its_own_run_again(tmp_path: Path) -> None:
