@@ -101,7 +101,8 @@ class _Answer(BaseModel):
 
 
 class CachedJudge:
-    """A judge whose answers are kept in a file of JSON lines as they come, by name, config, target and text.
+    """A judge whose answers are kept in a file of JSON lines as they come, by name, config, target and text; those of a
+    blind judge without the target.
 
     Texts that could not be judged are not kept: the next run asks for them again.
     """
@@ -117,41 +118,30 @@ class CachedJudge:
         """As the judge itself, which is asked only for what it has not answered before, and once for equal texts: with
         the same target, or of a blind judge with any."""
         keys = [self._key(text, target) for text, target in zip(texts, targets, strict=True)]
-        new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._known}
-        answers = self._ask(sorted(new.values()), keys, texts, targets) if new else {}
-        return [self._known[key] if key in self._known else answers[key] for key in keys]
+        new = sorted({key: i for i, key in reversed(list(enumerate(keys))) if key not in self._known}.values())
+        answers = self._ask([keys[i] for i in new], [texts[i] for i in new], [targets[i] for i in new]) if new else {}
+        found = [self._known[key] if key in self._known else answers[key] for key in keys]
+        return [one.of(target) for one, target in zip(found, targets, strict=True)] if self._blind else found
 
-    def _ask(
-        self, places: Sequence[int], keys: Sequence[str], texts: Sequence[str], targets: Sequence[str]
-    ) -> dict[str, Verdict]:
-        """The verdicts on the texts at these places, by key."""
+    def _ask(self, keys: Sequence[str], texts: Sequence[str], targets: Sequence[str]) -> dict[str, Verdict]:
         answers: dict[str, Verdict] = {}
-        alike: dict[object, list[int]] = {}
-        for place in places:
-            alike.setdefault(texts[place] if self._blind else place, []).append(place)
-        groups = list(alike.values())
 
-        def done(number: int, verdict: Verdict) -> None:
-            kept = []
-            for place in groups[number]:
-                key, of_target = keys[place], verdict.of(targets[place]) if self._blind else verdict
-                answers[key] = of_target
-                if verdict.judged:
-                    self._known[key] = of_target
-                    kept.append(_Answer(key=key, match=of_target.match, label=verdict.label, reason=verdict.reason))
-            if kept:
-                self._lines.append(*kept)
+        def done(place: int, verdict: Verdict) -> None:
+            answers[key := keys[place]] = verdict
+            if verdict.judged:
+                self._known[key] = verdict
+                self._lines.append(_Answer(key=key, match=verdict.match, label=verdict.label, reason=verdict.reason))
 
-        new_texts, new_targets = [texts[group[0]] for group in groups], [targets[group[0]] for group in groups]
         if isinstance(self._judge, GradualJudge):
-            self._judge.judge_each(new_texts, new_targets, done)
+            self._judge.judge_each(texts, targets, done)
         else:
-            for number, verdict in enumerate(self._judge.judge(new_texts, new_targets)):
-                done(number, verdict)
+            for place, verdict in enumerate(self._judge.judge(texts, targets)):
+                done(place, verdict)
         return answers
 
     def _key(self, text: str, target: str) -> str:
-        return hashlib.sha256(json.dumps([self.name, self.config, target, text], sort_keys=True).encode()).hexdigest()
+        of = [self.name, self.config, *([] if self._blind else [target]), text]
+        return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
