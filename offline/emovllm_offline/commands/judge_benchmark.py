@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Gt
 from cyclopts import Parameter
 
-from emovllm.options import COMMAS, FLAT, Options
+from emovllm.options import COMMAS, FLAT, QUIET, Options
 from emovllm_offline.commands.judging import JUDGE, JudgeOptions
 from emovllm_offline.judges.sentences import LABELS
 
@@ -36,6 +36,9 @@ class JudgeBenchmarkOptions(Options):
     limit: Annotated[
         int | None, Gt(0), Parameter(help="of each file, N texts that are drawn at random, with one seed", metavar="N")
     ] = None
+    panel_alone: Annotated[
+        bool, QUIET, Parameter(help="measure a panel without its members: they are asked only what it needs to know")
+    ] = False
     concurrency: Annotated[int, Gt(0), Parameter(help="requests at a time to an endpoint", metavar="N")] = 8
     out: Annotated[Path, Parameter(help="folder for judge-benchmark.json and the verdicts", metavar="DIR")]
 
@@ -63,7 +66,8 @@ def main(options: Annotated[JudgeBenchmarkOptions, FLAT]) -> None:
 
 
 def _judges(name: str, options: JudgeBenchmarkOptions) -> dict[str, Judge]:
-    """A judge by its name; of a panel, its members before it. Answers are kept in a file for each."""
+    """A judge by its name; of a panel, unless it is to be alone, its members before it. Answers are kept in a file for
+    each."""
     from emovllm_offline.judges.judge import CachedJudge
     from emovllm_offline.judges.panel import PanelJudge
 
@@ -74,4 +78,5 @@ def _judges(name: str, options: JudgeBenchmarkOptions) -> dict[str, Judge]:
         f"{member.name} {number}": CachedJudge(member, options.out / f"{name}-{number}.jsonl")
         for number, member in enumerate(judge.members, 1)
     }
-    return {**members, name: PanelJudge(list(members.values()))}
+    panel = PanelJudge(list(members.values()))
+    return {name: panel} if options.panel_alone else {**members, name: panel}

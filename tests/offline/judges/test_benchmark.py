@@ -107,3 +107,11 @@ def test_the_command_measures_a_panel_beside_its_members(tmp_path, capsys, monke
     assert len(kept) == 2
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")} == kept
+    # Alone, its last members are not asked where the first agree.
+    (tmp_path / "panel.toml").write_text(2 * '[[judge]]\nname = "lexicon"\n' + '[[judge]]\nname = "local"\n')
+    assert main([*command, "--panel-alone", "--out", str(tmp_path / "alone")]) == 0
+    [figure] = Benchmark.model_validate_json((tmp_path / "alone" / FILE).read_text()).figures
+    assert figure.judge == "panel"
+    lines = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "alone").glob("*.jsonl")}
+    assert {"panel-1.jsonl": 3, "panel-2.jsonl": 3}.items() <= lines.items()
+    assert not lines.get("panel-3.jsonl")
